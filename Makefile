@@ -1,0 +1,64 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS ?= torch,keras,lessons,fast,dev
+STAMP := $(VENV)/.installed
+NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with nbval_sanitize.cfg --nbval-cell-timeout 300
+# Two test processes on two cores: one thread each, or they trample on each other.
+ONE_THREAD := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
+
+.PHONY: help install demo test test-lib test-lessons lab bench study docs export clean
+
+help:
+	@echo "make demo     set up, then fine-tune on the bundled images in PyTorch and Keras (about 8 minutes)"
+	@echo "make test     set up, then run every test and every lesson"
+	@echo "make install  set up only (.venv)        make lab    the lessons in JupyterLab"
+	@echo "make study    recompute the records      make bench  speed, ours beside the tutorials'"
+	@echo "make docs     the documentation site     make export notebooks -> library, lessons, README"
+
+install: $(STAMP)
+
+# uv installs in seconds what pip installs in minutes; where it can't run, pip does the same work.
+$(STAMP): settings.ini setup.py constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Say which one to use: make install PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu the package python3-venv brings it."; exit 2; }
+	$(BIN)/python -m pip install --quiet uv || true
+	@if $(BIN)/uv --version >/dev/null 2>&1; then \
+	  echo "installing with uv …"; $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'; \
+	else \
+	  echo "installing with pip (some minutes) …"; $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'; \
+	fi
+	@touch $(STAMP)
+
+demo: install
+	$(BIN)/transfer-course demo --out runs/demo
+
+test: install
+	$(MAKE) --no-print-directory test-lib test-lessons
+
+test-lib: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout 900 tests
+
+test-lessons: install
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(NBVAL) nbs
+
+lab: install
+	$(BIN)/transfer-course lab
+
+bench: install
+	$(BIN)/python benchmarks/bench.py
+
+# FINAL=1 opens the sealed part, once, for the claims page.
+study: install
+	$(BIN)/python -m transfer_course.practice.demo $(if $(FINAL),--final)
+
+docs: install
+	$(BIN)/python tools/notebooks.py docs
+
+export: install
+	$(BIN)/python tools/notebooks.py export
+
+clean:
+	rm -rf out build dist runs *.egg-info
