@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'Phase', 'Plan', 'register_strategy', 'strategies', 'plan', 'batches_of', 'Epoch', 'rate', 'initial_head',
-           'snapshot', 'moved', 'assert_frozen', 'what_moves', 'Step', 'softmax', 'loss_and_accuracy', 'Best', 'Result',
-           'score_row', 'EpochEnd', 'diverged', 'check_data', 'rebuild', 'fine_tune', 'load_result']
+           'starting_head', 'fresh_model', 'snapshot', 'moved', 'assert_frozen', 'what_moves', 'Step', 'softmax',
+           'loss_and_accuracy', 'Best', 'Result', 'score_row', 'EpochEnd', 'diverged', 'check_data', 'rebuild',
+           'fine_tune', 'load_result']
 
 # %% ../../nbs/2_vision/recipes.ipynb #18706f26
 import math
@@ -191,6 +192,18 @@ def rate(step: int, steps: int, recipe: Recipe) -> float:
 def initial_head(dim: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     "Weights (dim, classes) drawn from N(0, 0.01²) and zero biases (classes,), float32."
     return np.random.default_rng([seed, dim, classes]).normal(0, 0.01, (dim, classes)).astype("float32"), np.zeros(classes, "float32")
+
+# %% ../../nbs/2_vision/recipes.ipynb #663b00e4
+def starting_head(net, train, recipe: Recipe, todo: Plan) -> tuple[np.ndarray, np.ndarray]:
+    "The head that the plan asks for: random from the seed, or a probe on `train`'s frozen features."
+    if todo.head == "random": return initial_head(net.feature_dim, len(train.classes), recipe.seed)
+    from transfer_course.vision.features import probe_head
+    return probe_head(net, train)
+
+def fresh_model(net, seed: int):
+    "The backbone's architecture with random weights from `seed`."
+    from transfer_course.vision.backbones import backbone
+    return backbone(**{**net.config, "weights": None, "seed": seed}).model
 
 # %% ../../nbs/2_vision/recipes.ipynb #55424625
 def snapshot(model) -> dict[str, np.ndarray]:

@@ -1,0 +1,218 @@
+"""The command line: thin wrappers that read arguments, call the library, and print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="transfer-course",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Fine-tune a pretrained network on your own folder of images, in PyTorch or Keras; or learn how.\n\n"
+    "Start with `transfer-course demo`, or with `transfer-course fine-tune FOLDER` where FOLDER has one folder per class.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON line and nothing else on stdout.")]
+
+
+class Framework(StrEnum):
+    """Which library trains."""
+
+    torch = "torch"
+    keras = "keras"
+
+
+def emit(value: dict) -> None:
+    """One JSON line on stdout; infinities and NaN become null, names in any script stay readable."""
+    from transfer_course.engine.runs import plain
+
+    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
+    sys.stdout.flush()
+
+
+def say(text: str = "", as_json: bool = False) -> None:
+    """A line for people: on stdout, or on stderr when stdout belongs to a machine."""
+    print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from transfer_course import __version__
+
+        print(f"transfer-course {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: transfer-course doctor")
+def doctor(as_json: Json = False) -> None:
+    """Look at Python, packages, devices, memory, disk and the bundled files, and say what to do."""
+    from transfer_course.classroom.doctor import as_dict, as_text, examine
+
+    findings = examine()
+    if as_json:
+        emit(as_dict(findings))
+    else:
+        print(as_text(findings))
+    if any(f.ok is False for f in findings):
+        raise typer.Exit(2)
+
+
+@app.command(epilog="Examples:   transfer-course demo   |   transfer-course demo --out runs/demo --json")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for table, figure and HTML report.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, max=4, help="Which of the study's five seeds is run live, 0 to 4.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Bundled images: baselines, scratch, probe and fine-tuning, in PyTorch and in Keras, in five styles (about 8 minutes)."""
+    from transfer_course.practice.demo import run_demo
+
+    rows, report = run_demo(out, seed=seed, say=lambda text="": say(text, as_json))
+    if as_json:
+        emit({"rows": rows, "report": str(report)})
+
+
+@app.command(
+    "fine-tune",
+    epilog="Examples:   transfer-course fine-tune photos/   |   "
+    "transfer-course fine-tune photos/ --framework keras --strategy probe --size 224 --out runs/mine",
+)
+def fine_tune(
+    folder: Annotated[Path, typer.Argument(help="A folder with one folder of images per class.")],
+    framework: Annotated[Framework, typer.Option(help="Which library trains.")] = Framework.torch,
+    backbone: Annotated[str, typer.Option(help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded.")] = "efficientnet_lite0",
+    strategy: Annotated[str, typer.Option(help="lp_ft, fine_tune, gradual, head, probe or scratch.")] = "lp_ft",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images; by default the strategy's.")] = None,
+    size: Annotated[int, typer.Option(help="Side in pixels that images are resized to.")] = 128,
+    seed: Annotated[int, typer.Option(help="Decides split, order and new weights.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; by default a new one in runs/.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train on your own images. Holds out a fifth of them and says how good the result is on those."""
+    from transfer_course.practice.own_folder import default_out, tune_folder
+
+    out = out or default_out(folder, framework.value, strategy)
+    summary = tune_folder(
+        folder,
+        out,
+        framework=framework.value,
+        backbone=backbone,
+        strategy=strategy,
+        epochs=epochs,
+        size=size,
+        seed=seed,
+        say=lambda text="": say(text, as_json),
+    )
+    if as_json or not sys.stdout.isatty():
+        emit(summary)
+
+
+@app.command(epilog="Examples:   transfer-course predict runs/mine cat.jpg   |   transfer-course predict runs/mine new-photos/ --json")
+def predict(
+    run: Annotated[Path, typer.Argument(help="The folder of a saved run.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name for each image.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Class and probability of each image, a line each; exit code 2 if any could not be read."""
+    from transfer_course.practice.own_folder import predict_files
+
+    failed = False
+    for row in predict_files(run, images, top=top):
+        failed |= "error" in row
+        if as_json or not sys.stdout.isatty():
+            emit(row)
+        elif "error" in row:
+            print(f"{row['path']}: {row['error']}", file=sys.stderr)
+        else:
+            print(f"{row['path']}  {row['class']}  {row['probability']:.2f}")
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command(epilog="Examples:   transfer-course lab   |   transfer-course lab my-lessons --no-open")
+def lab(
+    folder: Annotated[Path, typer.Argument(help="Where your copy of the lessons lives.")] = Path("lessons"),
+    open_lab: Annotated[bool, typer.Option("--open/--no-open", help="Start JupyterLab there, or only copy.")] = True,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Let JupyterLab open a browser window.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Copy the lessons to a folder of yours, never over your own work, and open JupyterLab there."""
+    from transfer_course.practice.lab import copy_lessons, jupyterlab_command
+
+    command = jupyterlab_command(folder, browser) if open_lab else None  # a missing extra is said before anything is copied
+    copied, kept = copy_lessons(folder)
+    if as_json:
+        emit({"folder": str(folder), "copied": copied, "kept": kept})
+    else:
+        say(f"{len(copied)} lessons copied to {folder}, {len(kept)} of yours left as they are.")
+    if command:
+        import subprocess
+
+        raise typer.Exit(0 if subprocess.run(command, check=False).returncode == 0 else 1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line: exit code 0, 2 for a user's mistake (one sentence), 1 for ours."""
+    argv = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in argv
+    os.environ.setdefault("TRANSFER_COURSE_STARTED", str(time.time()))
+    for stream in (sys.stdout, sys.stderr):  # a file name that is not UTF-8 is printed escaped, not a crash
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = app(args=argv, prog_name="transfer-course", standalone_mode=False) or 0
+    except SystemExit as e:
+        code = e.code or 0
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as e:
+        code = _explain(e, as_json)
+    sys.exit(code)
+
+
+def _explain(error: Exception, as_json: bool) -> int:
+    """Print an error as one sentence; returns the exit code."""
+    from transfer_course.engine.errors import UserMistake
+
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: unknown option, missing argument
+        message, code = error.format_message(), error.exit_code
+        context = getattr(error, "ctx", None)
+        if context is not None:
+            message += f" See: {context.command_path} --help"
+    elif isinstance(error, UserMistake):
+        message, code = str(error), 2
+    else:
+        if os.environ.get("TRANSFER_COURSE_DEBUG"):
+            raise error
+        message, code = f"{type(error).__name__}: {error}", 1
+        message = f"This is a fault of ours, please report it: {message} (TRANSFER_COURSE_DEBUG=1 shows where.)"
+    if as_json:
+        print(json.dumps({"error": message}, ensure_ascii=False).encode("utf-8", "backslashreplace").decode())
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()
