@@ -52,7 +52,7 @@ bench: install
 
 # FINAL=1 opens the sealed part, once, for the claims page.
 study: install
-	$(BIN)/python -m transfer_course.practice.demo $(if $(FINAL),--final)
+	$(BIN)/python -c "from transfer_course.practice.demo import study; print(study(final=$(if $(FINAL),True,False)))"
 
 docs: install
 	$(BIN)/python tools/notebooks.py docs

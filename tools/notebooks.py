@@ -1,24 +1,29 @@
-"""What is done to notebooks outside JupyterLab: run them to store outputs, export, make the unsolved copies, the README.
+"""What is done to notebooks outside JupyterLab: run them to store outputs, export, make the unsolved copies, README, docs.
 
     python tools/notebooks.py run [NOTEBOOK…]    execute, store outputs, clean (all of nbs/ without arguments)
-    python tools/notebooks.py export             nbdev-export, then the unsolved copies and README.md
+    python tools/notebooks.py export             library, unsolved copies and README.md from the notebooks
+    python tools/notebooks.py docs               the documentation site, in out/docs/html
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_EVAL = re.compile(r"^#\|\s*eval\s*:?\s*false\s*$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
+SOLUTION = re.compile(r"^([ \t]*)# BEGIN SOLUTION.*?# END SOLUTION[^\n]*$", re.MULTILINE | re.DOTALL)
 
 
 def notebooks(folder: Path = ROOT / "nbs") -> list[Path]:
@@ -26,8 +31,20 @@ def notebooks(folder: Path = ROOT / "nbs") -> list[Path]:
     return sorted(p for p in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
 
+def is_lesson(path: Path) -> bool:
+    """Lessons have a number; reference notebooks don't."""
+    return re.match(r"\d\d_", path.name) is not None
+
+
+def bin_dir() -> Path:
+    """Where this interpreter's commands stand."""
+    return Path(sys.executable).parent
+
+
 def run(paths: list[Path]) -> None:
     """Execute each notebook in its own folder and store its outputs; stops at the first error."""
+    from nbclient import NotebookClient
+
     for path in paths:
         start = time.perf_counter()
         nb = nbformat.read(path, as_version=4)
@@ -45,23 +62,106 @@ def run(paths: list[Path]) -> None:
         print(f"{path.relative_to(ROOT)}  {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def bin_dir() -> Path:
-    """Where this interpreter's commands stand."""
-    return Path(sys.executable).parent
-
-
-def export() -> None:
+def export_library(root: Path = ROOT) -> None:
     """Write the library from the notebooks."""
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # IN_TEST=1 makes nbdev-export do nothing
-    subprocess.run([bin_dir() / "nbdev-export"], check=True, cwd=ROOT, env=env)
+    subprocess.run([bin_dir() / "nbdev-export"], check=True, cwd=root, env=env)
 
 
-if __name__ == "__main__":
+def unsolved(nb) -> nbformat.NotebookNode:
+    """A lesson as a learner gets it: no solutions, no outputs, no nbdev directives."""
+    cells = []
+    for c in nb.cells:
+        source = DIRECTIVE.sub("", c.source).strip("\n")
+        if not source.strip():
+            continue
+        new = nbformat.v4.new_markdown_cell(source) if c.cell_type == "markdown" else nbformat.v4.new_code_cell(SOLUTION.sub(r"\1...", source))
+        new["id"] = c["id"]
+        cells.append(new)
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": dict(nb.metadata.kernelspec)})
+
+
+def write_lessons(to: Path = ROOT / "transfer_course" / "lessons") -> list[Path]:
+    """The unsolved copies; a copy whose lesson is gone is removed."""
+    to.mkdir(parents=True, exist_ok=True)
+    made = []
+    for path in filter(is_lesson, notebooks()):
+        nb = unsolved(nbformat.read(path, as_version=4))
+        (to / path.name).write_text(json.dumps(nb, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        made.append(to / path.name)
+    for stale in set(to.glob("*.ipynb")) - set(made):
+        stale.unlink()
+    return made
+
+
+def readme() -> tuple[str, dict[str, bytes]]:
+    """README.md from the stored cells of nbs/index.ipynb, and its pictures."""
+    from nbconvert import MarkdownExporter
+    from nbconvert.preprocessors import TagRemovePreprocessor
+
+    nb = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
+    nb.cells = [c for c in nb.cells if "#| hide" not in c.source]
+    pictures = {}
+    for c in nb.cells:
+        silent = "#| echo: false" in c.source
+        c.source = DIRECTIVE.sub("", c.source).strip("\n")
+        for o in c.get("outputs", []):
+            if "image/png" in o.get("data", {}):
+                name = f"readme_{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode(o["data"]["image/png"])
+                alt = o.get("metadata", {}).get("image/png", {}).get("alt", "")
+                o["data"] = {"text/markdown": f"![{alt}](nbs/images/{name})"}
+        if silent:
+            c.metadata["tags"] = ["no-source"]
+    exporter = MarkdownExporter()
+    exporter.register_preprocessor(TagRemovePreprocessor(remove_input_tags={"no-source"}, enabled=True), enabled=True)
+    text, _ = exporter.from_notebook_node(nb)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures
+
+
+def write_readme() -> None:
+    """README.md and nbs/images/ from the index."""
+    text, pictures = readme()
+    (ROOT / "README.md").write_text(text, encoding="utf-8")
+    folder = ROOT / "nbs" / "images"
+    folder.mkdir(exist_ok=True)
+    for name, data in pictures.items():
+        (folder / name).write_bytes(data)
+
+
+def docs(out: Path = ROOT / "out" / "docs") -> None:
+    """Build the documentation site from the stored outputs; nothing is executed."""
+    source = out / "src"
+    shutil.rmtree(out, ignore_errors=True)
+    source.mkdir(parents=True)
+    shutil.copytree(ROOT / "nbs", source / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "index.ipynb"))
+    shutil.copy(ROOT / "tools" / "docs_conf.py", source / "conf.py")
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("](CONTRIBUTING.md)", "](https://github.com)")
+    books = {k: [p.relative_to(ROOT).with_suffix("").as_posix() for p in notebooks() if p.name != "index.ipynb" and is_lesson(p) == k] for k in (True, False)}
+    for caption, lesson in (("Lessons", True), ("Reference", False)):
+        listed = "\n".join(books[lesson])
+        text += f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
+    (source / "index.md").write_text(text, encoding="utf-8")
+    command = [bin_dir() / "sphinx-build", "-q", "-b", "html", "-d", out / "doctrees", source, out / "html"]
+    subprocess.run(command, check=True, cwd=ROOT)
+    print(f"open {(out / 'html' / 'index.html').relative_to(ROOT)}")
+
+
+def main() -> None:
+    """Dispatch on the first argument."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "export"])
+    parser.add_argument("what", choices=["run", "export", "docs"])
     parser.add_argument("paths", nargs="*", type=Path)
     args = parser.parse_args()
     if args.what == "run":
         run([p.resolve() for p in args.paths] or notebooks())
+    elif args.what == "docs":
+        docs()
     else:
-        export()
+        export_library()
+        write_lessons()
+        write_readme()
+
+
+if __name__ == "__main__":
+    main()

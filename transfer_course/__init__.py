@@ -1,1 +1,37 @@
+"""A course on transfer learning that is also a library; names load when they are first used."""
+
+import sys
+
+import lazy_loader
+
 __version__ = "0.1.0"
+
+
+class _TritonFirst:
+    """Import hook: triton loaded after TensorFlow kills the process, so an `import tensorflow` that comes later loads triton first."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorflow":
+            sys.meta_path.remove(self)
+            from transfer_course.engine.frameworks import _triton_first
+
+            _triton_first()
+        return None
+
+
+sys.meta_path.insert(0, _TritonFirst())
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["classroom", "engine", "vision", "practice"],
+    submod_attrs={
+        "classroom.pictures": ["show"],
+        "engine.frameworks": ["load_keras", "load_torch"],
+        "vision.data": ["ImageDataset", "image_folder", "named_dataset", "styles"],
+        "vision.evaluate": ["interval", "paired_interval", "scores"],
+        "vision.backbones": ["Backbone", "available_backbones", "backbone"],
+        "vision.features": ["break_even", "extract", "label_budget", "linear_probe"],
+        "vision.recipes": ["Recipe", "Result", "assert_frozen", "fine_tune", "load_result", "register_strategy", "snapshot"],
+        "practice.own_folder": ["predict_files", "tune_folder"],
+    },
+)

@@ -34,9 +34,9 @@ class Framework(StrEnum):
 
 def emit(value: dict) -> None:
     """One JSON line on stdout; infinities and NaN become null, names in any script stay readable."""
-    from transfer_course.engine.runs import plain
+    from transfer_course.engine.runs import jsonable
 
-    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     sys.stdout.flush()
 

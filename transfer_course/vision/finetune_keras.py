@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['keras', 'freeze', 'thaw', 'KerasResult', 'restore', 'fine_tune']
 
-# %% ../../nbs/2_vision/13_finetune_keras.ipynb #f2871ea3
-import copy
+# %% ../../nbs/2_vision/13_finetune_keras.ipynb #88f234dc
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,14 +20,15 @@ from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, check_data, d
 keras = load_keras()
 from keras import layers, ops
 
-# %% ../../nbs/2_vision/13_finetune_keras.ipynb #69982277
-def _chosen(model, prefixes):
-    "Every layer of `model`, nested ones too, whose name is or starts with one of `prefixes`."
-    inner = [l for l in model._flatten_layers(include_self=False) if not isinstance(l, keras.Model)]
-    return [l for l in inner if l.name.startswith(tuple(prefixes))]
+# %% ../../nbs/2_vision/13_finetune_keras.ipynb #84ab08d1
+def _leaves(model): return [l for l in model._flatten_layers(include_self=False) if not isinstance(l, keras.Model)]
 
 def _switch(model, prefixes, on, batch_norm="train"):
-    for layer in _chosen(model, prefixes): layer.trainable = on and not (batch_norm == "frozen" and isinstance(layer, layers.BatchNormalization))
+    flags = {l: l.trainable for l in _leaves(model)}
+    if on: model.trainable = True            # opens a frozen container, and everything in it, so the layers' own flags come after
+    for layer, was in flags.items():
+        held = batch_norm == "frozen" and isinstance(layer, layers.BatchNormalization)
+        layer.trainable = on and not held if layer.name.startswith(tuple(prefixes)) else was
     model.train_function = None              # Keras traces anew what moves
     return model
 
@@ -37,7 +38,6 @@ def freeze(model, prefixes=("",)):
 
 def thaw(model, prefixes=("",), batch_norm: str = "train"):
     "Undo `freeze`; with `batch_norm=\"frozen\"` BatchNorm layers stay fixed."
-    for m in [l for l in model._flatten_layers() if isinstance(l, keras.Model)]: m.trainable = True
     return _switch(model, prefixes, True, batch_norm)
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #0f58a953
@@ -54,7 +54,7 @@ def _network(net, train, recipe, todo):
     fresh = keras.models.clone_model(body)
     fresh.set_weights(body.get_weights())
     start = starting_head(net, train, recipe, todo)
-    return fresh, keras.Model(fresh.inputs, _dense(*start, "head")(fresh.outputs[0]))
+    return fresh, keras.Model(fresh.input, _dense(*start, "head")(fresh.output))
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #116b1a9f
 def _optimizer(recipe, head_factor):
@@ -154,7 +154,7 @@ def restore(info: dict, path) -> KerasResult:
     except Exception as e: raise Damaged(f"'{path}' can't be read as a Keras model ({str(e).splitlines()[0][:120]}).") from None
     net, fields = rebuild(info)
     if model.output_shape[-1] != len(info["classes"]): raise Damaged(f"'{path}' tells {model.output_shape[-1]} classes apart, its run.json names {len(info['classes'])}.")
-    net.model = keras.Model(model.inputs, model.get_layer("head").input)
+    net.model = keras.Model(model.input, model.get_layer("head").input)
     return KerasResult(net, model, **fields)
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #4ccc9d5f
@@ -215,8 +215,7 @@ def fine_tune(backbone,              # a Keras Backbone; it is not changed
     start = time.perf_counter()
     keras.utils.set_random_seed(recipe.seed)
     body, model = _network(backbone, train, recipe, todo)
-    result = KerasResult(copy.copy(backbone), model, list(train.classes), recipe)
-    result.backbone.model = body
+    result = KerasResult(replace(backbone, model=body), model, list(train.classes), recipe)
     if todo.phases: _train(result, train, valid, recipe, todo, source, unlabelled, penalty, callbacks, progress)
     else: result.trainable = int(sum(np.prod(v.shape) for v in model.get_layer("head").trainable_variables))
     result.seconds = time.perf_counter() - start

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['torch', 'freeze', 'thaw', 'Network', 'linear', 'TorchResult', 'restore', 'fine_tune']
 
-# %% ../../nbs/2_vision/12_finetune_torch.ipynb #c1dab505
+# %% ../../nbs/2_vision/12_finetune_torch.ipynb #6a41ed67
 import copy
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,30 +29,30 @@ def _stay_in_eval(module, inputs):
     "Hook: whoever called `.train()` on the whole model did not mean this layer."
     if module.training: module.eval()
 
-def _under(name, prefixes): return any(p == "" or name == p or name.startswith(p if p.endswith(".") else p + ".") for p in prefixes)
+def _norms(model, prefixes): return [m for name, m in model.named_modules() if isinstance(m, _NORMS) and f"{name}.".startswith(tuple(prefixes))]
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #cd686d6f
 def freeze(model: nn.Module, prefixes=("",)) -> nn.Module:
-    "Fix parameters and BatchNorm statistics of every submodule under `prefixes` (module names; \"\" is all); works before and after an optimiser is built."
+    "Fix parameters and BatchNorm statistics whose names start with one of `prefixes`; works before and after an optimiser is built."
     for name, p in model.named_parameters():
-        if _under(name, prefixes):
+        if name.startswith(tuple(prefixes)):
             p.requires_grad_(False)
             p.grad = None                      # an optimiser skips a parameter without a gradient: no momentum, no weight decay
-    for name, m in model.named_modules():
-        if isinstance(m, _NORMS) and _under(name, prefixes): _hold(m)
+    for norm in _norms(model, prefixes): _hold(norm)
     return model
 
 def _hold(norm):
     if _stay_in_eval not in norm._forward_pre_hooks.values(): norm.register_forward_pre_hook(_stay_in_eval)
     norm.eval()
-    for p in norm.parameters(recurse=False): p.requires_grad_(False)
 
 def thaw(model: nn.Module, prefixes=("",), batch_norm: str = "train") -> nn.Module:
     "Undo `freeze` under `prefixes`; with `batch_norm=\"frozen\"` BatchNorm layers stay as they are."
-    for name, m in model.named_modules():
-        if not _under(name, prefixes) or (isinstance(m, _NORMS) and batch_norm == "frozen"): continue
+    norms = _norms(model, prefixes)
+    held = {id(p) for m in norms for p in m.parameters()} if batch_norm == "frozen" else set()
+    for name, p in model.named_parameters():
+        if name.startswith(tuple(prefixes)) and id(p) not in held: p.requires_grad_(True)
+    for m in norms if batch_norm == "train" else ():
         for key in [k for k, hook in m._forward_pre_hooks.items() if hook is _stay_in_eval]: del m._forward_pre_hooks[key]
-        for p in m.parameters(recurse=False): p.requires_grad_(True)
     return model
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #6688a873
@@ -207,13 +208,10 @@ def fine_tune(backbone,              # a torch Backbone; it is not changed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = _network(backbone, train, recipe, todo, source)
-        result = TorchResult(copy.copy(backbone), model.to(torch_device()), list(train.classes), recipe)
-        result.backbone.model = model.body
+        result = TorchResult(replace(backbone, model=model.body), model.to(torch_device()), list(train.classes), recipe)
         if todo.phases: _train(result, train, valid, recipe, todo, source, unlabelled, penalty, callbacks, progress)
         else: result.trainable = sum(p.numel() for p in model.head.parameters())
-    model.eval().requires_grad_(True)
-    thaw(model)
-    model.eval()
+    thaw(model).eval()
     result.seconds = time.perf_counter() - start
     return result
 

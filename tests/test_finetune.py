@@ -1,0 +1,380 @@
+"""The two training loops: parity, frozen means frozen, the open doors (source, unlabelled, penalty, callbacks), saved runs."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from transfer_course.engine.errors import BadValue, Damaged, NotFound
+from transfer_course.engine.frameworks import load_keras, load_torch
+from transfer_course.vision.backbones import backbone
+from transfer_course.vision.data import ImageDataset, styles
+from transfer_course.vision.networks import copy_torch_to_keras
+from transfer_course.vision.recipes import Recipe, assert_frozen, fine_tune, load_result, moved, register_strategy, snapshot
+
+keras = load_keras()
+torch = load_torch()
+BOTH = ("torch", "keras")
+PLAIN = Recipe(epochs=2, batch_size=8, optimizer="sgd", momentum=0.0, lr=0.01, head_lr=0.1, schedule="constant", warmup=0.0)
+
+
+@pytest.fixture(scope="module")
+def images():
+    data = styles("twemoji", size=64)
+    return data.subset(np.flatnonzero(data.labels < 3)[:60]).only(data.classes[:3])
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return {f: backbone("efficientnet_lite0", f) for f in BOTH}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The network without BatchNorm, with the same random weights in both frameworks."""
+    a, b = backbone("small_cnn", "torch", weights=None, seed=3), backbone("small_cnn", "keras", weights=None, seed=3)
+    copy_torch_to_keras(a.model.state_dict(), b.model)
+    return {"torch": a, "keras": b}
+
+
+def spread(a, b, n=None):
+    return np.abs(np.array(a.step_losses[:n]) - np.array(b.step_losses[:n])).max()
+
+
+# --- one experiment, two frameworks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["lite0", "small"])
+def test_the_first_ten_losses_agree(which, request, images):
+    nets = request.getfixturevalue(which)
+    a, b = (fine_tune(nets[f], images, None, PLAIN, progress=False) for f in BOTH)
+    assert len(a.step_losses) == len(b.step_losses) >= 10
+    assert spread(a, b, 10) < 1e-3
+    assert a.trainable == b.trainable > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(optimizer="adamw", lr=1e-3, head_lr=1e-2, weight_decay=0.1, label_smoothing=0.1, schedule="cosine", warmup=0.3),
+        dict(momentum=0.9, weight_decay=0.01, augment=0.5),
+        dict(strategy="gradual", epochs=3, optimizer="adamw", lr=1e-3),
+        dict(strategy="head", optimizer="adamw", lr=1e-2),
+        dict(strategy="fine_tune", train_from="stage3"),
+    ],
+    ids=lambda c: "-".join(map(str, list(c.values())[:2])),
+)
+def test_the_rest_of_the_recipe_means_the_same_in_both(changes, small, images):
+    a, b = (fine_tune(small[f], images, images, PLAIN.but(**changes), progress=False) for f in BOTH)
+    assert spread(a, b) < 2e-3
+    assert a.trainable == b.trainable
+    assert [r["valid_accuracy"] for r in a.history] == pytest.approx([r["valid_accuracy"] for r in b.history], abs=0.05)
+
+
+def test_batch_statistics_move_alike(lite0, images):
+    a, b = (fine_tune(lite0[f], images, None, PLAIN.but(batch_norm="train", epochs=1, lr=1e-3), progress=False) for f in BOTH)
+    assert spread(a, b) < 5e-3
+    assert np.abs(a.logits(images) - b.logits(images)).max() < 0.05
+
+
+# --- frozen means frozen ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framework", BOTH)
+@pytest.mark.parametrize("which", ["lite0", "small"])
+@pytest.mark.parametrize("recipe", [PLAIN.but(strategy="head"), PLAIN.but(optimizer="adamw", strategy="head", weight_decay=0.5)])
+def test_head_leaves_every_tensor_of_the_body(framework, which, recipe, request, images):
+    net = request.getfixturevalue(which)[framework]
+    before = snapshot(net.model)
+    result = fine_tune(net, images, images, recipe, progress=False)
+    assert assert_frozen(before, snapshot(result.backbone.model)) == len(before)
+    assert result.trainable == (net.feature_dim + 1) * 3
+    assert moved(before, snapshot(net.model)) == [], "the passed backbone was changed"
+
+
+@pytest.mark.parametrize("framework", BOTH)
+def test_train_from_freezes_what_lies_before(framework, lite0, images):
+    net = lite0[framework]
+    before = snapshot(net.model)
+    result = fine_tune(net, images, None, PLAIN.but(train_from="stage6", weight_decay=0.1), progress=False)
+    after, names = snapshot(result.backbone.model), list(net.stages)
+    early = [p for s in names[: names.index("stage6")] for p in net.stages[s]]
+    late = [p for s in names[names.index("stage6") :] for p in net.stages[s]]
+    assert assert_frozen(before, after, early) > 50
+    changed = moved(before, after)
+    assert any(n.startswith(tuple(late)) for n in changed)
+    assert not any(k in n for n in changed for k in ("running", "moving", "bn")), "BatchNorm moved though it should be frozen"
+
+
+@pytest.mark.parametrize("framework", BOTH)
+def test_batch_norm_train_moves_its_buffers(framework, lite0, images):
+    before = snapshot(lite0[framework].model)
+    result = fine_tune(lite0[framework], images, None, PLAIN.but(epochs=1, batch_norm="train"), progress=False)
+    changed = moved(before, snapshot(result.backbone.model))
+    assert any("running_mean" in n or "moving_mean" in n for n in changed)
+
+
+@pytest.mark.parametrize("framework", BOTH)
+def test_freezing_in_the_middle_of_a_run_holds(framework, lite0, images):
+    """After the optimiser was built and its moments are warm, in a callback, as a user would."""
+    from transfer_course.vision import finetune_keras, finetune_torch
+
+    module, taken = {"torch": finetune_torch, "keras": finetune_keras}[framework], {}
+
+    def stop_the_stem(end):
+        if end.epoch == 1:
+            module.freeze(end.result.backbone.model, lite0[framework].stages["stem"])
+            if framework == "keras":
+                end.model.train_function = None
+            taken.update(snapshot(end.result.backbone.model))
+
+    recipe = PLAIN.but(epochs=3, optimizer="adamw", weight_decay=0.1, lr=1e-3)
+    result = fine_tune(lite0[framework], images, None, recipe, callbacks=[stop_the_stem], progress=False)
+    after = snapshot(result.backbone.model)
+    assert_frozen(taken, after, lite0[framework].stages["stem"])
+    assert any(n.startswith(tuple(lite0[framework].stages["stage7"])) for n in moved(taken, after))
+
+
+def test_torch_freeze_after_the_optimiser_was_built(lite0):
+    from transfer_course.vision.finetune_torch import freeze, thaw
+
+    net = backbone("efficientnet_lite0", "torch").model
+    thaw(net)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    x = torch.randn(4, 3, 64, 64)
+    net.train()
+    net(x).sum().backward()
+    optimiser.step()
+    freeze(net)
+    before = snapshot(net)
+    net.train()  # what a training loop does every epoch
+    assert not net(x).requires_grad
+    optimiser.step()
+    assert assert_frozen(before, snapshot(net)) == len(before)
+
+
+def test_keras_freeze_after_compile(images):
+    from transfer_course.vision.finetune_keras import freeze
+
+    body = keras.models.clone_model(backbone("efficientnet_lite0", "keras").model)
+    model = keras.Sequential([body, keras.layers.Dense(3)])
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = images.images[:8].astype("float32") / 255, images.labels[:8]
+    model.fit(x, y, verbose=0)
+    freeze(model, [layer.name for layer in body.layers])
+    before = snapshot(body)
+    model.fit(x, y, verbose=0)
+    assert assert_frozen(before, snapshot(body)) == len(before)
+
+
+# --- the open doors -----------------------------------------------------------------------------------------------------
+
+
+def l2_sp(framework, strength):
+    """Li, Grandvalet & Davoine 2018 (arXiv:1802.01483): the squared distance to the start."""
+    square = (lambda t: (t**2).sum()) if framework == "torch" else (lambda t: keras.ops.sum(t**2))
+    return lambda step: strength * sum(square(step.weights[k] - w) for k, w in step.start.items())
+
+
+def distance(before, result):
+    after = snapshot(result.backbone.model)
+    return np.sqrt(sum(float(((after[k] - v) ** 2).sum()) for k, v in before.items()))
+
+
+@pytest.mark.parametrize("framework", BOTH)
+def test_a_penalty_towards_the_start_keeps_the_weights_near_it(framework, small, images):
+    before = snapshot(small[framework].model)
+    # lr * strength has to stay below 1, or descent on the penalty itself overshoots
+    free, held = (
+        distance(before, fine_tune(small[framework], images, None, PLAIN.but(epochs=4), penalty=p, progress=False))
+        for p in (None, l2_sp(framework, 5.0))
+    )
+    assert 0 < held < 0.8 * free
+
+
+def test_the_penalty_is_the_same_number_in_both(small, images):
+    a, b = (fine_tune(small[f], images, None, PLAIN, penalty=l2_sp(f, 1.0), progress=False) for f in BOTH)
+    assert spread(a, b) < 1e-3
+
+
+@pytest.mark.parametrize("same_classes", [True, False])
+def test_the_joint_objective_learns_both(same_classes, small, images):
+    source = styles("openmoji", size=64)
+    source = source.subset(np.flatnonzero(source.labels < 3)).only(source.classes[:3])
+    if not same_classes:
+        source = ImageDataset(source.images, source.labels % 2, ["even", "odd"])
+    results = [fine_tune(small[f], images, None, PLAIN.but(source_weight=2.0), source=source, progress=False) for f in BOTH]
+    assert spread(*results) < 1e-3
+    alone = fine_tune(small["torch"], images, None, PLAIN, progress=False)
+    assert results[0].step_losses[0] > alone.step_losses[0] + 1.0  # ln 2 or ln 3, twice, on top of the target's
+    assert results[0].logits(images).shape == (len(images), 3)
+
+
+@pytest.mark.parametrize("framework", BOTH)
+def test_an_unlabelled_set_reaches_the_penalty(framework, small, images):
+    shapes = []
+
+    def gap(step):
+        shapes.append(tuple(step.unlabelled_features.shape[1:]) + tuple(step.unlabelled_logits.shape[1:]))
+        mean = (lambda t: t.mean(0)) if framework == "torch" else (lambda t: keras.ops.mean(t, axis=0))
+        d = mean(step.features) - mean(step.unlabelled_features)
+        return 10.0 * ((d**2).sum() if framework == "torch" else keras.ops.sum(d**2))
+
+    other = ImageDataset(255 - images.images, np.full(len(images), -1), images.classes)
+    with_gap = fine_tune(small[framework], images, None, PLAIN, unlabelled=other, penalty=gap, progress=False)
+    without = fine_tune(small[framework], images, None, PLAIN, progress=False)
+    assert shapes and shapes[0] == (256, 3)
+
+    def apart(result):
+        f = result.backbone.features
+        return np.square(f(images.images).mean(0) - f(other.images).mean(0)).sum()
+
+    assert apart(with_gap) < 0.9 * apart(without)
+
+
+@pytest.mark.parametrize("framework", BOTH)
+def test_callbacks_see_every_epoch_and_can_stop(framework, small, images):
+    seen = []
+
+    def watch(end):
+        seen.append((end.epoch, end.row["loss"], end.result.predict(images).shape))
+        if end.epoch == 2:
+            end.stop("enough seen")
+
+    result = fine_tune(small[framework], images, images, PLAIN.but(epochs=5), callbacks=[watch], progress=False)
+    assert [s[0] for s in seen] == [1, 2] and len(result.history) == 2 and result.stopped == "enough seen"
+
+
+@pytest.mark.parametrize("framework", BOTH)
+def test_a_strategy_of_ones_own(framework, small, images):
+    from transfer_course.vision.recipes import _STRATEGIES, Phase, Plan
+
+    @register_strategy("last_stage_then_all")
+    def mine(recipe, stages):
+        return Plan((Phase(1, stages[-1:], recipe.lr, recipe.lr), Phase(1, stages, recipe.lr, recipe.lr)))
+
+    try:
+        seen = []
+        fine_tune(
+            small[framework],
+            images,
+            None,
+            PLAIN.but(strategy="last_stage_then_all"),
+            callbacks=[lambda e: seen.append(e.row)],
+            progress=False,
+        )
+        assert [r["trainable"] for r in seen] == sorted(r["trainable"] for r in seen) and seen[0]["trainable"] < seen[1]["trainable"]
+    finally:
+        del _STRATEGIES["last_stage_then_all"]
+
+
+# --- keeping the best, stopping, diverging ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framework", BOTH)
+def test_the_best_weights_are_kept_and_patience_ends_the_run(framework, small, images):
+    """The validation labels are wrong on purpose: training only makes it worse, so the weights before the first step win."""
+    wrong = ImageDataset(images.images, (images.labels + 1) % 3, images.classes)
+    before = snapshot(small[framework].model)
+    recipe = PLAIN.but(epochs=9, lr=0.05, patience=2, strategy="lp_ft")
+    result = fine_tune(small[framework], images, wrong, recipe, progress=False)
+    assert len(result.history) < 9 and "2 epochs" in result.stopped
+    best = result.best_epoch
+    if best == 0:
+        assert moved(before, snapshot(result.backbone.model)) == []
+    else:
+        assert result.evaluate(wrong)["accuracy"] == pytest.approx(result.history[best - 1]["valid_accuracy"])
+
+
+@pytest.mark.parametrize("framework", BOTH)
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_good_weights(framework, small, images):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = fine_tune(small[framework], images, None, PLAIN.but(lr=1e25, epochs=4), progress=False)
+    assert "learning rate" in result.stopped and any("last good weights" in str(w.message) for w in caught)
+    assert np.isfinite(result.predict(images)).all() and len(result.history) < 4
+
+
+@pytest.mark.parametrize("framework", BOTH)
+def test_same_seed_same_bits_other_seed_other_bits(framework, small, images):
+    recipe = PLAIN.but(augment=0.5, optimizer="adamw", lr=1e-3)
+    a, b, c = (fine_tune(small[framework], images, None, recipe.but(seed=s), progress=False) for s in (0, 0, 1))
+    assert a.step_losses == b.step_losses != c.step_losses
+    assert np.array_equal(a.logits(images), b.logits(images))
+
+
+@pytest.mark.parametrize("framework", BOTH)
+def test_scratch_starts_from_other_weights_and_trains_everything(framework, lite0, images):
+    result = fine_tune(lite0[framework], images, None, PLAIN.but(strategy="scratch", epochs=1), progress=False)
+    before, after = snapshot(lite0[framework].model), snapshot(result.backbone.model)
+    kernels = [k for k, v in before.items() if v.ndim == 4]
+    assert set(kernels) <= set(moved(before, after))
+    assert result.trainable > 3_300_000
+
+
+# --- saved runs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framework", BOTH)
+@pytest.mark.parametrize("strategy", ["probe", "fine_tune"])
+def test_a_reloaded_run_predicts_the_same_bits(framework, strategy, lite0, images, tmp_path):
+    result = fine_tune(lite0[framework], images, None, PLAIN.but(strategy=strategy, epochs=1), progress=False)
+    expected = result.logits(images)
+    result.save(tmp_path / "run", size=64)
+    again = load_result(tmp_path / "run")
+    assert np.array_equal(again.logits(images), expected)
+    assert again.classes == result.classes and again.recipe == result.recipe and again.info["size"] == 64
+    assert again.evaluate(images) == result.evaluate(images)
+
+
+@pytest.mark.parametrize("framework", BOTH)
+def test_a_probe_is_the_linear_probe(framework, lite0, images):
+    from transfer_course.vision.features import extract, linear_probe
+
+    result = fine_tune(lite0[framework], images, None, Recipe("probe"), progress=False)
+    Z = extract(lite0[framework], images, progress=False)
+    probe = linear_probe(Z, images.labels, images.groups)
+    assert np.abs(result.predict(images) - probe.predict_proba(Z)).max() < 1e-3
+
+
+def test_damaged_runs_are_refused_with_a_sentence(small, images, tmp_path):
+    run = tmp_path / "run"
+    fine_tune(small["torch"], images, None, Recipe("probe"), progress=False).save(run, size=64)
+    with pytest.raises(NotFound):
+        load_result(tmp_path / "nowhere")
+    info = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    info["classes"].append("one too many")
+    (run / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    with pytest.raises(Damaged, match="don't fit"):
+        load_result(run)
+    data = bytearray((run / "model.safetensors").read_bytes())
+    data[-100] ^= 1
+    (run / "model.safetensors").write_bytes(data)
+    with pytest.raises(Damaged, match="checksum"):
+        load_result(run)
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------------
+
+
+def test_data_that_cannot_be_trained_on_is_refused(small, images):
+    with pytest.raises(BadValue, match="no label"):
+        fine_tune(small["torch"], ImageDataset(images.images, np.full(len(images), -1), images.classes), progress=False)
+    with pytest.raises(BadValue, match="empty"):
+        fine_tune(small["torch"], images.subset([]), progress=False)
+    with pytest.raises(BadValue, match="was not trained on"):
+        fine_tune(small["torch"], images, ImageDataset(images.images, images.labels, ["x", "y", "z"]), progress=False)
+    from transfer_course.vision import finetune_keras
+
+    with pytest.raises(BadValue, match="torch one"):
+        finetune_keras.fine_tune(small["torch"], images, progress=False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(strategy="finetune"), dict(lr=0), dict(epochs=2.5), dict(batch_size=True), dict(head_lr=-1.0), dict(seed=-1), dict(warmup=1.0)],
+)
+def test_recipes_refuse_what_cannot_work(wrong):
+    with pytest.raises(BadValue, match=next(iter(wrong))):
+        Recipe(**wrong)

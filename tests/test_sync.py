@@ -1,0 +1,92 @@
+"""The library, the unsolved copies and the README are what the notebooks say."""
+
+import configparser
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import transfer_course
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import notebooks  # noqa: E402
+
+BY_HAND = {"__init__.py", "cli.py"}
+
+
+def test_library_is_a_fresh_export(tmp_path):
+    for name in ("pyproject.toml", "settings.ini"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    (tmp_path / "transfer_course").mkdir()
+    shutil.copy(ROOT / "transfer_course" / "__init__.py", tmp_path / "transfer_course")
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    subprocess.run([notebooks.bin_dir() / "nbdev-export"], cwd=tmp_path, check=True, env=env)
+    ours = {p.relative_to(ROOT) for p in (ROOT / "transfer_course").rglob("*.py")}
+    fresh = {p.relative_to(tmp_path) for p in (tmp_path / "transfer_course").rglob("*.py")}
+    hand = {Path("transfer_course") / n for n in BY_HAND}
+    assert ours - hand == fresh - hand, "a module without a notebook, or a notebook that was not exported"
+    differ = [str(p) for p in sorted(fresh - hand) if not filecmp.cmp(ROOT / p, tmp_path / p, shallow=False)]
+    assert not differ, f"edited by hand or not exported: {differ}; run `make export`"
+
+
+def test_unsolved_copies_are_fresh(tmp_path):
+    made = notebooks.write_lessons(tmp_path)
+    folder = ROOT / "transfer_course" / "lessons"
+    assert {p.name for p in made} == {p.name for p in folder.glob("*.ipynb")}
+    assert [p.name for p in made if p.read_bytes() != (folder / p.name).read_bytes()] == []
+
+
+def test_unsolved_copies_hide_solutions_and_outputs():
+    cell = nbformat.v4.new_code_cell("#| export\ndef f(x):\n    # BEGIN SOLUTION\n    return 42\n    # END SOLUTION\n")
+    cell.outputs = [nbformat.v4.new_output("stream", text="42")]
+    nb = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    (out,) = notebooks.unsolved(nb).cells
+    assert out.source == "def f(x):\n    ..." and not out.outputs
+
+
+def test_readme_is_the_index():
+    text, pictures = notebooks.readme()
+    assert text == (ROOT / "README.md").read_text(encoding="utf-8"), "run `make export`"
+    for name, data in pictures.items():
+        assert (ROOT / "nbs" / "images" / name).read_bytes() == data
+
+
+def test_versions_agree():
+    settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    version = settings["DEFAULT"]["version"]
+    assert transfer_course.__version__ == version
+    assert f"version: {version}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", notebooks.notebooks(), ids=lambda p: p.stem)
+def test_notebooks_are_stored_with_outputs_and_clean(path):
+    nb = nbformat.read(path, as_version=4)
+    code = [c for c in nb.cells if c.cell_type == "code"]
+    assert any(c.outputs for c in code), "run `python tools/notebooks.py run` on it"
+    assert all(c.execution_count is None for c in code) and "widgets" not in nb.metadata
+    errors = [o for c in code for o in c.outputs if o.output_type == "error"]
+    assert not errors
+    assert path.stat().st_size < 1_500_000
+
+
+def test_no_path_of_a_machine_and_no_host_of_a_registry_is_stored():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split() or []
+    for name in tracked:
+        path = ROOT / name
+        if (
+            path.suffix in {".ipynb", ".py", ".md", ".json", ".ini", ".toml", ".txt", ".yml", ".cff"}
+            and path.exists()
+            and name != "tests/test_sync.py"
+        ):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            for bad in ("/work/main", "/root/", "/tmp/tmp"):
+                assert bad not in text, f"{name} holds {bad}"
