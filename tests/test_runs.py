@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from transfer_course.engine.errors import BadValue, Damaged, InUse, NoRoom, NotFound, UserMistake
@@ -48,6 +48,8 @@ values = st.recursive(
 
 @settings(max_examples=50, deadline=None)
 @given(values)
+@example(math.nan)
+@example({"a": [np.float32("inf")]})
 def test_jsonable_is_strict_json(value):
     text = json.dumps(jsonable(value), allow_nan=False, ensure_ascii=False)
     text.encode("utf-8")  # no lone surrogates either
@@ -296,13 +298,28 @@ def test_a_claim_that_fails_leaves_no_litter(tmp_path):
 def test_leftovers_of_a_killed_claim_are_as_good_as_empty(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    for name in (".lock", ".lock.pid"):
+    for name in (".lock", ".lock.pid", ".DS_Store"):
         (folder / name).write_text("1")
     (folder / ".saving-abcd").mkdir()
     assert state_of(folder) == "empty"
     with claim_folder(folder):
         save(folder)
-    assert sorted(os.listdir(folder)) == ["model.safetensors", "run.json"]
+    assert sorted(os.listdir(folder)) == [".DS_Store", "model.safetensors", "run.json"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_new_run_on_a_disk_that_became_read_only(tmp_path, monkeypatch):
+    """Complete but not yet in its place, and nothing can be moved any more: it is read where it is."""
+    folder, step = save(tmp_path / "run", b"old"), 0
+    while not (folder / ".ready").is_dir():
+        die_at(step, lambda: save(folder, b"new"))
+        step += 1
+
+    def refuse(*args):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert read_run(folder)[1].read_bytes() == b"new"
 
 
 def hammer(folder, data, seconds):

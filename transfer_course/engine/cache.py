@@ -59,9 +59,7 @@ def _set_aside(path: Path, broken_id) -> bool:
     "Renames a broken file; True if a new one can be begun."
     if _file_id(path) != broken_id: return True
     aside = path.with_suffix(".damaged")
-    try:
-        Path(f"{path}-journal").unlink(missing_ok=True)
-        os.replace(path, aside)
+    try: os.replace(path, aside)
     except OSError as e: return isinstance(e, FileNotFoundError)
     warnings.warn(f"The feature cache {printable(path, True)} was damaged; it is set aside as {aside.name} and begun anew.", stacklevel=2)
     return True

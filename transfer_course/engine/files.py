@@ -193,9 +193,6 @@ def _rgb(im: Image.Image) -> Image.Image:
     "RGB from any mode: deep grey scaled, alpha on white; colour profiles are not applied."
     if im.mode[0] in "IF": return Image.fromarray(_eight_bits(np.asarray(im))).convert("RGB")
     if im.mode in ("P", "PA", "LA", "RGBA", "RGBa") or "transparency" in im.info: return _on_white(im)
-    if im.mode == "LAB":
-        from PIL import ImageCms
-        return ImageCms.profileToProfile(im, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
     return im if im.mode == "RGB" else im.convert("RGB")
 
 # %% ../../nbs/engine/files.ipynb #318f5e93

@@ -49,6 +49,7 @@ def versions() -> dict: # package name → version
 # %% ../../nbs/engine/runs.ipynb #8ad1d957
 MODEL_FILES = {"torch": "model.safetensors", "keras": "model.keras"}
 _RUN, _LOCK, _PID, _READY, _TEMP = "run.json", ".lock", ".lock.pid", ".ready", ".saving-"
+_NOTHING = {_LOCK, _PID, ".DS_Store", "Thumbs.db", "desktop.ini"}     # files that make no folder less empty
 
 def state_of(folder) -> str: # absent | empty | run | unfinished | other | file
     "What `folder` is: a finished run, one that was interrupted, or something else."
@@ -58,7 +59,7 @@ def state_of(folder) -> str: # absent | empty | run | unfinished | other | file
     except NotADirectoryError: return "file"
     except OSError as e: raise disk_mistake(e, folder) from e
     if _RUN in names or _READY in names: return "run"
-    rest = {n for n in names if n not in (_LOCK, _PID) and not n.startswith(_TEMP)}
+    rest = {n for n in names if n not in _NOTHING and not n.startswith(_TEMP)}
     return "empty" if not rest else "unfinished" if _LOCK in names else "other"
 
 # %% ../../nbs/engine/runs.ipynb #6cc81024
@@ -131,7 +132,7 @@ def _settle(folder):
     if not ready.is_dir(): return
     for name in (*MODEL_FILES.values(), _RUN):                 # run.json last
         with suppress(FileNotFoundError): os.replace(ready/name, folder/name)
-    with suppress(FileNotFoundError): ready.rmdir()
+    with suppress(OSError): ready.rmdir()
 
 def _sync(path):
     "Let the file reach the disk before it is called complete."
@@ -146,6 +147,20 @@ def _stage(temp, name, write_model, info):
     _sync(temp/name)
     info["model_sha256"] = sha256_file(temp/name)
     with atomic_write(temp/_RUN, "w") as f: json.dump(info, f, ensure_ascii=False, indent=1, allow_nan=False)
+
+# %% ../../nbs/engine/runs.ipynb #ef6e91d9
+def _replace(folder, name, write_model, info):
+    "Stage a run, make it the one that counts, clear what the old one left."
+    _settle(folder)
+    for left in folder.glob(f"{_TEMP}*"): shutil.rmtree(left, ignore_errors=True)
+    temp = folder/f"{_TEMP}{secrets.token_hex(4)}"
+    try:
+        _stage(temp, name, write_model, info)
+        os.replace(temp, folder/_READY)
+    except OSError as e: raise disk_mistake(e, folder) from e
+    finally: shutil.rmtree(temp, ignore_errors=True)
+    _settle(folder)
+    for stale in {*MODEL_FILES.values(), "report.html", "card.md"} - {name}: (folder/stale).unlink(missing_ok=True)
 
 # %% ../../nbs/engine/runs.ipynb #cd53a8f1
 def save_run(folder,      # new, empty, or one that holds a run, which is replaced
@@ -163,19 +178,6 @@ def save_run(folder,      # new, empty, or one that holds a run, which is replac
     with nullcontext() if key in _mine else _held(folder, key): _replace(folder, name, write_model, info)
     return folder
 
-def _replace(folder, name, write_model, info):
-    "Stage a run, make it the one that counts, clear what the old one left."
-    _settle(folder)
-    for left in folder.glob(f"{_TEMP}*"): shutil.rmtree(left, ignore_errors=True)
-    temp = folder/f"{_TEMP}{secrets.token_hex(4)}"
-    try:
-        _stage(temp, name, write_model, info)
-        os.replace(temp, folder/_READY)
-    except OSError as e: raise disk_mistake(e, folder) from e
-    finally: shutil.rmtree(temp, ignore_errors=True)
-    _settle(folder)
-    for stale in {*MODEL_FILES.values(), "report.html", "card.md"} - {name}: (folder/stale).unlink(missing_ok=True)
-
 # %% ../../nbs/engine/runs.ipynb #55e2dcb2
 def _parse(text, folder):
     "The dict in run.json, or Damaged."
@@ -190,9 +192,10 @@ def _parse(text, folder):
     return info
 
 def _read(folder):
-    "run.json's text and where the model lies; a run that can't be settled is read where it is."
-    with suppress(OSError): _settle(folder)
-    at = folder/_READY if (folder/_READY/_RUN).exists() else folder
+    "run.json's text and where the model lies; on a disk that is read-only a complete new run is read where it is."
+    at = folder
+    try: _settle(folder)
+    except OSError: at = folder/_READY if (folder/_READY/_RUN).exists() else folder
     try: return (at/_RUN).read_text(encoding="utf-8"), lambda name: at/name if (at/name).exists() else folder/name
     except UnicodeDecodeError: raise Damaged(f"{printable(folder/_RUN, True)} is no text. Copy the run's folder anew, or train again.") from None
 

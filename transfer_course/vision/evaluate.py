@@ -58,22 +58,25 @@ def scores(y_true,        # (N,) true classes
 
 # %% ../../nbs/2_vision/08_evaluate.ipynb #01e31f51
 def _table(values, name):
-    "Values as floats (S, N): a row a seed, a column a test item; or BadValue."
+    "Values as floats (S, N): a row a seed, a column a test item, NaN where that seed did not test it; or BadValue."
     try: x = np.asarray(values)
     except ValueError: raise BadValue(f"The rows of {name} differ in length; expected the same test items for every seed.") from None
     if x.dtype.kind not in "biuf" or x.ndim not in (1, 2) or not x.size:
         raise BadValue(f"{name} has shape {x.shape} and type {x.dtype}; expected numbers (N,) or (seeds, N), at least one.")
-    if not np.isfinite(x).all(): raise BadValue(f"{name} holds NaN or infinity; leave such items out for every seed.")
-    return np.atleast_2d(x).astype(float)
+    x = np.atleast_2d(x).astype(float)
+    if np.isinf(x).any() or np.isnan(x).all(0).any() or np.isnan(x).all(1).any():
+        raise BadValue(f"{name} holds infinity, or an item or seed with nothing but NaN (NaN is: not tested under this seed); leave such items out.")
+    return x
 
 def _sums(x, groups):
-    "Sums (S, G) and counts (G,) of the items of each identity."
-    if groups is None: return x, np.ones(x.shape[1])
+    "Sums (S, G) and counts (S, G) of the tested items of each identity."
+    there, x = ~np.isnan(x) * 1., np.nan_to_num(x)
+    if groups is None: return x, there
     groups = np.asarray(groups, dtype=object)
     if groups.shape != x.shape[1:]: raise BadValue(f"groups has shape {groups.shape}; expected one identity an item, shape {x.shape[1:]}.")
     ids = {}
     g = np.array([ids.setdefault(k, len(ids)) for k in groups.tolist()])
-    return np.stack([np.bincount(g, row) for row in x]), np.bincount(g)
+    return np.stack([np.bincount(g, row) for row in x]), np.stack([np.bincount(g, row) for row in there])
 
 # %% ../../nbs/2_vision/08_evaluate.ipynb #518d40c1
 def _resample(sums, counts, n_boot, rng):
@@ -84,7 +87,7 @@ def _resample(sums, counts, n_boot, rng):
     means = []
     for s in np.array_split(seeds, 1 + n_boot * len(times) // 4_000_000):       # so that many items need not much memory
         things = rng.multinomial(max(1, G - 1), times / G, len(s))
-        means.append(((s @ kinds[:-1]) * things).sum(1) / (s.sum(1) * (things @ kinds[-1])))
+        means.append(((s @ kinds[:S]) * things).sum(1) / np.maximum(((s @ kinds[S:]) * things).sum(1), 1e-9))
     return np.concatenate(means)
 
 # %% ../../nbs/2_vision/08_evaluate.ipynb #cd461933
@@ -92,8 +95,8 @@ def _widen(sums, counts, level):
     "Student's factor for few seeds or few identities."
     from scipy.special import ndtri, stdtrit
     (S, G), q = sums.shape, (1 + level) / 2
-    seeds = sums.sum(1) / counts.sum()
-    off = (sums.mean(0) - seeds.mean() * counts) / counts.mean()
+    seeds = sums.sum(1) / counts.sum(1)
+    off = (sums.sum(0) - sums.sum() / counts.sum() * counts.sum(0)) / counts.sum(0).mean()
     v_seeds, v_things = seeds.var(ddof=1) / S if S > 1 else 0, (off ** 2).sum() / (G - 1) / G
     if v_seeds + v_things < 1e-30: return 1.0
     df = (v_seeds + v_things) ** 2 / (v_seeds ** 2 / max(1, S - 1) + v_things ** 2 / (G - 1))
@@ -119,22 +122,22 @@ def _interval(x, groups, level, n_boot, seed, bounds):
     "The interval of the mean of `x` (S, N), within `bounds`."
     if not 0 < level < 1: raise BadValue(f"level is {level}; expected a share between 0 and 1, as .99.")
     if not (isinstance(n_boot, (int, np.integer)) and n_boot > 0): raise BadValue(f"n_boot is {n_boot!r}; expected a whole number above 0, as 2000.")
-    (sums, counts), mean = _sums(x, groups), float(x.mean())
-    if np.ptp(x) == 0: return _unanimous(mean, len(counts), level, bounds)
-    if len(counts) == 1: return Interval(mean, *bounds)      # one thing says nothing about others
+    (sums, counts), mean = _sums(x, groups), float(np.nanmean(x))
+    if np.nanmax(x) == np.nanmin(x): return _unanimous(mean, counts.shape[1], level, bounds)
+    if counts.shape[1] == 1: return Interval(mean, *bounds)      # one thing says nothing about others
     drawn = _resample(sums, counts, n_boot, np.random.default_rng(seed))
     ends = mean + _widen(sums, counts, level) * (np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) - mean)
     return Interval(mean, float(np.clip(min(ends[0], mean), *bounds)), float(np.clip(max(ends[1], mean), *bounds)))
 
 # %% ../../nbs/2_vision/08_evaluate.ipynb #058b97bb
-def interval(correct,     # (N,) or (seeds, N): right or wrong, or any number, for the same test items under each seed
+def interval(correct,     # (N,) or (seeds, N): right or wrong, or any number; NaN where a seed did not test an item
              groups=None, # (N,) the identity each item shows; items of one identity are drawn together
              level=.99,   # share of such intervals that hold the truth
              n_boot=2000, seed=0
             ) -> Interval: # mean, low, high
     "Mean with a bootstrap interval over seeds and identities."
     x = _table(correct, "correct")
-    unit = x.min() >= 0 and x.max() <= 1
+    unit = np.nanmin(x) >= 0 and np.nanmax(x) <= 1
     return _interval(x, groups, level, n_boot, seed, (0., 1.) if unit else (-np.inf, np.inf))
 
 # %% ../../nbs/2_vision/08_evaluate.ipynb #4e041d4d
@@ -144,7 +147,8 @@ def paired_interval(a, b,        # (N,) or (seeds, N), the same items and seeds 
                    ) -> Interval: # of a − b
     "Mean difference with a bootstrap interval over seeds and identities."
     a, b = _table(a, "a"), _table(b, "b")
-    if a.shape != b.shape: raise BadValue(f"a has shape {a.shape} and b {b.shape}; expected the same items and seeds in both.")
-    unit = min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) <= 1
-    if (a == b).all(): return Interval(0., 0., 0.)           # the same answers, not a small difference
+    if a.shape != b.shape or (np.isnan(a) != np.isnan(b)).any():
+        raise BadValue(f"a has shape {a.shape} and b {b.shape}; expected the same items, tested under the same seeds, in both.")
+    unit = min(np.nanmin(a), np.nanmin(b)) >= 0 and max(np.nanmax(a), np.nanmax(b)) <= 1
+    if np.array_equal(a, b, equal_nan=True): return Interval(0., 0., 0.)           # the same answers, not a small difference
     return _interval(a - b, groups, level, n_boot, seed, (-1., 1.) if unit else (-np.inf, np.inf))
