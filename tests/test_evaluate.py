@@ -77,11 +77,11 @@ def brute(x, groups, n, seed):
     for _ in range(n):
         rows = rng.integers(0, len(x), max(1, len(x) - 1))
         things = rng.choice(ids, len(ids) - 1)
-        out.append(np.concatenate([x[rows][:, groups == g] for g in things], axis=1).mean())
+        out.append(np.nanmean(np.concatenate([x[rows][:, groups == g] for g in things], axis=1)))
     return np.array(out)
 
 
-@pytest.mark.parametrize("kind", ["right or wrong", "losses"])
+@pytest.mark.parametrize("kind", ["right or wrong", "losses", "each seed tests its own part"])
 def test_resampling_is_the_brute_force_one(kind):
     from transfer_course.vision.evaluate import _resample, _sums
 
@@ -89,6 +89,8 @@ def test_resampling_is_the_brute_force_one(kind):
     groups = rng.permutation(np.repeat(np.arange(12), rng.integers(1, 6, 12)))
     x = rng.random((4, len(groups))) + 0.3 * rng.standard_normal(12)[groups] + 0.2 * rng.standard_normal((4, 1))
     x = (x > 0.6).astype(float) if kind == "right or wrong" else x
+    if kind.startswith("each"):
+        x[rng.random((4, 12))[:, groups] < 0.4] = np.nan
     ours = _resample(*_sums(x, groups), 3000, np.random.default_rng(0))
     slow = brute(x, groups, 3000, 1)
     assert ours.mean() == pytest.approx(slow.mean(), abs=0.008)
@@ -169,6 +171,20 @@ def test_interval_refuses_settings(how):
         interval([1, 0], **how)
     with pytest.raises(BadValue, match="expected"):
         paired_interval([1, 0], [0, 1], **how)
+
+
+def test_what_a_seed_did_not_test_is_left_out():
+    rng = np.random.default_rng(0)
+    x, groups = (rng.random((4, 90)) < 0.7).astype(float), np.arange(90) // 3
+    x[rng.random((4, 30))[:, groups] < 0.5] = np.nan
+    x, groups = x[:, (there := ~np.isnan(x).all(0))], groups[there]
+    mean, low, high = interval(x, groups)
+    assert mean == pytest.approx(np.nanmean(x)) and 0 <= low < mean < high <= 1
+    assert paired_interval(x, x, groups) == (0, 0, 0)
+    with pytest.raises(BadValue, match="same items"):
+        paired_interval(x, np.nan_to_num(x), groups)
+    with pytest.raises(BadValue, match="nothing but NaN"):
+        interval([[1, np.nan], [0, np.nan]])
 
 
 def test_paired_refuses_other_shapes():

@@ -1,8 +1,8 @@
 """What is done to notebooks outside JupyterLab: run them to store outputs, export, make the unsolved copies, README, docs.
 
-    python tools/notebooks.py run [NOTEBOOK…]    execute, store outputs, clean (all of nbs/ without arguments)
-    python tools/notebooks.py export             library, unsolved copies and README.md from the notebooks
-    python tools/notebooks.py docs               the documentation site, in out/docs/html
+python tools/notebooks.py run [NOTEBOOK…]    execute, store outputs, clean (all of nbs/ without arguments)
+python tools/notebooks.py export             library, unsolved copies and README.md from the notebooks
+python tools/notebooks.py docs               the documentation site, in out/docs/html
 """
 
 from __future__ import annotations
@@ -75,7 +75,11 @@ def unsolved(nb) -> nbformat.NotebookNode:
         source = DIRECTIVE.sub("", c.source).strip("\n")
         if not source.strip():
             continue
-        new = nbformat.v4.new_markdown_cell(source) if c.cell_type == "markdown" else nbformat.v4.new_code_cell(SOLUTION.sub(r"\1...", source))
+        new = (
+            nbformat.v4.new_markdown_cell(source)
+            if c.cell_type == "markdown"
+            else nbformat.v4.new_code_cell(SOLUTION.sub(r"\1...", source))
+        )
         new["id"] = c["id"]
         cells.append(new)
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": dict(nb.metadata.kernelspec)})
@@ -137,7 +141,10 @@ def docs(out: Path = ROOT / "out" / "docs") -> None:
     shutil.copytree(ROOT / "nbs", source / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "index.ipynb"))
     shutil.copy(ROOT / "tools" / "docs_conf.py", source / "conf.py")
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("](CONTRIBUTING.md)", "](https://github.com)")
-    books = {k: [p.relative_to(ROOT).with_suffix("").as_posix() for p in notebooks() if p.name != "index.ipynb" and is_lesson(p) == k] for k in (True, False)}
+    books = {
+        k: [p.relative_to(ROOT).with_suffix("").as_posix() for p in notebooks() if p.name != "index.ipynb" and is_lesson(p) == k]
+        for k in (True, False)
+    }
     for caption, lesson in (("Lessons", True), ("Reference", False)):
         listed = "\n".join(books[lesson])
         text += f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"

@@ -272,7 +272,7 @@ def _page(rows, png, sentences, out):
     picture = f"<img alt='{html.escape(ALT)}' style='max-width:100%' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
     told = "<ul>" + "".join(f"<li>{html.escape(s)}</li>" for s in sentences) + "</ul>"
     parts = [("What came out", told + picture), ("All rows", f"<div class=wide><table class=numbers><tr>{head}</tr>{body}</table></div>")]
-    return write_page(out / "demo.html", title="Does transferring help?", sub="noto drawings, tested on unseen things in five styles", verdict=html.escape(sentences[0]), parts=parts)
+    return write_page(out / "demo.html", "Does transferring help?", "noto drawings, tested on unseen things in five styles", html.escape(sentences[0]), parts)
 
 def findings(runs, data, items) -> list[str]:
     "Sentences about what the runs show, each from an interval."

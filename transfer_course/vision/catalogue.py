@@ -6,11 +6,12 @@
 __all__ = ['CATALOGUE', 'Network', 'downloading', 'as_found', 'timm_network', 'build_network', 'digest', 'load_weights',
            'classifier']
 
-# %% ../../nbs/2_vision/catalogue.ipynb #8fa228a4
+# %% ../../nbs/2_vision/catalogue.ipynb #e125e267
 import contextlib
 import errno
 import functools
 import hashlib
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,7 +295,8 @@ def _torch_tensors(path):
 
 def _load_twin(model, path):
     state = {k.removeprefix("body.").removeprefix("backbone."): v for k, v in _read_safetensors(path).items()}
-    left = [m for m in copy_torch_to_keras(state, model) if m.split("_")[0] not in ("classifier", "head")]
+    try: left = [m for m in copy_torch_to_keras(state, model) if m.split("_")[0] not in ("classifier", "head")]
+    except Damaged as e: raise Damaged(f"{printable(path)}: {e}") from None
     if left: raise Damaged(f"{printable(path)} has weights that this network has no layer for ({left[0]} …): it belongs to another one.")
 
 # %% ../../nbs/2_vision/catalogue.ipynb #3f924f02
@@ -303,13 +305,18 @@ def _load_keras_file(model, path):
     load = load_keras().saving
     try:
         if path.name.endswith(".keras"): saved = {layer.name: layer for layer in _all_layers(load.load_model(path, compile=False, safe_mode=True))}
-        else: return model.load_weights(path)
+        else: return _load_whole(model, path)
     except Exception as e: raise Damaged(f"{printable(path)} can't be read as weights of '{model.name}': {_short(e)}") from None
     for layer in (l for l in model.layers if l.weights):
         twin = saved.get(layer.name)
         if twin is None or [w.shape for w in twin.weights] != [w.shape for w in layer.weights]:
             raise Damaged(f"{printable(path)} has no layer '{layer.name}' of the right shape: these are weights of another network.")
         layer.set_weights(twin.get_weights())
+
+def _load_whole(model, path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # Keras only warns where a layer gets nothing from the file
+        model.load_weights(path)
 
 def _all_layers(model):
     for layer in model.layers:
