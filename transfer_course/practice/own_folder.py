@@ -24,12 +24,12 @@ from ..vision.recipes import Recipe, fine_tune, load_result
 
 # %% ../../nbs/6_practice/own_folder.ipynb #f08ef304
 DEFAULTS = {
-    "scratch": dict(epochs=30, lr=1e-3, augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
+    "scratch": dict(epochs=60, lr=2e-3, augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
     "probe": dict(),
-    "head": dict(epochs=20, lr=1e-3, head_lr=1e-1, optimizer="sgd", augment=0.3, weight_decay=1e-4),
-    "fine_tune": dict(epochs=8, lr=5e-4, head_lr=5e-3, augment=0.3, label_smoothing=0.1, weight_decay=1e-2),
-    "lp_ft": dict(epochs=8, lr=2e-4, augment=0.3, label_smoothing=0.1, weight_decay=1e-2),
-    "gradual": dict(epochs=8, lr=5e-4, head_lr=5e-3, augment=0.3, label_smoothing=0.1, weight_decay=1e-2),
+    "head": dict(epochs=20, lr=1e-4, head_lr=1e-3, batch_size=16, augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
+    "fine_tune": dict(epochs=6, lr=3e-4, head_lr=1e-3, batch_size=16, augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
+    "lp_ft": dict(epochs=6, lr=1e-4, batch_size=16, augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
+    "gradual": dict(epochs=8, lr=3e-4, head_lr=1e-3, batch_size=16, augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
 }
 
 def default_recipe(strategy: str = "lp_ft", epochs: int | None = None, seed: int = 0) -> Recipe:
@@ -78,7 +78,7 @@ def tune_folder(folder,                      # one folder of images per class
         data = image_folder(folder, size=size)
         parts = data.split(valid=0.2, test=0, seed=seed)
         for text in (*data.warnings, f"{len(parts.train)} images to train on, {len(parts.valid)} held out, {len(data.classes)} classes, {len(data.skipped)} skipped."): say(text)
-        net = load_backbone(backbone, framework, **({"weights": None, "seed": seed} if strategy == "scratch" else {}))
+        net = load_backbone(backbone, framework, **({"weights": None, "seed": seed} if strategy == "scratch" else {"seed": seed}))
         result = fine_tune(net, parts.train, parts.valid, recipe, progress=progress)
         info = _describe(result, net, data, parts, size, began)
         _write(out, result, info, parts)

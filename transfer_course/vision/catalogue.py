@@ -6,15 +6,19 @@
 __all__ = ['CATALOGUE', 'Network', 'downloading', 'as_found', 'timm_network', 'build_network', 'digest', 'load_weights',
            'classifier']
 
-# %% ../../nbs/2_vision/catalogue.ipynb #e125e267
+# %% ../../nbs/2_vision/catalogue.ipynb #156709f7
 import contextlib
 import errno
 import functools
 import hashlib
+import socket
+import textwrap
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import getproxies
 
 import numpy as np
 
@@ -127,7 +131,7 @@ def _read_safetensors(path) -> dict:
     try: return load_file(path)
     except Exception as e: raise Damaged(f"{printable(path)} can't be read as safetensors: {_short(e)}. Copy or save it again.") from None
 
-def _short(error): return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+def _short(error): return textwrap.shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 120, placeholder=" …")
 
 # %% ../../nbs/2_vision/catalogue.ipynb #f5994bf2
 _CLASSIFIERS = {"resnet50": "fc", "efficientnet_b0": "classifier", "convnext_tiny": "classifier.2", "vit_b_16": "heads"}
@@ -225,6 +229,23 @@ def _sorted_into(names, body, loose):
     stem, middle, top = tuple(loose) + tuple(names[:first]), names[first:last + 1], tuple(names[last + 1:])
     return ({"stem": stem} if stem else {}) | {f"stage{i}": (name,) for i, name in enumerate(middle, 1)} | ({"top": top} if top else {})
 
+# %% ../../nbs/2_vision/catalogue.ipynb #c78c183c
+def _reachable(address: str, seconds: float = 3.0) -> bool:
+    "Whether the server answers; taken for granted behind a proxy."
+    if getproxies().get("https") or getproxies().get("all"): return True
+    server = urlparse(address)
+    try: socket.create_connection((server.hostname, server.port or 443), seconds).close()
+    except OSError: return False
+    return True
+
+@contextlib.contextmanager
+def _without_retries():
+    from huggingface_hub import constants
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
+    try: yield
+    finally: constants.HF_HUB_OFFLINE = before
+
 # %% ../../nbs/2_vision/catalogue.ipynb #8fff08c6
 def timm_network(name, pretrained):
     "A timm network and its row of the catalogue, which timm's own data make."
@@ -233,7 +254,8 @@ def timm_network(name, pretrained):
     if not timm.is_model(name) and not name.startswith("hf"):
         raise BadValue(f"timm has no network '{name}'.{did_you_mean(name, timm.list_models())} timm.list_models() names all.")
     try:
-        with downloading(f"timm:{name}"): net = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        with downloading(f"timm:{name}"), _without_retries() if pretrained else contextlib.nullcontext():
+            net = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except RuntimeError as e: raise BadValue(f"timm can't build '{name}': {_short(e)}.") from None
     about, data = net.pretrained_cfg, timm.data.resolve_model_data_config(net)
     return net, Network(f"timm:{name}", "torch", sum(p.numel() for p in net.parameters()), _timm_dim(net, data["input_size"]), _timm_stages(net),
@@ -315,7 +337,7 @@ def _load_keras_file(model, path):
 
 def _load_whole(model, path):
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # Keras only warns where a layer gets nothing from the file
+        warnings.simplefilter("ignore")  # it raises where a layer gets nothing; its warnings name inner parts only
         model.load_weights(path)
 
 def _all_layers(model):

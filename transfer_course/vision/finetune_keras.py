@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['keras', 'freeze', 'thaw', 'KerasResult', 'restore', 'fine_tune']
 
-# %% ../../nbs/2_vision/13_finetune_keras.ipynb #88f234dc
+# %% ../../nbs/2_vision/13_finetune_keras.ipynb #aeb8bdf3
 import math
 import time
 from dataclasses import replace
@@ -15,7 +15,7 @@ import numpy as np
 from ..engine.errors import Damaged
 from ..engine.frameworks import load_keras
 from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, check_data, diverged, fresh_model, initial_head,
-                                            plan, rate, score_row, starting_head)
+                                            plan, rate, score_row, starting_head, tell_what_moves)
 
 keras = load_keras()
 from keras import layers, ops
@@ -212,6 +212,7 @@ def fine_tune(backbone,              # a Keras Backbone; it is not changed
     recipe = recipe or Recipe()
     check_data(backbone, "keras", train, valid, source, unlabelled)
     todo = plan(recipe, backbone.stages)
+    if recipe.train_from and progress: tell_what_moves(backbone, recipe, len(train.classes))
     start = time.perf_counter()
     keras.utils.set_random_seed(recipe.seed)
     body, model = _network(backbone, train, recipe, todo)

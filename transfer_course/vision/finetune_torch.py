@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['torch', 'freeze', 'thaw', 'Network', 'linear', 'TorchResult', 'restore', 'fine_tune']
 
-# %% ../../nbs/2_vision/12_finetune_torch.ipynb #6a41ed67
+# %% ../../nbs/2_vision/12_finetune_torch.ipynb #e6045756
 import copy
 import math
 import time
@@ -16,7 +16,7 @@ import numpy as np
 from ..engine.errors import Damaged
 from ..engine.frameworks import load_torch, torch_device
 from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, check_data, diverged, fresh_model,
-                                            initial_head, plan, rate, score_row, starting_head)
+                                            initial_head, plan, rate, score_row, starting_head, tell_what_moves)
 
 torch = load_torch()
 from torch import nn
@@ -204,6 +204,7 @@ def fine_tune(backbone,              # a torch Backbone; it is not changed
     recipe = recipe or Recipe()
     check_data(backbone, "torch", train, valid, source, unlabelled)
     todo = plan(recipe, backbone.stages)
+    if recipe.train_from and progress: tell_what_moves(backbone, recipe, len(train.classes))
     start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

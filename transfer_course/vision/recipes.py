@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'Phase', 'Plan', 'register_strategy', 'strategies', 'plan', 'batches_of', 'Epoch', 'rate', 'initial_head',
-           'starting_head', 'fresh_model', 'snapshot', 'moved', 'assert_frozen', 'what_moves', 'Step', 'softmax',
-           'loss_and_accuracy', 'Best', 'Result', 'score_row', 'EpochEnd', 'diverged', 'check_data', 'rebuild',
-           'fine_tune', 'load_result']
+           'starting_head', 'fresh_model', 'snapshot', 'moved', 'assert_frozen', 'what_moves', 'stage_sizes',
+           'tell_what_moves', 'Step', 'softmax', 'loss_and_accuracy', 'Best', 'Result', 'score_row', 'EpochEnd',
+           'diverged', 'check_data', 'rebuild', 'fine_tune', 'load_result']
 
 # %% ../../nbs/2_vision/recipes.ipynb #18706f26
 import math
@@ -234,6 +234,18 @@ def what_moves(stages: dict, sizes: dict[str, int], moving, head: int) -> str:
     rows = [(s, sizes[s], "moves" if s in moving else "frozen") for s in stages] + [("head", head, "moves")]
     total = sum(n for _, n, how in rows if how == "moves")
     return "\n".join(f"{name:<12}{n:>12,}  {how}" for name, n, how in rows) + f"\n{'moving':<12}{total:>12,}  of {sum(n for _, n, _ in rows):,}"
+
+def stage_sizes(net) -> dict[str, int]:
+    "Parameters of each stage of a Backbone; running statistics are no parameters."
+    if net.framework == "torch": sizes = {n: p.numel() for n, p in net.model.named_parameters()}
+    else: sizes = {v.path: math.prod(v.shape) for v in net.model.variables if "moving_" not in v.path and "seed_generator" not in v.path}
+    return {s: sum(n for name, n in sizes.items() if name.startswith(tuple(prefixes))) for s, prefixes in net.stages.items()}
+
+def tell_what_moves(net, recipe: Recipe, classes: int):
+    "Print the table for each phase of the recipe on stderr; the loops do so when `train_from` is given."
+    import sys
+    for i, phase in enumerate(plan(recipe, net.stages).phases, 1):
+        print(f"phase {i}, {phase.epochs} epochs\n" + what_moves(net.stages, stage_sizes(net), phase.stages, (net.feature_dim + 1) * classes), file=sys.stderr)
 
 # %% ../../nbs/2_vision/recipes.ipynb #b2e2dc04
 @dataclass
