@@ -80,8 +80,8 @@ def final_fold(data) -> Fold:
 SETTINGS = {
     "fine_tune": Recipe("fine_tune", epochs=5, lr=3e-4, head_lr=1e-3, batch_size=16, train_from="stage3", augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
     "scratch": {
-        "small_cnn": Recipe("scratch", epochs=75, lr=2e-3, augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
-        "efficientnet_lite0": Recipe("scratch", epochs=20, lr=3e-3, augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
+        "small_cnn": Recipe("scratch", epochs=40, lr=2e-3, augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
+        "efficientnet_lite0": Recipe("scratch", epochs=18, lr=3e-3, augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
     },
 }
 STRATEGIES = ("majority", "random_probe", "scratch", "probe", "fine_tune")

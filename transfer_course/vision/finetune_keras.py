@@ -29,7 +29,7 @@ def _switch(model, prefixes, on, batch_norm="train"):
     for layer, was in flags.items():
         held = batch_norm == "frozen" and isinstance(layer, layers.BatchNormalization)
         layer.trainable = on and not held if layer.name.startswith(tuple(prefixes)) else was
-    model.train_function = None              # Keras traces anew what moves
+    if getattr(model, "train_function", None) is not None: model.make_train_function(force=True)      # Keras traces anew what moves
     return model
 
 def freeze(model, prefixes=("",)):
@@ -194,7 +194,9 @@ class _Watch(keras.callbacks.Callback):
         if not self.best.offer(epoch + 1, row, r.model.get_weights): r.stopped = f"no better validation score for {r.recipe.patience} epochs"
         self.best.good = r.model.get_weights()
         end = EpochEnd(epoch + 1, row, r)
+        moving = [v.path for v in self.model.trainable_variables]
         for call in self.calls: call(end)
+        if moving != [v.path for v in self.model.trainable_variables]: self.model.make_train_function(force=True)     # a callback froze or thawed
         if end.why and not r.stopped: r.stopped = end.why
         if r.stopped: self.model.stop_training = True
 
@@ -227,7 +229,6 @@ def _set_moving(trainer, net, stages, batch_norm):
     "Freeze the body, then thaw `stages`; heads always move."
     freeze(trainer.body)
     for stage in stages: thaw(trainer.body, net.stages[stage], batch_norm)
-    trainer.train_function = None
     return int(sum(np.prod(v.shape) for v in trainer.trainable_variables))
 
 def _train(result, train, valid, recipe, todo, source, unlabelled, penalty, callbacks, progress):
