@@ -52,7 +52,9 @@ def run(paths: list[Path]) -> None:
         for c in nb.cells:
             if c["id"] in kept:
                 c.source = "pass"
-        NotebookClient(nb, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+        NotebookClient(
+            nb, timeout=600, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": path.parent}}
+        ).execute()
         for c in nb.cells:
             if c["id"] in kept:
                 c.source, c.outputs = kept[c["id"]], []

@@ -71,7 +71,7 @@ def _optimizer(recipe, head_factor):
             if recipe.weight_decay and recipe.optimizer == "adamw": self.assign_sub(variable, ops.multiply(variable, lr * recipe.weight_decay))
             elif recipe.weight_decay: gradient = ops.add(gradient, ops.multiply(ops.convert_to_tensor(variable), recipe.weight_decay))
             return super().update_step(gradient, variable, lr)
-    return TwoRates(learning_rate=0.0, **({"epsilon": 1e-8} if recipe.optimizer == "adamw" else {"momentum": recipe.momentum}))
+    return TwoRates(learning_rate=0.0, **({"epsilon": 1e-8} if recipe.optimizer == "adamw" else {"momentum": float(recipe.momentum)}))
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #ece376c6
 class _Trainer(keras.Model):
