@@ -37,13 +37,13 @@ def last(done):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Four classes in a style of our own making, and files that are not images."""
+    """Four classes of tilted drawings, and files that are not images."""
     root = tmp_path_factory.mktemp("data") / "mis dibujos 图"
     data = styles("openmoji")
     for name in ("drink", "music", "bird", "clothing"):
         (root / name).mkdir(parents=True)
         for i in np.flatnonzero(data.labels == data.classes.index(name))[:13]:
-            Image.fromarray(255 - data.images[i]).rotate(15, fillcolor=(0, 0, 0)).save(root / name / f"{i}.png")
+            Image.fromarray(data.images[i]).rotate(15, fillcolor=(255, 255, 255)).save(root / name / f"{i}.png")
     (root / "bird" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
     (root / "bird" / ".hidden.png").write_bytes(b"")
     (root / "empty class").mkdir()

@@ -148,8 +148,9 @@ def rows_of(runs, data, items, live=()) -> list[dict]:
 # %% ../../nbs/6_practice/demo.ipynb #68e69fe0
 def difference(runs, framework: str, a: str, b: str, style: str, data, items, level: float = .99):
     "Interval of the accuracy of strategy `a` less that of `b`, paired over seeds and images."
-    get = lambda k: table([r for r in runs if (r.framework, r.strategy) == (framework, k)], style, data, items)
-    (left, groups), (right, _) = get(a), get(b)
+    mine = lambda k: {r.seed: r for r in runs if (r.framework, r.strategy) == (framework, k)}
+    both = sorted(mine(a).keys() & mine(b).keys())
+    (left, groups), (right, _) = (table([mine(k)[s] for s in both], style, data, items) for k in (a, b))
     return paired_interval(left, right, groups, level=level)
 
 # %% ../../nbs/6_practice/demo.ipynb #ea006b81
