@@ -54,6 +54,8 @@ def _identity_classes(data):
 def roles(data) -> dict:
     "identity → \"validation\" or the number of its fold, the same on every machine."
     from sklearn.model_selection import StratifiedKFold
+    import warnings
+    warnings.filterwarnings("ignore", message="The least populated class")     # a class of four identities is in four folds
     names, classes = _identity_classes(data)
     rest, chosen = next(iter(StratifiedKFold(5, shuffle=True, random_state=20).split(names, classes)))
     role = {names[i]: "validation" for i in chosen}
