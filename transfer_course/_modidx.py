@@ -921,6 +921,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'transfer_course/vision/recipes.py'),
                                                 'transfer_course.vision.recipes.Best.__init__': ( '2_vision/recipes.html#best.__init__',
                                                                                                   'transfer_course/vision/recipes.py'),
+                                                'transfer_course.vision.recipes.Best._keep_good': ( '2_vision/recipes.html#best._keep_good',
+                                                                                                    'transfer_course/vision/recipes.py'),
                                                 'transfer_course.vision.recipes.Best.offer': ( '2_vision/recipes.html#best.offer',
                                                                                                'transfer_course/vision/recipes.py'),
                                                 'transfer_course.vision.recipes.Epoch': ( '2_vision/recipes.html#epoch',

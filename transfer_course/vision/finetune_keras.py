@@ -186,13 +186,12 @@ class _Watch(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         "History row, best weights, callbacks, reasons to stop."
         r = self.result
-        if r.stopped == "diverged": return diverged(r, epoch)
+        if r.stopped == "diverged": return diverged(r, epoch, self.best)
         row = dict(epoch=epoch + 1, loss=float(logs["loss"]), accuracy=float(logs["accuracy"]), **score_row(r, self.valid), lr=self.phase.lr,
                    trainable=r.trainable, seconds=time.perf_counter() - self.began)
         r.history.append(row)
         self.bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "valid_accuracy") if row.get(k) is not None})
         if not self.best.offer(epoch + 1, row, r.model.get_weights): r.stopped = f"no better validation score for {r.recipe.patience} epochs"
-        self.best.good = r.model.get_weights()
         end = EpochEnd(epoch + 1, row, r)
         moving = [v.path for v in self.model.trainable_variables]
         for call in self.calls: call(end)
@@ -239,7 +238,6 @@ def _train(result, train, valid, recipe, todo, source, unlabelled, penalty, call
     second = _dense(*initial_head(net.feature_dim, len(source.classes), recipe.seed + 1), "source_head") if other else None
     trainer = _Trainer(net.model, result.model.get_layer("head"), second, recipe, penalty)
     best.offer(0, score_row(result, valid), result.model.get_weights)
-    best.good = result.model.get_weights()
     make, epoch = lambda e: Epoch(train, recipe, e, source, unlabelled), 0
     per_epoch = len(make(0))
     with tqdm(total=per_epoch * sum(p.epochs for p in todo.phases), desc="fine-tuning (keras)", unit="step", disable=not progress, leave=False) as bar:
@@ -255,7 +253,6 @@ def _train(result, train, valid, recipe, todo, source, unlabelled, penalty, call
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #4529f66d
 def _finish(result, best):
-    "The best weights, or the last good ones; everything thawed."
+    "The best weights, or the last good ones after a divergence; everything thawed."
     if best.state is not None: result.model.set_weights(best.state); result.best_epoch = best.epoch
-    elif result.stopped: result.model.set_weights(best.good)
     thaw(result.model)

@@ -241,7 +241,7 @@ def _one_epoch(result, loop, i, epoch, data, valid, best, take, callbacks, bar):
     began, phase = time.perf_counter(), loop.phase
     result.model.train()
     loss, accuracy = _epoch(loop, i * len(data), phase.epochs * len(data), data, bar)
-    if not math.isfinite(loss): return diverged(result, epoch)
+    if not math.isfinite(loss): return diverged(result, epoch, best)
     row = dict(epoch=epoch + 1, loss=loss, accuracy=accuracy, **score_row(result, valid), lr=phase.lr, trainable=result.trainable, seconds=time.perf_counter() - began)
     result.history.append(row)
     bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "valid_accuracy") if row.get(k) is not None})

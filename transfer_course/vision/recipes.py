@@ -279,15 +279,25 @@ def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, fl
 # %% ../../nbs/2_vision/recipes.ipynb #da3206e9
 class Best:
     "Remembers the best state by validation score; `offer` says whether to go on."
-    def __init__(self, patience=None): self.patience, self.score, self.epoch, self.state, self.bad = patience, None, None, None, 0
+    def __init__(self, patience=None):
+        self.patience, self.score, self.epoch, self.state, self.bad = patience, None, None, None, 0
+        self.lowest, self.good, self.newest = math.inf, None, None
 
     def offer(self, epoch: int, row: dict, take: Callable) -> bool:
         "Keep `take()` if `row` is the best so far; False when patience is used up."
-        if row.get("valid_accuracy") is None: return True
+        if row.get("valid_accuracy") is None:
+            self._keep_good(row.get("loss", math.inf), take())
+            return True
         score = (row["valid_accuracy"], -row["valid_loss"])
         if self.score is None or score > self.score: self.score, self.epoch, self.state, self.bad = score, epoch, take(), 0
         else: self.bad += 1
         return self.patience is None or self.bad < self.patience
+
+    def _keep_good(self, loss, state):
+        "Without validation: the weights with which the epoch of lowest loss began. Later ones may be finite and spoilt already."
+        if loss < self.lowest: self.lowest, self.good = loss, self.newest
+        self.newest = state
+        if self.good is None: self.good = state
 
 # %% ../../nbs/2_vision/recipes.ipynb #46192e12
 @dataclass
@@ -363,9 +373,10 @@ class EpochEnd:
         "End training after this epoch."
         self.why = why
 
-def diverged(result, epoch: int):
-    "Note in the result, and warn, that the loss stopped being a number."
+def diverged(result, epoch: int, best: Best):
+    "Note in the result, and warn, that the loss stopped being a number; `best.state` becomes what to go back to."
     import warnings
+    if best.state is None: best.state = best.good
     result.stopped = (f"the loss became infinite or not a number in epoch {epoch + 1}; the last good weights are kept. "
                       "Try a learning rate ten times smaller, a longer warm-up, or check the images.")
     warnings.warn(result.stopped, stacklevel=3)
