@@ -25,7 +25,7 @@ $(STAMP): settings.ini setup.py constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu the package python3-venv brings it."; exit 2; }
 	$(BIN)/python -m pip install --quiet uv || true
 	@if $(BIN)/uv --version >/dev/null 2>&1; then \
-	  echo "installing with uv …"; $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'; \
+	  echo "installing with uv …"; $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'; \
 	else \
 	  echo "installing with pip (some minutes) …"; $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'; \
 	fi
