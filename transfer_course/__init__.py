@@ -11,6 +11,7 @@ class _TritonFirst:
     """Import hook: triton loaded after TensorFlow kills the process, so an `import tensorflow` that comes later loads triton first."""
 
     def find_spec(self, name, path=None, target=None):
+        """Python asks for every module that is not loaded yet; only tensorflow matters here."""
         if name == "tensorflow":
             sys.meta_path.remove(self)
             from transfer_course.engine.frameworks import _triton_first

@@ -1019,6 +1019,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'transfer_course/vision/recipes.py'),
                                                 'transfer_course.vision.recipes.score_row': ( '2_vision/recipes.html#score_row',
                                                                                               'transfer_course/vision/recipes.py'),
+                                                'transfer_course.vision.recipes.second_head': ( '2_vision/recipes.html#second_head',
+                                                                                                'transfer_course/vision/recipes.py'),
                                                 'transfer_course.vision.recipes.snapshot': ( '2_vision/recipes.html#snapshot',
                                                                                              'transfer_course/vision/recipes.py'),
                                                 'transfer_course.vision.recipes.softmax': ( '2_vision/recipes.html#softmax',

@@ -28,8 +28,8 @@ from ..vision.recipes import Recipe, fine_tune
 
 # %% ../../nbs/6_practice/demo.ipynb #be6705ff
 STYLES = ("noto", "photo", "twemoji", "openmoji", "outline")
-SEEDS = (0, 1, 2, 3, 4)      # folds; `make study` runs the first three
-SIZE = 96                    # pixels
+SEEDS = (0, 1, 2, 3, 4)      # folds
+SIZE = 128                   # pixels
 
 class Fold(NamedTuple):
     "What one seed trains on and is tested on."
@@ -82,7 +82,7 @@ def final_fold(data) -> Fold:
 SETTINGS = {
     "fine_tune": Recipe("fine_tune", epochs=5, lr=3e-4, head_lr=1e-3, batch_size=16, train_from="stage3", augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
     "scratch": {
-        "small_cnn": Recipe("scratch", epochs=40, lr=2e-3, augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
+        "small_cnn": Recipe("scratch", epochs=18, lr=2e-3, augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
         "efficientnet_lite0": Recipe("scratch", epochs=18, lr=3e-3, augment=0.5, label_smoothing=0.1, weight_decay=1e-2),
     },
 }
@@ -202,7 +202,7 @@ def choose_scratch(data, say=print) -> dict:
     return found
 
 # %% ../../nbs/6_practice/demo.ipynb #9ca833ba
-def study(final: bool = False, seeds=SEEDS[:3], frameworks=("torch", "keras"), scratch: dict | None = None, path=None, say=print) -> Path:
+def study(final: bool = False, seeds=SEEDS, frameworks=("torch", "keras"), scratch: dict | None = None, path=None, say=print) -> Path:
     "Run every method, seed and framework, and store the records; with `final` on the sealed part, in a file of its own."
     data = everything(final)
     path = Path(path or (records_path().with_name("demo_final.json") if final else records_path()))
@@ -239,21 +239,22 @@ def as_table(rows) -> str:
 
 # %% ../../nbs/6_practice/demo.ipynb #5c82c4b7
 def picture(rows):
-    "A panel a style, a bar a method, PyTorch beside Keras, with intervals; returns a matplotlib Figure."
+    "A panel a style, a bar a method, PyTorch above Keras, with intervals; returns a matplotlib Figure."
     from matplotlib.figure import Figure
     from transfer_course.classroom.pictures import COLOURS
-    fig = Figure(figsize=(11, 3.4), layout="constrained")
+    fig = Figure(figsize=(10, 3.6), layout="constrained")
     axes = fig.subplots(1, len(STYLES), sharey=True)
     for ax, style in zip(axes, STYLES):
-        for i, r in enumerate(sorted((r for r in rows if r["style"] == style), key=lambda r: (STRATEGIES.index(r["strategy"]), r["framework"] == "keras"))):
-            x = STRATEGIES.index(r["strategy"]) + (0.2 if r["framework"] == "keras" else -0.2)
-            ax.bar(x, r["accuracy"], 0.36, color=COLOURS[r["strategy"]], hatch="///" if r["framework"] == "keras" else None, edgecolor="white", linewidth=0)
-            ax.vlines(x, r["low"], r["high"], color="black", lw=1.2)
-        ax.set_title(f"{style}" + (" (trained on)" if style == "noto" else ""), fontsize=10)
-        ax.set_xticks(range(len(STRATEGIES)), [s.replace("_", "\n") for s in STRATEGIES], fontsize=7)
+        for r in (r for r in rows if r["style"] == style):
+            keras = r["framework"] == "keras"
+            y = STRATEGIES.index(r["strategy"]) + (0.2 if keras else -0.2)
+            ax.barh(y, r["accuracy"], 0.36, color=COLOURS[r["strategy"]], hatch="///" if keras else None, edgecolor="white", linewidth=0)
+            ax.hlines([y, y], r["low"], r["high"], color=["white", "black"], lw=[3.2, 1.2])
+        ax.set(title=style + (" (trained on)" if style == "noto" else ""), xlim=(0, 1), xticks=(0, .5, 1), ylim=(len(STRATEGIES) - .5, -.5))
+        ax.set_yticks(range(len(STRATEGIES)), [s.replace("_", " ") for s in STRATEGIES])
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("accuracy on unseen things")
-    fig.supxlabel("left bar PyTorch, hatched bar Keras; lines are 95 % intervals over seeds and identities", fontsize=8)
+        ax.tick_params(left=False)
+    fig.supxlabel("accuracy on unseen things; upper bar PyTorch, hatched bar Keras; lines are 95 % intervals over seeds and identities", fontsize=9)
     return fig
 
 # %% ../../nbs/6_practice/demo.ipynb #d584ab55

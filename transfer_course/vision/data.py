@@ -30,11 +30,24 @@ class _InMemory:
     "Pixels in one array."
     def __init__(self, images, digests=None):
         self.images, self.size, self._digests = images, _side(images), digests
+
     def __len__(self): return len(self.images)
-    def all(self): return self.images
-    def take(self, i): return self.images[i]
-    def subset(self, i): return _InMemory(self.images[i], self._digests and [self._digests[j] for j in i])
-    def digests(self): return list(self._digests) if self._digests else [sha256_array(im) for im in self.images]
+
+    def all(self):
+        "(N,H,W,3) uint8."
+        return self.images
+
+    def take(self, i):
+        "The images at these indices."
+        return self.images[i]
+
+    def subset(self, i):
+        "A store of the images at these indices."
+        return _InMemory(self.images[i], self._digests and [self._digests[j] for j in i])
+
+    def digests(self):
+        "A sha256 for each image."
+        return list(self._digests) if self._digests else [sha256_array(im) for im in self.images]
 
 def _side(images):
     "The side of square images in pixels, else (height, width)."
@@ -55,16 +68,25 @@ def _file_digest(path, size): return hashlib.sha256(f"{sha256_file(path)} {size}
 class _OnDisk:
     "Pixels in files, read when asked for."
     def __init__(self, paths, size, digests=None, kept=None): self.paths, self.size, self._digests, self._kept = paths, size, digests, kept
+
     def __len__(self): return len(self.paths)
+
     def all(self):
+        "(N,H,W,3) uint8, kept where they are small enough."
         if self._kept is not None: return self._kept
         images = _read_all(self.paths, self.size)
         if images.nbytes < KEEP_BYTES: self._kept = images
         return images
-    def take(self, i): return _read_all([self.paths[j] for j in i], self.size) if self._kept is None else self._kept[i]
+
+    def take(self, i):
+        "The images at these indices."
+        return _read_all([self.paths[j] for j in i], self.size) if self._kept is None else self._kept[i]
+
     def subset(self, i):
+        "A store of the files at these indices."
         return _OnDisk([self.paths[j] for j in i], self.size, self._digests and [self._digests[j] for j in i], None if self._kept is None else self._kept[i])
     def digests(self):
+        "A sha256 for each file at this size."
         if self._digests is None: self._digests = [_file_digest(p, self.size) for p in self.paths]
         return list(self._digests)
 

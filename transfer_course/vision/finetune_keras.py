@@ -14,8 +14,8 @@ import numpy as np
 
 from ..engine.errors import Damaged
 from ..engine.frameworks import load_keras
-from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, check_data, diverged, fresh_model, initial_head,
-                                            plan, rate, score_row, starting_head, tell_what_moves)
+from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, check_data, diverged, fresh_model,
+                                            plan, rate, score_row, second_head, starting_head, tell_what_moves)
 
 keras = load_keras()
 from keras import layers, ops
@@ -61,11 +61,14 @@ def _optimizer(recipe, head_factor):
     "The recipe's optimiser with a separate rate for variables whose path starts with `head` or `source_head`; decoupled weight decay as in torch's AdamW."
     base = keras.optimizers.Adam if recipe.optimizer == "adamw" else keras.optimizers.SGD
     class TwoRates(base):
+        "The base class, with the rate of each variable decided in `update_step`."
         def build(self, variables):
+            "Note which variables belong to a head."
             self.in_head = [v.path.startswith(("head", "source_head")) for v in variables]
             super().build(variables)
 
         def update_step(self, gradient, variable, learning_rate):
+            "One variable's update at its own rate, weight decay included."
             head = self.in_head[self._get_variable_index(variable)]
             lr = ops.cast(learning_rate, variable.dtype) * (head_factor if head else 1.0)
             if recipe.weight_decay and recipe.optimizer == "adamw": self.assign_sub(variable, ops.multiply(variable, lr * recipe.weight_decay))
@@ -85,6 +88,7 @@ class _Trainer(keras.Model):
         self.built = True
 
     def call(self, x, training=False):
+        "Features and logits of each part of the batch."
         out = {}
         for part in ("", "source_", "unlabelled_"):
             if part + "images" not in x: continue
@@ -125,7 +129,9 @@ class _Batches(keras.utils.PyDataset):
         super().__init__()
         self.net, self.make, self.data = net, make, make(epoch)
 
-    def go_to(self, epoch): self.data = self.make(epoch)
+    def go_to(self, epoch):
+        "Read this epoch from now on."
+        self.data = self.make(epoch)
 
     def __len__(self): return len(self.data)
 
@@ -234,9 +240,8 @@ def _train(result, train, valid, recipe, todo, source, unlabelled, penalty, call
     "Carry out the phases; fills in history and leaves the best weights in the model."
     from tqdm.auto import tqdm
     net, norm, best = result.backbone, todo.batch_norm or recipe.batch_norm, Best(recipe.patience)
-    other = source is not None and list(source.classes) != list(train.classes)
-    second = _dense(*initial_head(net.feature_dim, len(source.classes), recipe.seed + 1), "source_head") if other else None
-    trainer = _Trainer(net.model, result.model.get_layer("head"), second, recipe, penalty)
+    second = second_head(net, train, source, recipe)
+    trainer = _Trainer(net.model, result.model.get_layer("head"), second and _dense(*second, "source_head"), recipe, penalty)
     best.offer(0, score_row(result, valid), result.model.get_weights)
     make, epoch = lambda e: Epoch(train, recipe, e, source, unlabelled), 0
     per_epoch = len(make(0))

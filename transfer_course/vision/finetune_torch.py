@@ -16,7 +16,7 @@ import numpy as np
 from ..engine.errors import Damaged
 from ..engine.frameworks import load_torch, torch_device
 from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, check_data, diverged, fresh_model,
-                                            initial_head, plan, rate, score_row, starting_head, tell_what_moves)
+                                            plan, rate, score_row, second_head, starting_head, tell_what_moves)
 
 torch = load_torch()
 from torch import nn
@@ -63,6 +63,7 @@ class Network(nn.Module):
         self.body, self.head, self.source_head = body, head, source_head
 
     def forward(self, images, both=False, domain="target"):
+        "Logits (B, C), or with `both` (features, logits); `domain=\"source\"` takes the second head where there is one."
         features = self.body(images)
         logits = (self.source_head if domain == "source" and self.source_head is not None else self.head)(features)
         return (features, logits) if both else logits
@@ -78,9 +79,8 @@ def _network(net, train, recipe, todo, source):
     "A fresh Network for this run: body by the plan, head random or from the probe, a second head where the source has other classes."
     body = copy.deepcopy(net.model) if todo.body == "given" else fresh_model(net, recipe.seed)
     start = starting_head(net, train, recipe, todo)
-    other = source is not None and list(source.classes) != list(train.classes)
-    second = linear(*initial_head(net.feature_dim, len(source.classes), recipe.seed + 1)) if other else None
-    return Network(body, linear(*start), second).to(memory_format=torch.channels_last)
+    second = second_head(net, train, source, recipe)
+    return Network(body, linear(*start), second and linear(*second)).to(memory_format=torch.channels_last)
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #911255ef
 def _set_moving(model, net, stages, batch_norm):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'Phase', 'Plan', 'register_strategy', 'strategies', 'plan', 'batches_of', 'Epoch', 'rate', 'initial_head',
-           'starting_head', 'fresh_model', 'snapshot', 'moved', 'assert_frozen', 'what_moves', 'stage_sizes',
-           'tell_what_moves', 'Step', 'softmax', 'loss_and_accuracy', 'Best', 'Result', 'score_row', 'EpochEnd',
-           'diverged', 'check_data', 'rebuild', 'fine_tune', 'load_result']
+           'starting_head', 'second_head', 'fresh_model', 'snapshot', 'moved', 'assert_frozen', 'what_moves',
+           'stage_sizes', 'tell_what_moves', 'Step', 'softmax', 'loss_and_accuracy', 'Best', 'Result', 'score_row',
+           'EpochEnd', 'diverged', 'check_data', 'rebuild', 'fine_tune', 'load_result']
 
 # %% ../../nbs/2_vision/recipes.ipynb #18706f26
 import math
@@ -92,6 +92,7 @@ _STRATEGIES: dict[str, Callable] = {}
 def register_strategy(name: str):
     "Decorator: `f(recipe, stages) -> Plan` becomes the strategy `name`."
     def add(f):
+        "Note the strategy."
         _STRATEGIES[name] = f
         return f
     return add
@@ -199,6 +200,11 @@ def starting_head(net, train, recipe: Recipe, todo: Plan) -> tuple[np.ndarray, n
     if todo.head == "random": return initial_head(net.feature_dim, len(train.classes), recipe.seed)
     from transfer_course.vision.features import probe_head
     return probe_head(net, train)
+
+def second_head(net, train, source, recipe: Recipe) -> tuple[np.ndarray, np.ndarray] | None:
+    "A random head of its own for a `source` with other classes than `train`; None where one head serves both."
+    if source is None or list(source.classes) == list(train.classes): return None
+    return initial_head(net.feature_dim, len(source.classes), recipe.seed + 1)
 
 def fresh_model(net, seed: int):
     "The backbone's architecture with random weights from `seed`."
