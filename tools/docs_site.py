@@ -113,6 +113,11 @@ def absolute_links(text: str, url: str, source: Path) -> str:
     return re.sub(r"(\])\(([^)\s]+)\)", mend, text)
 
 
+def title(nb) -> str:
+    """A notebook's first heading."""
+    return next(line[2:].strip() for c in nb.cells if c.cell_type == "markdown" for line in c.source.splitlines() if line.startswith("# "))
+
+
 def toctree(caption: str, entries: list[str]) -> str:
     """A part of the menu."""
     listed = "\n".join(entries)
@@ -130,7 +135,8 @@ def write_source(source: Path) -> None:
         to = source / path.relative_to(ROOT)
         to.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(site_notebook(nb), to)
-        pages[is_lesson(path)].append(path.relative_to(ROOT).with_suffix("").as_posix())
+        page = path.relative_to(ROOT).with_suffix("").as_posix()
+        pages[is_lesson(path)].append(f"{path.name[:2]} {title(nb)} <{page}>" if is_lesson(path) else page)
     shutil.copytree(ROOT / "nbs" / "images", source / "nbs" / "images")
     shutil.copytree(ROOT / "tools" / "docs_static", source / "_static")
     shutil.copy(ROOT / "tools" / "docs_conf.py", source / "conf.py")
