@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.request
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 FLAGS = [
@@ -22,6 +23,7 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 CELL = ".jp-NotebookPanel .jp-Notebook .jp-Cell"
+PICTURES = Path(__file__).resolve().parent.parent / "out" / "browser"
 LOCAL = {"127.0.0.1", "localhost", ""}
 
 
@@ -56,6 +58,20 @@ class Watched:
         """Nothing left the machine and no script failed."""
         assert not self.outside, f"requests to other machines: {self.outside[:5]}"
         assert not self.errors, f"errors in the page: {self.errors[:5]}"
+
+
+@contextlib.contextmanager
+def watching(window, height=1000):
+    """A watched page; where the test fails, a picture of it is left in out/browser/, with the time as its name."""
+    watched = Watched(window, height)
+    try:
+        yield watched
+    except BaseException:
+        with contextlib.suppress(Exception):
+            watched.page.screenshot(path=PICTURES / f"{time.strftime('%H%M%S')}.png")
+        raise
+    finally:
+        watched.page.close()
 
 
 @contextlib.contextmanager
@@ -120,7 +136,7 @@ class Lab:
         self._write(tracker, {"windowingMode": "none"})  # every cell is in the page, seen or not
         command = [
             sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={urlsplit(self.base).port}",
-            "--ServerApp.port_retries=0", f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={folder}",
+            "--ServerApp.port_retries=0", f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={folder}", "--LabApp.extension_manager=readonly",
         ]  # fmt: skip
         self.log = open(home / "server.log", "w+b")  # noqa: SIM115
         self.process = subprocess.Popen(command, env=env, stdout=self.log, stderr=subprocess.STDOUT)
@@ -192,9 +208,9 @@ class Notebook:
         """The i-th cell in the page."""
         return self.page.locator(CELL).nth(i)
 
-    def prompts(self):
-        """The prompts of the code cells: "[ ]:" not yet, "[*]:" running, "[3]:" done."""
-        return self.page.locator(f"{CELL}.jp-CodeCell .jp-InputPrompt").all_inner_texts()
+    def prompt(self, i):
+        """The prompt of cell i: "[ ]:" not yet, "[*]:" running, "[3]:" done."""
+        return self.cell(i).locator(".jp-InputPrompt").first.inner_text()
 
     def menu(self, *names):
         """Click through the menu bar."""
@@ -204,11 +220,10 @@ class Notebook:
     def run_all(self, seconds):
         """Run All Cells, wait for the last one, save; returns the cells as they were stored."""
         self.menu("Run", "Run All Cells")
-        code = [c for c in self.stored()["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()]
+        last = max(i for i, c in enumerate(self.stored()["cells"]) if c["cell_type"] == "code" and "".join(c["source"]).strip())
 
         def done():
-            texts = self.prompts()
-            return sum(bool(re.search(r"\[\d+\]", t)) for t in texts) >= len(code) or ("[*]" not in "".join(texts) and self._stopped())
+            return re.search(r"\[\d+\]", self.prompt(last)) or ("[*]" not in self.prompt(last) and self._stopped())
 
         wait(f"the last cell of {self.name}", seconds, done)
         return self.save()
@@ -241,12 +256,12 @@ class Notebook:
 
     def run(self, i, seconds=60):
         """Run cell i in place and return its output as text."""
-        before = self.cell(i).locator(".jp-InputPrompt").inner_text()
+        before = self.prompt(i)
         self.cell(i).locator(".cm-content").click()
         self.page.keyboard.press("Control+Enter")
 
         def done():
-            now = self.cell(i).locator(".jp-InputPrompt").inner_text()
+            now = self.prompt(i)
             return now != before and re.search(r"\[\d+\]", now)
 
         wait(f"cell {i}", seconds, done, pause=0.2)
@@ -258,18 +273,18 @@ class Notebook:
         return "\n".join(self.cell(i).locator(".jp-OutputArea-output").all_inner_texts())
 
     def widgets(self):
-        """Numbers of the cells that show a picture and something to move."""
+        """Numbers of the cells that show a picture or a text and something that changes it."""
         script = """cells => cells.map((c, i) => {
             const out = c.querySelector('.jp-OutputArea');
             const moves = out && out.querySelector('.noUi-handle, .jupyter-widgets select, .widget-toggle-button, .widget-radio input');
-            return moves && out.querySelector('img') ? i : -1;
+            return moves && out.querySelector('img, .widget-html pre') ? i : -1;
         }).filter(i => i >= 0)"""
         return self.page.locator(CELL).evaluate_all(script)
 
     def move(self, i, seconds=20):
-        """Move the first thing under cell i that moves and wait until the picture there is another one."""
+        """Move the first thing under cell i that moves and wait until the picture (or text) there is another one."""
         area = self.cell(i).locator(".jp-OutputArea").first
-        pictures = "el => [...el.querySelectorAll('img')].map(x => x.src).join()"
+        pictures = "el => [...el.querySelectorAll('img, .widget-html pre')].map(x => x.src || x.innerText).join()"
         before = area.evaluate(pictures)
         handle, select = area.locator(".noUi-handle[role=slider]"), area.locator("select")
         area.scroll_into_view_if_needed()

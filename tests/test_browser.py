@@ -16,7 +16,6 @@ sys.path.insert(0, str(ROOT / "tools"))
 import docs_site  # noqa: E402
 import notebooks  # noqa: E402
 
-pytestmark = pytest.mark.skipif(bool(chrome.missing()), reason=chrome.missing())
 LESSONS = ["00_start", "11_features", "12_finetune_torch"]
 BUNDLED = ROOT / "transfer_course" / "lessons"
 SOLVED = {p.stem: p for p in notebooks.notebooks()}
@@ -25,6 +24,9 @@ MATH = "\n\n## A formula\n\nInline $x^2$ and\n\n$$\\frac{1}{N}\\sum_i \\ell_i$$\
 
 @pytest.fixture(scope="module")
 def window():
+    """Chromium; its tests are skipped where there is none."""
+    if chrome.missing():
+        pytest.skip(chrome.missing())
     with chrome.browser() as b:
         yield b
 
@@ -45,43 +47,43 @@ def site(tmp_path_factory):
 
 def test_pages_open_and_ask_nobody_else(site, window):
     address, _ = site
-    watched = chrome.Watched(window)
-    page = watched.page
-    for name, holds in {
-        "index.html": "Two commands",
-        "nbs/2_vision/11_features.html": "linear_probe",
-        "reference/index.html": "Every public name",
-        "reference/transfer_course.vision.recipes.html": "peak learning rate of the backbone",
-    }.items():
-        assert page.goto(f"{address}/{name}").status == 200
-        assert holds in page.inner_text("article"), name
-    page.goto(f"{address}/reference/index.html")
-    page.locator("article").get_by_role("link", name="fine_tune", exact=True).click()
-    page.locator("dt[id='transfer_course.vision.recipes.fine_tune']").wait_for()
-    watched.clean()
+    with chrome.watching(window) as watched:
+        page = watched.page
+        for name, holds in {
+            "index.html": "Two commands",
+            "nbs/2_vision/11_features.html": "linear_probe",
+            "reference/index.html": "Every public name",
+            "reference/transfer_course.vision.recipes.html": "peak learning rate of the backbone",
+        }.items():
+            assert page.goto(f"{address}/{name}").status == 200
+            assert holds in page.inner_text("article"), name
+        page.goto(f"{address}/reference/index.html")
+        page.locator("article").get_by_role("link", name="fine_tune", exact=True).click()
+        page.locator("dt[id='transfer_course.vision.recipes.fine_tune']").wait_for()
+        watched.clean()
 
 
 def test_search_finds_fine_tuning(site, window):
     address, _ = site
-    watched = chrome.Watched(window)
-    watched.page.goto(f"{address}/index.html")
-    field = watched.page.locator(".sidebar-search").first
-    field.fill("fine-tuning")
-    field.press("Enter")
-    found = watched.page.locator("#search-results li a")
-    found.first.wait_for(timeout=30_000)
-    assert any("12_finetune_torch" in (a or "") for a in found.evaluate_all("links => links.map(a => a.href)"))
-    watched.clean()
+    with chrome.watching(window) as watched:
+        watched.page.goto(f"{address}/index.html")
+        field = watched.page.locator(".sidebar-search").first
+        field.fill("fine-tuning")
+        field.press("Enter")
+        found = watched.page.locator("#search-results li a")
+        found.first.wait_for(timeout=30_000)
+        assert any("12_finetune_torch" in (a or "") for a in found.evaluate_all("links => links.map(a => a.href)"))
+        watched.clean()
 
 
 def test_formulas_are_drawn(site, window):
     address, _ = site
-    watched = chrome.Watched(window)
-    watched.page.goto(f"{address}/index.html")
-    watched.page.locator("mjx-container svg").nth(1).wait_for(state="attached", timeout=30_000)
-    assert watched.page.locator("mjx-container svg").count() == 2
-    assert watched.page.locator("mjx-container [data-mml-node=merror]").count() == 0
-    watched.clean()
+    with chrome.watching(window) as watched:
+        watched.page.goto(f"{address}/index.html")
+        watched.page.locator("mjx-container svg").nth(1).wait_for(state="attached", timeout=30_000)
+        assert watched.page.locator("mjx-container svg").count() == 2
+        assert watched.page.locator("mjx-container [data-mml-node=merror]").count() == 0
+        watched.clean()
 
 
 def test_every_picture_has_words_and_every_link_inside_leads_somewhere(site):
@@ -116,7 +118,7 @@ def test_reference_shows_names_signatures_docstrings_and_comments(tmp_path):
         '@dataclass\nclass Made:\n    "A record."\n    a: int = 1  # the first\n    _b: int = 2\n\n'
         '    @property\n    def twice(self) -> int:\n        "Two of it."\n        return 2\n'
     )
-    (module,) = docs_reference.write_reference.__globals__["modules"](tmp_path)
+    (module,) = docs_reference.modules(tmp_path)
     text = docs_reference.page(module, {})
     for wanted in ("{py:function} f(x: int, y=(1, 2))", "Says `so`.", ":param x: how many", ":param y: a pair", "{py:data} SIZE",
                    "{py:class} Made(a: int = 1)", ":param a: the first", "{py:property} twice"):  # fmt: skip
@@ -125,9 +127,10 @@ def test_reference_shows_names_signatures_docstrings_and_comments(tmp_path):
 
 
 def test_claims_and_glossary_become_tables(tmp_path):
-    record = {"name": "11 a beats b", "difference": [0.1, 0.02, 0.2], "expected": "holds", "outcome": "holds"}
-    (tmp_path / "claims.json").write_text(json.dumps([record]))
-    assert "| 11 a beats b | +0.100 | +0.020 to +0.200 | holds | **holds** |" in docs_site.claims_page(tmp_path / "claims.json")
+    record = {"mean": 0.1, "low": 0.02, "high": 0.2, "at_least": 0.0, "expected": "holds", "outcome": "holds", "about": "accuracy | gain"}
+    (tmp_path / "claims.json").write_text(json.dumps({"11 a beats b": record}))
+    wanted = "| 11 a beats b | accuracy \\| gain | above 0 | +0.100 | +0.020 to +0.200 | holds | **holds** |"
+    assert wanted in docs_site.claims_page(tmp_path / "claims.json")
     (tmp_path / "glossary.csv").write_text("term,zh,meaning\nhead,头,the last layer | new\n", encoding="utf-8")
     assert "| **head** | 头 | the last layer \\| new |" in docs_site.glossary_page(tmp_path / "glossary.csv")
 
@@ -142,7 +145,9 @@ def test_links_to_files_that_are_no_pages_lead_to_the_repository(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def lab(window, tmp_path_factory):
+    """JupyterLab on a learner's folder of lessons."""
+    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed (it is in the extra `lessons`)")
     folder = tmp_path_factory.mktemp("learner") / "lessons"
     command = [Path(sys.executable).parent / "transfer-course", "lab", folder, "--no-open"]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
@@ -217,23 +222,20 @@ def meet(book, solved):
 
 
 TINY = [
-    """import io
-import matplotlib
-import matplotlib.pyplot as plt
-import ipywidgets as w
-def check(name):
-    got = globals()[name](2) if callable(globals()[name]) else None
-    print("not yet: fill it in" if got in (None, ...) else "right: well done" if got == 4 else "not quite: that is a half")""",
-    """def draw(n):
+    """import matplotlib.pyplot as plt
+from transfer_course.classroom.exercises import check, exercise, mistakes
+from transfer_course.classroom.widgets import explore, predict_first""",
+    """guess = predict_first("How many?", (0, 1))""",
+    """def draw(n, colour):
     fig, ax = plt.subplots(figsize=(2, 1))
-    ax.plot(range(n))
-    out = io.BytesIO()
-    fig.savefig(out, format="png")
-    plt.close(fig)
-    return out.getvalue()
-slider, picture = w.IntSlider(value=3, min=2, max=6), w.Image(value=draw(3))
-slider.observe(lambda change: setattr(picture, "value", draw(change.new)), "value")
-w.VBox([slider, picture])""",
+    ax.plot(range(n), color=colour)
+    return fig
+explore(draw, "A line that gets longer.", n=[2, 3, 4], colour=["red", "blue"])""",
+    """@exercise
+def double(answer, hint):
+    "Twice as much."
+    hint(answer(2) != 1, "That is the half.")
+    hint(answer(2) == 4, "It should be 4.")""",
     """def double(x):
     # BEGIN SOLUTION
     y = x
@@ -243,44 +245,39 @@ w.VBox([slider, picture])""",
     # END SOLUTION""",
     """check("double")""",
     """#| hide
-mistakes("double", {"half": lambda x: x / 2})""",
+mistakes("double", {"half": lambda x: x / 2, "4": lambda x: x + 1})""",
     """print("the end")""",
 ]
 
 
 def tiny(folder, name, cells):
-    """A solved notebook; its unsolved copy goes to the learner's folder."""
+    """A solved notebook's cells; its unsolved copy goes to the learner's folder."""
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     solved = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=kernel)
-    copy = notebooks.unsolved(solved)
-    copy.cells = [c for c in copy.cells if "mistakes(" not in c.source]
-    nbformat.write(copy, folder / f"{name}.ipynb")
+    nbformat.write(notebooks.unsolved(solved, f"{name}.ipynb"), folder / f"{name}.ipynb")
     return solved.cells
 
 
 def test_the_steps_themselves_on_a_tiny_notebook(lab, window):
     solved = tiny(lab.folder, "tiny", TINY)
-    watched = chrome.Watched(window)
-    assert meet(chrome.Notebook(lab, watched, "tiny.ipynb"), solved) == {"run", "widget", "wrong", "right"}
-    watched.page.close()
+    with chrome.watching(window) as watched:
+        assert meet(chrome.Notebook(lab, watched, "tiny.ipynb"), solved) == {"run", "widget", "wrong", "right"}
 
 
 def test_a_traceback_is_noticed(lab, window):
     solved = tiny(lab.folder, "broken", ["1 / 0", "print('never')"])
-    watched = chrome.Watched(window)
-    book = chrome.Notebook(lab, watched, "broken.ipynb")
-    with pytest.raises(AssertionError, match="ZeroDivisionError"):
-        meet(book, solved)
-    watched.page.close()
+    with chrome.watching(window) as watched:
+        book = chrome.Notebook(lab, watched, "broken.ipynb")
+        with pytest.raises(AssertionError, match="ZeroDivisionError"):
+            meet(book, solved)
 
 
 @pytest.mark.parametrize("name", [n for n in LESSONS if (BUNDLED / f"{n}.ipynb").exists()])
 def test_a_lesson_as_a_learner_meets_it(name, lab, window):
-    watched = chrome.Watched(window, height=1400)
-    book = chrome.Notebook(lab, watched, f"{name}.ipynb")
-    solved = nbformat.read(SOLVED[name], as_version=4).cells
-    met = meet(book, solved)
-    text = (BUNDLED / f"{name}.ipynb").read_text(encoding="utf-8")
-    assert ("explore(" in text) <= ("widget" in met), "its widget was not found"
-    assert ("check(" in text) <= ("right" in met), "its exercises were not found"
-    watched.page.close()
+    with chrome.watching(window, height=1400) as watched:
+        book = chrome.Notebook(lab, watched, f"{name}.ipynb")
+        solved = nbformat.read(SOLVED[name], as_version=4).cells
+        met = meet(book, solved)
+        text = (BUNDLED / f"{name}.ipynb").read_text(encoding="utf-8")
+        assert ("explore(" in text) <= ("widget" in met), "its widget was not found"
+        assert ("check(" in text) <= ("right" in met), "its exercises were not found"

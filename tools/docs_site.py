@@ -18,10 +18,9 @@ from pathlib import Path
 
 import nbformat
 from docs_reference import write_reference
-from notebooks import DIRECTIVE, ROOT, bin_dir, is_lesson, notebooks
+from notebooks import DIRECTIVE, GRADER, ROOT, bin_dir, is_lesson, notebooks
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
-MARKS = re.compile(r"^[ \t]*# (?:(?:BEGIN|END) SOLUTION.*|BROKEN .*)\n?|[ \t]*# SOLUTION[ \t]*$", re.MULTILINE)
+MARKS = re.compile(r"^[ \t]*# (?:(?:BEGIN|END) SOLUTION.*|BROKEN .*)\n?|[ \t]*# SOLUTION[^\n]*$", re.MULTILINE)
 
 
 def settings() -> dict:
@@ -32,7 +31,7 @@ def settings() -> dict:
 
 
 def site_notebook(nb) -> nbformat.NotebookNode:
-    """A notebook as the site shows it: no directives and hidden cells, solutions and graders folded, a word where a widget would be."""
+    """A notebook as the site shows it: no directives and hidden cells; solutions and graders folded."""
     kept = []
     for c in nb.cells:
         if re.search(r"^#\|\s*hide\s*$", c.source, re.MULTILINE) or not DIRECTIVE.sub("", c.source).strip():
@@ -41,14 +40,12 @@ def site_notebook(nb) -> nbformat.NotebookNode:
         if re.search(r"^#\|\s*echo:\s*false", c.source, re.MULTILINE):
             tags.add("remove-input")
         if c.cell_type == "code":
-            solved, grader = MARKS.search(c.source), re.search(r"^@exercise\b", c.source, re.MULTILINE)
+            solved, grader = MARKS.search(c.source), GRADER.search(c.source)
             if solved or grader:
                 tags.add("hide-input")
                 c.metadata["mystnb"] = {"code_prompt_show": "Show a solution" if solved else "Show what is checked"}
-            for o in c.outputs:
-                if WIDGET in o.get("data", {}):
-                    o.data = {"text/markdown": "*Here the running notebook has something to move.*"}
-        c.source = MARKS.sub("", DIRECTIVE.sub("", c.source)).strip("\n")
+            c.source = MARKS.sub("", c.source)
+        c.source = DIRECTIVE.sub("", c.source).strip("\n")
         if tags:
             c.metadata["tags"] = sorted(tags)
         kept.append(c)
@@ -79,20 +76,15 @@ def table(head: list[str], rows: list[list]) -> str:
 
 def claims_page(path: Path) -> str:
     """What the lessons claim, as it came out: from the records that `claim` writes."""
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    records = stored if isinstance(stored, list) else [{"name": k, **v} for k, v in stored.items()]
     rows = []
-    for r in sorted(records, key=lambda r: r["name"]):
-        d = r.get("difference", r)
-        mean, low, high = (d["mean"], d["low"], d["high"]) if isinstance(d, dict) else d
-        about = f"; {r['about']}" if r.get("about") else ""
-        least = f" (at least {r['at_least']:+.3g})" if r.get("at_least") else ""
-        rows.append([r["name"] + least + about, f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}", r["expected"], f"**{r['outcome']}**"])
+    for name, r in sorted(json.loads(path.read_text(encoding="utf-8")).items()):
+        interval = f"{r['low']:+.3f} to {r['high']:+.3f}"
+        rows.append([name, r["about"], f"above {r['at_least']:g}", f"{r['mean']:+.3f}", interval, r["expected"], f"**{r['outcome']}**"])
     text = (
-        "# Claims\n\nEach lesson states what it expects to see as a difference and measures it over seeds and identities. *Holds*: the whole 99 % "
-        "interval is on the claimed side. *Fails*: all of it is on the other. *Unclear*: neither; the data don't tell.\n\n"
+        "# Claims\n\nEach lesson states what it expects to see as a difference and measures it over seeds and identities, with a 99 % "
+        "interval. *Holds*: all of the interval is above what is claimed. *Fails*: all of it is below. *Unclear*: neither; the data don't tell.\n\n"
     )
-    return text + table(["claim", "difference", "99 % interval", "expected", "outcome"], rows) + "\n"
+    return text + table(["claim", "what is measured", "claimed", "difference", "interval", "expected", "outcome"], rows) + "\n"
 
 
 def glossary_page(path: Path) -> str:
