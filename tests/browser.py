@@ -158,10 +158,11 @@ class Lab:
         with contextlib.suppress(OSError):
             return self.ask("status")
 
-    def ask(self, path):
-        """One GET of the server's REST API."""
-        with urllib.request.urlopen(f"{self.base}/api/{path}?token={self.token}", timeout=10) as answer:
-            return json.load(answer)
+    def ask(self, path, method="GET"):
+        """One request to the server's REST API."""
+        request = urllib.request.Request(f"{self.base}/api/{path}", method=method, headers={"Authorization": f"token {self.token}"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read() or "null")
 
     def stop(self):
         """End the server and its kernels."""
@@ -192,6 +193,13 @@ class Notebook:
         self.page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=60_000)
         want = len(self.stored()["cells"])
         wait("all cells in the page", 60, lambda: self.page.locator(CELL).count() == want)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        """End its kernel: the next lesson needs the memory."""
+        self.lab.ask(f"sessions/{self._session()['id']}", "DELETE")
 
     def _session(self):
         return next((s for s in self.lab.ask("sessions") if s["path"] == self.name), None)
@@ -254,18 +262,17 @@ class Notebook:
         shown = "\n".join(self.cell(i).locator(".cm-line").all_text_contents())
         assert shown.strip() == source.strip(), f"the editor holds {shown!r}"
 
-    def run(self, i, seconds=60):
-        """Run cell i in place and return its output as text."""
+    def run(self, i, says="", seconds=60):
+        """Run cell i in place; its output as text, once that holds the pattern `says`."""
         before = self.prompt(i)
         self.cell(i).locator(".cm-content").click()
         self.page.keyboard.press("Control+Enter")
 
         def done():
             now = self.prompt(i)
-            return now != before and re.search(r"\[\d+\]", now)
+            return now != before and re.search(r"\[\d+\]", now) and re.search(says, self.output(i))
 
-        wait(f"cell {i}", seconds, done, pause=0.2)
-        self.page.wait_for_timeout(300)  # outputs arrive a moment after the prompt
+        wait(f"cell {i} to say {says!r}", seconds, done, pause=0.2)
         return self.output(i)
 
     def output(self, i):

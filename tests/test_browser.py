@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import docs_site  # noqa: E402
 import notebooks  # noqa: E402
 
+SAYS = r"right: |not quite: |not yet: "
 LESSONS = ["00_start", "11_features", "12_finetune_torch"]
 BUNDLED = ROOT / "transfer_course" / "lessons"
 SOLVED = {p.stem: p for p in notebooks.notebooks()}
@@ -208,13 +209,13 @@ def meet(book, solved):
         if wrong:
             book.write(i, wrong[1])
             book.run(i)
-            said = book.run(at)
+            said = book.run(at, SAYS)
             assert "not quite" in said and wrong[0] in said, f"{wrong[1]!r} is answered by {said!r}"
             met.add("wrong")
         (right,) = [source(c) for c in solved if c.get("id") == cells[i].get("id")]
         book.write(i, notebooks.DIRECTIVE.sub("", right).strip("\n"))
         assert "Error" not in book.run(i)
-        assert "right:" in book.run(at), book.output(at)
+        assert "right:" in book.run(at, SAYS), book.output(at)
         met.add("right")
         break
     book.watched.clean()
@@ -260,24 +261,26 @@ def tiny(folder, name, cells):
 
 def test_the_steps_themselves_on_a_tiny_notebook(lab, window):
     solved = tiny(lab.folder, "tiny", TINY)
-    with chrome.watching(window) as watched:
-        assert meet(chrome.Notebook(lab, watched, "tiny.ipynb"), solved) == {"run", "widget", "wrong", "right"}
+    with chrome.watching(window) as watched, chrome.Notebook(lab, watched, "tiny.ipynb") as book:
+        assert meet(book, solved) == {"run", "widget", "wrong", "right"}
 
 
 def test_a_traceback_is_noticed(lab, window):
     solved = tiny(lab.folder, "broken", ["1 / 0", "print('never')"])
-    with chrome.watching(window) as watched:
-        book = chrome.Notebook(lab, watched, "broken.ipynb")
-        with pytest.raises(AssertionError, match="ZeroDivisionError"):
-            meet(book, solved)
+    with (
+        chrome.watching(window) as watched,
+        chrome.Notebook(lab, watched, "broken.ipynb") as book,
+        pytest.raises(AssertionError, match="ZeroDivisionError"),
+    ):
+        meet(book, solved)
 
 
 @pytest.mark.parametrize("name", [n for n in LESSONS if (BUNDLED / f"{n}.ipynb").exists()])
 def test_a_lesson_as_a_learner_meets_it(name, lab, window):
     with chrome.watching(window, height=1400) as watched:
-        book = chrome.Notebook(lab, watched, f"{name}.ipynb")
         solved = nbformat.read(SOLVED[name], as_version=4).cells
-        met = meet(book, solved)
+        with chrome.Notebook(lab, watched, f"{name}.ipynb") as book:
+            met = meet(book, solved)
         text = (BUNDLED / f"{name}.ipynb").read_text(encoding="utf-8")
         assert ("explore(" in text) <= ("widget" in met), "its widget was not found"
         assert ("check(" in text) <= ("right" in met), "its exercises were not found"
