@@ -33,6 +33,7 @@ html_theme = "furo"
 html_title = f"{project} {version}"
 html_static_path = ["_static"]
 html_copy_source = False
+html_domain_indices = False
 html_show_copyright = False
 mathjax_path = "mathjax/tex-svg.js"
 mathjax3_config = {"options": {"enableMenu": False}}  # the menu would load parts of MathJax that are not here
