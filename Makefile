@@ -42,7 +42,7 @@ test-lib: install
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout 900 tests
 
 test-lessons: install
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(NBVAL) nbs
+	TRANSFER_COURSE_STRICT=1 $(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(NBVAL) nbs
 
 lab: install
 	$(BIN)/transfer-course lab

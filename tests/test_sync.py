@@ -43,12 +43,38 @@ def test_unsolved_copies_are_fresh(tmp_path):
     assert [p.name for p in made if p.read_bytes() != (folder / p.name).read_bytes()] == []
 
 
+def code_of(*sources):
+    """What a learner gets of these code cells."""
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].outputs = [nbformat.v4.new_output("stream", text="42")]
+    nb = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    return notebooks.unsolved(nb, "x.ipynb").cells
+
+
 def test_unsolved_copies_hide_solutions_and_outputs():
-    cell = nbformat.v4.new_code_cell("#| export\ndef f(x):\n    # BEGIN SOLUTION\n    return 42\n    # END SOLUTION\n")
-    cell.outputs = [nbformat.v4.new_output("stream", text="42")]
-    nb = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    (out,) = notebooks.unsolved(nb).cells
+    (out,) = code_of("#| export\ndef f(x):\n    # BEGIN SOLUTION\n    return 42\n    # END SOLUTION\n")
     assert out.source == "def f(x):\n    ..." and not out.outputs
+    (out,) = code_of('my_choice = "b"  # SOLUTION, for a reason\nother = 1')
+    assert out.source == "my_choice = ...\nother = 1"
+
+
+def test_a_repair_exercise_shows_the_broken_lines():
+    source = "def f(x):\n    # BEGIN SOLUTION\n    return x\n    # END SOLUTION\n    # BROKEN y = x\n    # BROKEN return y + 1\n"
+    (out,) = code_of(source)
+    assert out.source == "def f(x):\n    y = x\n    return y + 1"
+
+
+def test_graders_are_folded_and_wrong_answers_left_out():
+    grader, after = code_of("@exercise\ndef f(answer, hint):\n    'Yes.'", "#| hide\nmistakes('f', {})", "print(1)")
+    assert grader.metadata.jupyter.source_hidden and after.source == "print(1)"
+
+
+def test_learners_copies_open_in_colab():
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# A lesson")], metadata={"kernelspec": {"name": "python3", "display_name": "x"}}
+    )
+    (first,) = notebooks.unsolved(nb, "07_data.ipynb").cells
+    assert first.source.endswith("/blob/main/transfer_course/lessons/07_data.ipynb)")
 
 
 def test_readme_is_the_index():

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
@@ -24,6 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_EVAL = re.compile(r"^#\|\s*eval\s*:?\s*false\s*$", re.MULTILINE)
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 SOLUTION = re.compile(r"^([ \t]*)# BEGIN SOLUTION.*?# END SOLUTION[^\n]*$", re.MULTILINE | re.DOTALL)
+SOLVED_VALUE = re.compile(r"^([ \t]*\w[\w, ]*=) .*# SOLUTION[^\n]*$", re.MULTILINE)
+BROKEN = re.compile(r"^([ \t]*)# BROKEN ?", re.MULTILINE)
+MISTAKES = re.compile(r"^mistakes\(", re.MULTILINE)
+GRADER = re.compile(r"^@exercise\b", re.MULTILINE)
 
 
 def notebooks(folder: Path = ROOT / "nbs") -> list[Path]:
@@ -52,12 +57,17 @@ def run(paths: list[Path]) -> None:
         for c in nb.cells:
             if c["id"] in kept:
                 c.source = "pass"
+        # Learners' runs record nothing; ours keep what each claim found, and exercises have to be solved.
+        os.environ.setdefault("TRANSFER_COURSE_RECORD", str(ROOT / "transfer_course" / "assets" / "records" / "claims.json"))
+        os.environ["TRANSFER_COURSE_STRICT"] = "1"
         NotebookClient(
             nb, timeout=600, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": path.parent}}
         ).execute()
         for c in nb.cells:
             if c["id"] in kept:
                 c.source, c.outputs = kept[c["id"]], []
+            for o in c.get("outputs", []):  # a widget that no kernel stands behind is an empty box
+                o.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
         nb.metadata.pop("widgets", None)
         nbformat.write(nb, path)
         subprocess.run([bin_dir() / "nbdev-clean", "--fname", path], check=True, cwd=ROOT)
@@ -70,18 +80,36 @@ def export_library(root: Path = ROOT) -> None:
     subprocess.run([bin_dir() / "nbdev-export"], check=True, cwd=root, env=env)
 
 
-def unsolved(nb) -> nbformat.NotebookNode:
-    """A lesson as a learner gets it: no solutions, no outputs, no nbdev directives."""
+def stub(source: str) -> str:
+    """A code cell without its solution: `...` in its place, or the broken lines that are to be mended."""
+    if BROKEN.search(source):
+        return BROKEN.sub(r"\1", re.sub(SOLUTION.pattern + r"\n?", "", source, flags=SOLUTION.flags))
+    return SOLVED_VALUE.sub(r"\1 ...", SOLUTION.sub(r"\1...", source))
+
+
+def colab_link(name: str) -> str:
+    """A link that opens the learner's copy in Colab. A badge would be a picture from another host in every lesson."""
+    config = ConfigParser(delimiters=["="], interpolation=None)
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    repository = config["DEFAULT"]["git_url"].rstrip("/").removeprefix("https://github.com/")
+    return f"[Open in Colab](https://colab.research.google.com/github/{repository}/blob/main/transfer_course/lessons/{name})"
+
+
+def unsolved(nb, name: str) -> nbformat.NotebookNode:
+    """A lesson as a learner gets it: no solutions, no outputs, no nbdev directives, graders folded away."""
     cells = []
     for c in nb.cells:
         source = DIRECTIVE.sub("", c.source).strip("\n")
-        if not source.strip():
+        if not source.strip() or (c.cell_type == "code" and MISTAKES.search(source)):
             continue
-        new = (
-            nbformat.v4.new_markdown_cell(source)
-            if c.cell_type == "markdown"
-            else nbformat.v4.new_code_cell(SOLUTION.sub(r"\1...", source))
-        )
+        if c.cell_type == "markdown":
+            if source.startswith("# "):
+                source += "\n\n" + colab_link(name)
+            new = nbformat.v4.new_markdown_cell(source)
+        else:
+            new = nbformat.v4.new_code_cell(stub(source))
+            if GRADER.search(source):
+                new.metadata["jupyter"] = {"source_hidden": True}
         new["id"] = c["id"]
         cells.append(new)
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": dict(nb.metadata.kernelspec)})
@@ -92,7 +120,7 @@ def write_lessons(to: Path = ROOT / "transfer_course" / "lessons") -> list[Path]
     to.mkdir(parents=True, exist_ok=True)
     made = []
     for path in filter(is_lesson, notebooks()):
-        nb = unsolved(nbformat.read(path, as_version=4))
+        nb = unsolved(nbformat.read(path, as_version=4), path.name)
         (to / path.name).write_text(json.dumps(nb, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         made.append(to / path.name)
     for stale in set(to.glob("*.ipynb")) - set(made):

@@ -1,0 +1,105 @@
+"""The classroom: what a check, a guess, a widget and a claim do where a lesson's own cells don't look."""
+
+import json
+import sys
+
+import pytest
+
+from transfer_course.classroom import claims, exercises, glossary, widgets
+
+
+@pytest.fixture
+def twice():
+    """An exercise that asks for a function which doubles."""
+
+    @exercises.exercise
+    def twice(answer, hint):
+        "Twice is right."
+        hint(answer(3) != 9, "That is the square.")
+        hint(answer(3) == 6, "Twice 3 is 6.")
+
+    assert twice is ...
+    yield
+    exercises._GRADERS.pop("twice")
+
+
+def test_verdicts(twice):
+    assert exercises.grade("twice", lambda x: 2 * x) == ("right", "Twice is right.")
+    assert exercises.grade("twice", lambda x: x * x) == ("not quite", "That is the square.")
+    for stub in (..., None, lambda x: None, lambda x: ...):
+        assert exercises.grade("twice", stub)[0] == "not yet"
+    verdict, why = exercises.grade("twice", lambda x: x / 0)
+    assert verdict == "not quite" and "ZeroDivisionError" in why
+    assert exercises.grade("twice", 6)[0] == "not quite", "a value where a function is asked for"
+
+
+def test_check_finds_the_name_and_never_stops_a_notebook(twice, capsys, monkeypatch):
+    monkeypatch.delenv("TRANSFER_COURSE_STRICT", raising=False)
+    monkeypatch.setitem(globals(), "twice", lambda x: x * x)
+    exercises.check("twice")
+    monkeypatch.delitem(globals(), "twice")
+    exercises.check("twice")
+    assert capsys.readouterr().out == "✗ not quite: That is the square.\n… not yet: write twice in the cell above and run it.\n"
+    monkeypatch.setenv("TRANSFER_COURSE_STRICT", "1")
+    with pytest.raises(AssertionError, match="not yet"):
+        exercises.check("twice")
+
+
+def test_mistakes_fail_where_a_hint_does_not_name_the_mistake(twice):
+    exercises.mistakes("twice", {"square": lambda x: x * x, "is 6": lambda x: 5})
+    with pytest.raises(AssertionError, match="expected a hint"):
+        exercises.mistakes("twice", {"square": lambda x: 2 * x, "is 6": lambda x: 5})
+    with pytest.raises(ValueError, match="at least two"):
+        exercises.mistakes("twice", {"square": lambda x: x * x})
+
+
+def test_a_slider_that_was_not_moved_is_no_guess(capsys):
+    guess = widgets.predict_first("How much?", (0, 1))
+    guess.reveal(0.25)
+    control = widgets._asked(guess).children[1]
+    control.value = 0.75
+    guess.reveal(0.25)
+    out = capsys.readouterr().out
+    assert "You made no guess. It is 0.25." in out and "You guessed 0.75. It is 0.25, 0.50 away." in out
+
+
+def test_a_control_redraws(monkeypatch):
+    shown = []
+    monkeypatch.setattr(widgets, "_display", lambda box, **kw: shown.append(box))
+    widgets.explore(lambda depth, style: f"{depth} {style}", "words", depth=[0, 1, 2], style=["a", "b"])
+    depth, style, view = shown[0].children
+    assert view.value == "<pre>0 a</pre>"
+    depth.value, style.value = 2, "b"
+    assert view.value == "<pre>2 b</pre>"
+
+
+def test_a_claim_asserts_its_expectation_and_is_recorded(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "claims.json"
+    monkeypatch.setenv("TRANSFER_COURSE_RECORD", str(path))
+    claims.claim("1 a", (0.2, 0.1, 0.3))
+    claims.claim("2 b", (0.2, -0.1, 0.3), expected="unclear")
+    claims.claim("3 c", (-0.2, -0.3, -0.1), expected="fails")
+    with pytest.raises(AssertionError, match="found 'unclear'"):
+        claims.claim("2 b", (0.2, -0.1, 0.3))
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert [found[k]["outcome"] for k in ("1 a", "2 b", "3 c")] == ["holds", "unclear", "fails"]
+    monkeypatch.delenv("TRANSFER_COURSE_RECORD")
+    claims.claim("4 d", (0.2, 0.1, 0.3))
+    assert "4 d" not in json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_glossary_is_sorted_and_whole():
+    words = glossary.glossary()
+    assert list(words) == sorted(words, key=str.lower)
+    for term, (zh, meaning) in words.items():
+        assert zh and meaning.endswith("."), term
+    with pytest.raises(KeyError, match="fine-tuning"):
+        glossary.terms("finetuning")
+
+
+def test_the_classroom_needs_no_framework():
+    code = "from transfer_course.classroom import claims, exercises, glossary, pictures, widgets; import sys; print([m for m in ('torch', 'tensorflow', 'sklearn') if m in sys.modules])"
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
