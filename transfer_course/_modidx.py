@@ -455,6 +455,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'transfer_course/practice/demo.py'),
                                                'transfer_course.practice.demo._answers': ( '6_practice/demo.html#_answers',
                                                                                            'transfer_course/practice/demo.py'),
+                                               'transfer_course.practice.demo._expected': ( '6_practice/demo.html#_expected',
+                                                                                            'transfer_course/practice/demo.py'),
                                                'transfer_course.practice.demo._finish': ( '6_practice/demo.html#_finish',
                                                                                           'transfer_course/practice/demo.py'),
                                                'transfer_course.practice.demo._identity_classes': ( '6_practice/demo.html#_identity_classes',
