@@ -6,7 +6,7 @@
 __all__ = ['BUDGETS', 'SEEDS', 'SIZE', 'SCRATCH', 'EPOCHS', 'METHODS', 'parts', 'BudgetRun', 'run_budget', 'curve', 'budget_path',
            'load_budget', 'study_budget']
 
-# %% ../../nbs/6_practice/budget.ipynb #3ada8b44
+# %% ../../nbs/6_practice/budget.ipynb #afd03383
 import json
 import time
 from pathlib import Path
@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.errors import BadValue
-from ..engine.files import assets_folder, atomic_write
+from ..engine.files import assets_folder, atomic_write, resize_square
 from ..engine.runs import versions
 from .demo import machine
 from ..vision.backbones import backbone
-from ..vision.data import styles
+from ..vision.data import ImageDataset, styles
 from ..vision.features import Curve, extract, label_budget, linear_probe, random_probe
 from ..vision.recipes import Recipe, fine_tune
 
@@ -44,13 +44,18 @@ def _scratch(part, seed):
     result = fine_tune(backbone("small_cnn", "torch", weights=None, seed=seed), part, None, SCRATCH.but(epochs=epochs, seed=seed), progress=False)
     return lambda d: result.predict(d).argmax(1)
 
-def _probe(part, seed):
-    "A probe on the pretrained features."
-    net = backbone("efficientnet_lite0", "torch")
-    probe = linear_probe(extract(net, part, progress=False), part.labels, part.groups)
-    return lambda d: probe.predict(extract(net, d, progress=False))
+def _enlarged(data, size):
+    "The same pictures on `size` pixels: nothing is added, they are only spread over more of them."
+    return data if size == SIZE else ImageDataset(resize_square(data.images, size), data.labels, data.classes, groups=data.groups)
 
-METHODS = {"probe": _probe, "random_probe": lambda part, seed: random_probe(part, seed=seed), "scratch": _scratch}
+def _probe(part, seed, size=SIZE):
+    "A probe on the pretrained features of the pictures at `size`."
+    net = backbone("efficientnet_lite0", "torch")
+    features = lambda d: extract(net, _enlarged(d, size), progress=False)
+    probe = linear_probe(features(part), part.labels, part.groups)
+    return lambda d: probe.predict(features(d))
+
+METHODS = {"probe": _probe, "probe_128": lambda part, seed: _probe(part, seed, 128), "random_probe": lambda part, seed: random_probe(part, seed=seed), "scratch": _scratch}
 
 # %% ../../nbs/6_practice/budget.ipynb #fbbbb762
 class BudgetRun(NamedTuple):
