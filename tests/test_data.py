@@ -25,7 +25,7 @@ from PIL import Image
 from transfer_course.engine import files
 from transfer_course.engine.errors import BadValue, Damaged, NotFound, Offline, UserMistake
 from transfer_course.engine.files import read_image, resize_square
-from transfer_course.vision import data
+from transfer_course.vision import datasets, images
 from transfer_course.vision.data import (
     AUGMENTATIONS,
     STYLE_CLASSES,
@@ -426,13 +426,13 @@ def test_a_nasty_folder(nasty):
 
 def test_lazy_and_in_memory_are_the_same(nasty, monkeypatch):
     memory = image_folder(nasty, size=16)
-    monkeypatch.setattr(data, "KEEP_BYTES", 0)
+    monkeypatch.setattr(images, "KEEP_BYTES", 0)
     lazy = image_folder(nasty, size=16)
-    assert isinstance(lazy._pixels, data._OnDisk) and lazy._pixels._kept is None
+    assert isinstance(lazy._pixels, images._OnDisk) and lazy._pixels._kept is None
     assert (lazy.images == memory.images).all() and lazy.digests() == memory.digests() and lazy.size == 16
     assert (lazy.batch([3, -1]) == memory.images[[3, -1]]).all()
     both = lazy.split(0.3, 0).train.concat(lazy.split(0.3, 0).valid)
-    assert isinstance(both._pixels, data._OnDisk) and sorted(both.digests()) == sorted(memory.digests())
+    assert isinstance(both._pixels, images._OnDisk) and sorted(both.digests()) == sorted(memory.digests())
     assert image_folder(nasty, size=8).digests()[0] != memory.digests()[0]
     os.remove(lazy.paths[0])
     with pytest.raises(UserMistake, match="no such file"):
@@ -493,7 +493,7 @@ def test_offline_is_one_sentence(tmp_path, monkeypatch):
         raise urllib.error.URLError(OSError(-3, "Temporary failure in name resolution"))
 
     for name, error in {"pathmnist": "_medmnist", "cifar10": "_torchvision", "oxford_iiit_pet": "_torchvision"}.items():
-        monkeypatch.setattr(data, error, down)
+        monkeypatch.setattr(datasets, error, down)
         with pytest.raises(Offline, match=rf"'{name}'.*styles\(\)") as e:
             named_dataset(name, tmp_path)
         assert "\n" not in str(e.value)
@@ -511,7 +511,7 @@ def test_wrong_names_and_places(tmp_path, monkeypatch):
     def full(*a):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data, "_medmnist", full)
+    monkeypatch.setattr(datasets, "_medmnist", full)
     with pytest.raises(UserMistake, match="full"):
         named_dataset("pathmnist", tmp_path)
 
@@ -525,7 +525,7 @@ def test_medmnist_from_a_file_that_is_there(tmp_path, monkeypatch):
         parts[f"{part}_labels"] = np.arange(n, dtype=np.uint8)[:, None] % 2
     np.savez(tmp_path / "pneumoniamnist.npz", **parts)
     md5 = hashlib.md5((tmp_path / "pneumoniamnist.npz").read_bytes()).hexdigest()
-    monkeypatch.setitem(data._MEDMNIST, "pneumoniamnist", (md5, "normal|pneumonia"))
+    monkeypatch.setitem(datasets._MEDMNIST, "pneumoniamnist", (md5, "normal|pneumonia"))
     d = named_dataset("pneumoniamnist", tmp_path, part="test")
     assert d.images.shape == (3, 28, 28, 3) and d.labels.tolist() == [0, 1, 0] and d.classes == ["normal", "pneumonia"]
     assert named_dataset("pneumoniamnist", tmp_path, size=32).size == 32

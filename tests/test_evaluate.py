@@ -83,7 +83,7 @@ def brute(x, groups, n, seed):
 
 @pytest.mark.parametrize("kind", ["right or wrong", "losses", "each seed tests its own part"])
 def test_resampling_is_the_brute_force_one(kind):
-    from transfer_course.vision.evaluate import _resample, _sums
+    from transfer_course.vision.bootstrap import _resample, _sums
 
     rng = np.random.default_rng(3)
     groups = rng.permutation(np.repeat(np.arange(12), rng.integers(1, 6, 12)))

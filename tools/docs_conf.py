@@ -1,10 +1,52 @@
-"""Sphinx settings of the documentation site; outputs are the stored ones."""
+"""Sphinx settings of the documentation site; outputs are the stored ones, and no page asks another machine for anything."""
 
-project = "transfer_course"
-author = "The transfer_course authors"
-extensions = ["myst_nb"]
-nb_execution_mode = "off"
-html_theme = "furo"
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+import json
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.util import logging
+
+HERE = Path(__file__).parent
+log = logging.getLogger(__name__)
+about = json.loads((HERE / "about.json").read_text(encoding="utf-8"))  # written by tools/docs_site.py
+
+project = about["name"]
+author = about["author"]
+version = release = about["version"]
+extensions = ["myst_nb", "sphinx.ext.mathjax"]
 exclude_patterns = ["**.ipynb_checkpoints"]
-suppress_warnings = ["mystnb.unknown_mime_type", "myst.header", "myst.xref_missing", "misc.highlighting_failure", "toc.not_included"]
+suppress_warnings = ["misc.highlighting_failure"]  # %magics and !shell lines are no Python
+
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}
+nb_code_prompt_show = "Show the {type}"
+nb_code_prompt_hide = "Hide the {type}"
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "fieldlist"]
+myst_heading_anchors = 3
+
+python_maximum_signature_line_length = 100
+python_use_unqualified_type_names = True
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+html_theme = "furo"
+html_title = f"{project} {version}"
+html_static_path = ["_static"]
+html_copy_source = False
+html_domain_indices = False
+html_show_copyright = False
+mathjax_path = "mathjax/tex-svg.js"
+mathjax3_config = {"options": {"enableMenu": False}}  # the menu would load parts of MathJax that are not here
+
+
+def add_alt_texts(app, doctree):
+    """myst-nb names a picture by its sha256 and forgets its words; the build noted them by that name."""
+    for image in doctree.findall(nodes.image):
+        image["alt"] = image.get("alt") or about["alt"].get(Path(image["uri"]).stem, "")
+        if not image["alt"]:
+            log.warning("a picture without alt text: %s", image["uri"], location=image)
+
+
+def setup(app):
+    """Sphinx calls this."""
+    app.connect("doctree-read", add_alt_texts)

@@ -12,7 +12,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -163,27 +162,6 @@ def write_readme() -> None:
         (folder / name).write_bytes(data)
 
 
-def docs(out: Path = ROOT / "out" / "docs") -> None:
-    """Build the documentation site from the stored outputs; nothing is executed."""
-    source = out / "src"
-    shutil.rmtree(out, ignore_errors=True)
-    source.mkdir(parents=True)
-    shutil.copytree(ROOT / "nbs", source / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "index.ipynb"))
-    shutil.copy(ROOT / "tools" / "docs_conf.py", source / "conf.py")
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("](CONTRIBUTING.md)", "](https://github.com)")
-    books = {
-        k: [p.relative_to(ROOT).with_suffix("").as_posix() for p in notebooks() if p.name != "index.ipynb" and is_lesson(p) == k]
-        for k in (True, False)
-    }
-    for caption, lesson in (("Lessons", True), ("Reference", False)):
-        listed = "\n".join(books[lesson])
-        text += f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
-    (source / "index.md").write_text(text, encoding="utf-8")
-    command = [bin_dir() / "sphinx-build", "-q", "-b", "html", "-d", out / "doctrees", source, out / "html"]
-    subprocess.run(command, check=True, cwd=ROOT)
-    print(f"open {(out / 'html' / 'index.html').relative_to(ROOT)}")
-
-
 def main() -> None:
     """Dispatch on the first argument."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,7 +171,9 @@ def main() -> None:
     if args.what == "run":
         run([p.resolve() for p in args.paths] or notebooks())
     elif args.what == "docs":
-        docs()
+        from docs_site import docs
+
+        print(f"open {(docs() / 'index.html').relative_to(ROOT)}")
     else:
         export_library()
         write_lessons()
