@@ -79,12 +79,13 @@ def doctor(as_json: Json = False) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for table, figure and HTML report.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, max=4, help="Which of the study's five seeds is run live, 0 to 4.")] = 0,
+    minutes: Annotated[float, typer.Option(min=0, help="Rows that would end later are taken from the records.")] = 8,
     as_json: Json = False,
 ) -> None:
     """Bundled images: baselines, scratch, probe and fine-tuning, in PyTorch and in Keras, in five styles (about 8 minutes)."""
     from transfer_course.practice.demo import run_demo
 
-    rows, report = run_demo(out, seed=seed, say=lambda text="": say(text, as_json))
+    rows, report = run_demo(out, seed=seed, minutes=minutes, say=lambda text="": say(text, as_json))
     if as_json:
         emit({"rows": rows, "report": str(report)})
 

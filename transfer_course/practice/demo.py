@@ -285,30 +285,38 @@ def findings(runs, data, items) -> list[str]:
     return told
 
 # %% ../../nbs/6_practice/demo.ipynb #72dfe00e
-def run_demo(out="runs/demo", seed: int = 0, frameworks=("torch", "keras"), say=print, progress: bool = True) -> tuple[list[dict], Path]:
-    "Run one seed of every method live, add the recorded seeds, print and save table, figure and report; returns (rows, report)."
-    out = Path(out)
+def _expected(recorded, seed, runs):
+    "(framework, strategy) → seconds that it should take here: as in the records, times how fast this machine was so far."
+    there = {(r.framework, r.strategy): r.seconds for r in recorded if r.seed == seed}
+    pairs = [(r.seconds, there[r[:2]]) for r in runs if there.get(r[:2], 0) > 5]
+    pace = sum(a for a, _ in pairs) / sum(b for _, b in pairs) if pairs else 1.0
+    return {k: pace * s + 2 for k, s in there.items()}
+
+def run_demo(out="runs/demo", seed: int = 0, frameworks=("torch", "keras"), minutes: float = 8, say=print, progress: bool = True) -> tuple[list[dict], Path]:
+    "Run one seed of every method that fits into `minutes`, add the recorded seeds, print and save table, figure and report; returns (rows, report)."
+    out, began = Path(out), time.perf_counter()
     recorded, record = load_records()
     say(f"Training on noto drawings, testing on things never seen, at {SIZE} px. Seed {seed} runs now; the other seeds come from the records (*).")
     data = everything()
     f, items, runs = fold(data, seed), {s: fold(data, s).items for s in SEEDS}, []
-    cost = {(r.framework, r.strategy): r.seconds + 2 for r in recorded if r.seed == seed}
-    left = [(fw, st) for fw in frameworks for st in ORDER]
+    left = [(fw, st) for st in ORDER for fw in frameworks]
     while left:
-        framework, strategy = left[0]
-        minutes = sum(cost.get(k, 10) for k in left) / 60
-        run = run_one(framework, strategy, seed, f, record.get("scratch", "small_cnn"), progress)
-        runs.append(run)
-        left.pop(0)
-        scores = "  ".join(f"{s} {c.mean():.2f}" for s, c in run.correct.items())
-        say(f"{framework:<6}{strategy:<13}{scores}   {run.seconds:5.1f} s" + (f"   (about {minutes:.0f} min to go)" if left else ""))
-    return _finish(runs, recorded, data, items, seed, out, say)
+        framework, strategy = left.pop(0)
+        cost, spent = _expected(recorded, seed, runs), time.perf_counter() - began
+        if strategy == "scratch" and spent + cost.get((framework, strategy), 0) > 60 * minutes:
+            say(f"{framework:<6}{strategy:<13}from the records alone: it would end {(spent + cost[framework, strategy]) / 60:.0f} minutes after the start, not within {minutes:g}")
+            continue
+        runs.append(run_one(framework, strategy, seed, f, record.get("scratch", "small_cnn"), progress))
+        scores = "  ".join(f"{s} {c.mean():.2f}" for s, c in runs[-1].correct.items())
+        rest = sum(_expected(recorded, seed, runs).get(k, 10) for k in left) / 60
+        say(f"{framework:<6}{strategy:<13}{scores}   {runs[-1].seconds:5.1f} s" + (f"   (about {rest:.0f} min to go)" if left else ""))
+    return _finish(runs, recorded, data, items, frameworks, out, say)
 
-def _finish(live, recorded, data, items, seed, out, say):
+def _finish(live, recorded, data, items, frameworks, out, say):
     "Table, figure, report."
     from transfer_course.classroom.pictures import png
     now = {(r.framework, r.strategy, r.seed) for r in live}
-    kept = [r for r in recorded if (r.framework, r.strategy) in {k[:2] for k in now} and (r.framework, r.strategy, r.seed) not in now]
+    kept = [r for r in recorded if r.framework in frameworks and (r.framework, r.strategy, r.seed) not in now]
     runs = sorted(live + kept, key=lambda r: (r.framework != "torch", STRATEGIES.index(r.strategy), r.seed))
     rows = rows_of(runs, data, items, now)
     told = findings(runs, data, items)
