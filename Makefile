@@ -53,6 +53,7 @@ bench: install
 # FINAL=1 opens the sealed part, once, for the claims page.
 study: install
 	$(BIN)/python -c "from transfer_course.practice.demo import study; print(study(final=$(if $(FINAL),True,False)))"
+	$(BIN)/python -c "from transfer_course.practice.budget import study_budget; print(study_budget())"
 
 docs: install
 	$(BIN)/python tools/notebooks.py docs

@@ -116,7 +116,7 @@ def budget_indices(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 
 # %% ../../nbs/2_vision/11_features.ipynb #e5df9f6c
 class Curve(NamedTuple):
-    "Accuracy over a label budget: `correct[i]` is (seeds, N) for `budgets[i]` labels a class."
+    "Accuracy over a label budget: `correct[i]` is (seeds, N) for `budgets[i]` labels a class; NaN where a seed did not test an item."
     budgets: tuple[int, ...]
     correct: tuple[np.ndarray, ...]
     groups: np.ndarray | None = None
@@ -137,7 +137,7 @@ def label_budget(method: Callable,    # (train subset, seed) -> f(dataset) -> (N
 def break_even(low_data: Curve, challenger: Curve) -> float | None:
     "Labels a class at which `challenger` first reaches `low_data`'s accuracy; None: not reached within the budgets."
     if low_data.budgets != challenger.budgets: raise BadValue(f"The curves have other budgets: {low_data.budgets} and {challenger.budgets}.")
-    gap = np.array([a.mean() - b.mean() for a, b in zip(low_data.correct, challenger.correct)])
+    gap = np.array([np.nanmean(a) - np.nanmean(b) for a, b in zip(low_data.correct, challenger.correct)])
     x = np.log(low_data.budgets)
     if gap[0] <= 0: return float(low_data.budgets[0])
     for i in range(1, len(gap)):

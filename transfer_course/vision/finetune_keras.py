@@ -205,30 +205,6 @@ class _Watch(keras.callbacks.Callback):
         if end.why and not r.stopped: r.stopped = end.why
         if r.stopped: self.model.stop_training = True
 
-# %% ../../nbs/2_vision/13_finetune_keras.ipynb #1bf0849a
-def fine_tune(backbone,              # a Keras Backbone; it is not changed
-              train, valid=None,     # ImageDatasets; without `valid` the last weights are kept
-              recipe: Recipe | None = None, *,
-              source=None,           # a labelled ImageDataset for the joint objective L_T + source_weight · L_S
-              unlabelled=None,       # an ImageDataset whose features and logits the penalty gets
-              penalty=None,          # f(Step) -> scalar tensor in keras.ops, added to the loss
-              callbacks=(),          # functions of an EpochEnd, called after every epoch
-              progress: bool = True  # a bar with time left, on stderr
-             ) -> KerasResult:
-    "Train a copy of `backbone` with a new head on `train` by `recipe`. Raises BadValue where the data or the recipe can't be used."
-    recipe = recipe or Recipe()
-    check_data(backbone, "keras", train, valid, source, unlabelled)
-    todo = plan(recipe, backbone.stages)
-    if recipe.train_from and progress: tell_what_moves(backbone, recipe, len(train.classes))
-    start = time.perf_counter()
-    keras.utils.set_random_seed(recipe.seed)
-    body, model = _network(backbone, train, recipe, todo)
-    result = KerasResult(replace(backbone, model=body), model, list(train.classes), recipe)
-    if todo.phases: _train(result, train, valid, recipe, todo, source, unlabelled, penalty, callbacks, progress)
-    else: result.trainable = int(sum(np.prod(v.shape) for v in model.get_layer("head").trainable_variables))
-    result.seconds = time.perf_counter() - start
-    return result
-
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #911255ef
 def _set_moving(trainer, net, stages, batch_norm):
     "Freeze the body, then thaw `stages`; heads always move."
@@ -261,3 +237,27 @@ def _finish(result, best):
     "The best weights, or the last good ones after a divergence; everything thawed."
     if best.state is not None: result.model.set_weights(best.state); result.best_epoch = best.epoch
     thaw(result.model)
+
+# %% ../../nbs/2_vision/13_finetune_keras.ipynb #1bf0849a
+def fine_tune(backbone,              # a Keras Backbone; it is not changed
+              train, valid=None,     # ImageDatasets; without `valid` the last weights are kept
+              recipe: Recipe | None = None, *,
+              source=None,           # a labelled ImageDataset for the joint objective L_T + source_weight · L_S
+              unlabelled=None,       # an ImageDataset whose features and logits the penalty gets
+              penalty=None,          # f(Step) -> scalar tensor in keras.ops, added to the loss
+              callbacks=(),          # functions of an EpochEnd, called after every epoch
+              progress: bool = True  # a bar with time left, on stderr
+             ) -> KerasResult:
+    "Train a copy of `backbone` with a new head on `train` by `recipe`. Raises BadValue where the data or the recipe can't be used."
+    recipe = recipe or Recipe()
+    check_data(backbone, "keras", train, valid, source, unlabelled)
+    todo = plan(recipe, backbone.stages)
+    if recipe.train_from and progress: tell_what_moves(backbone, recipe, len(train.classes))
+    start = time.perf_counter()
+    keras.utils.set_random_seed(recipe.seed)
+    body, model = _network(backbone, train, recipe, todo)
+    result = KerasResult(replace(backbone, model=body), model, list(train.classes), recipe)
+    if todo.phases: _train(result, train, valid, recipe, todo, source, unlabelled, penalty, callbacks, progress)
+    else: result.trainable = int(sum(np.prod(v.shape) for v in model.get_layer("head").trainable_variables))
+    result.seconds = time.perf_counter() - start
+    return result

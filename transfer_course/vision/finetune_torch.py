@@ -190,32 +190,6 @@ def _epoch(loop, first, steps, data, bar):
         if not math.isfinite(loss): break
     return total / seen, right / seen
 
-# %% ../../nbs/2_vision/12_finetune_torch.ipynb #1bf0849a
-def fine_tune(backbone,              # a torch Backbone; it is not changed
-              train, valid=None,     # ImageDatasets; without `valid` the last weights are kept
-              recipe: Recipe | None = None, *,
-              source=None,           # a labelled ImageDataset for the joint objective L_T + source_weight · L_S
-              unlabelled=None,       # an ImageDataset whose features and logits the penalty gets
-              penalty=None,          # f(Step) -> scalar tensor, added to the loss
-              callbacks=(),          # functions of an EpochEnd, called after every epoch
-              progress: bool = True  # a bar with time left, on stderr
-             ) -> TorchResult:
-    "Train a copy of `backbone` with a new head on `train` by `recipe`. Raises BadValue where the data or the recipe can't be used."
-    recipe = recipe or Recipe()
-    check_data(backbone, "torch", train, valid, source, unlabelled)
-    todo = plan(recipe, backbone.stages)
-    if recipe.train_from and progress: tell_what_moves(backbone, recipe, len(train.classes))
-    start = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model = _network(backbone, train, recipe, todo, source)
-        result = TorchResult(replace(backbone, model=model.body), model.to(torch_device()), list(train.classes), recipe)
-        if todo.phases: _train(result, train, valid, recipe, todo, source, unlabelled, penalty, callbacks, progress)
-        else: result.trainable = sum(p.numel() for p in model.head.parameters())
-    thaw(model).eval()
-    result.seconds = time.perf_counter() - start
-    return result
-
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #2af08307
 def _train(result, train, valid, recipe, todo, source, unlabelled, penalty, callbacks, progress):
     "Carry out the phases; fills in history and leaves the best weights in the model."
@@ -249,3 +223,29 @@ def _one_epoch(result, loop, i, epoch, data, valid, best, take, callbacks, bar):
     end = EpochEnd(epoch + 1, row, result)
     for callback in callbacks: callback(end)
     if end.why and not result.stopped: result.stopped = end.why
+
+# %% ../../nbs/2_vision/12_finetune_torch.ipynb #1bf0849a
+def fine_tune(backbone,              # a torch Backbone; it is not changed
+              train, valid=None,     # ImageDatasets; without `valid` the last weights are kept
+              recipe: Recipe | None = None, *,
+              source=None,           # a labelled ImageDataset for the joint objective L_T + source_weight · L_S
+              unlabelled=None,       # an ImageDataset whose features and logits the penalty gets
+              penalty=None,          # f(Step) -> scalar tensor, added to the loss
+              callbacks=(),          # functions of an EpochEnd, called after every epoch
+              progress: bool = True  # a bar with time left, on stderr
+             ) -> TorchResult:
+    "Train a copy of `backbone` with a new head on `train` by `recipe`. Raises BadValue where the data or the recipe can't be used."
+    recipe = recipe or Recipe()
+    check_data(backbone, "torch", train, valid, source, unlabelled)
+    todo = plan(recipe, backbone.stages)
+    if recipe.train_from and progress: tell_what_moves(backbone, recipe, len(train.classes))
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = _network(backbone, train, recipe, todo, source)
+        result = TorchResult(replace(backbone, model=model.body), model.to(torch_device()), list(train.classes), recipe)
+        if todo.phases: _train(result, train, valid, recipe, todo, source, unlabelled, penalty, callbacks, progress)
+        else: result.trainable = sum(p.numel() for p in model.head.parameters())
+    thaw(model).eval()
+    result.seconds = time.perf_counter() - start
+    return result
