@@ -83,4 +83,4 @@ def test_nothing_is_installed_where_the_package_is():
     """The first cell of a lesson is for Colab: it installs only if the import fails."""
     for path in COPIES:
         first = next((c.source for c in nbformat.read(path, as_version=4).cells if "%pip" in c.source), None)
-        assert first is None or first.startswith("try: import transfer_course\nexcept ImportError:\n    %pip install"), path.name
+        assert first and first.startswith("try: import transfer_course\nexcept ImportError:\n    %pip install"), path.name
