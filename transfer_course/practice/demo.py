@@ -37,8 +37,8 @@ class Fold(NamedTuple):
     tests: dict            # style -> ImageDataset
     items: dict            # style -> indices of the tested images among all of that style
 
-def everything(final: bool = False, size: int = SIZE) -> dict:
-    "style → ImageDataset; with `final` the sealed part too, whose images come last."
+def everything(*, final: bool = False, size: int = SIZE) -> dict:
+    "style → ImageDataset; only with `final=True` the sealed part too, whose images come last."
     parts = {s: styles(s, part="development", size=size) for s in STYLES}
     if final: parts = {s: d.concat(styles(s, part="sealed", size=size)) for s, d in parts.items()}
     return parts
@@ -204,7 +204,7 @@ def choose_scratch(data, say=print) -> dict:
 # %% ../../nbs/6_practice/demo.ipynb #9ca833ba
 def study(final: bool = False, seeds=SEEDS, frameworks=("torch", "keras"), scratch: dict | None = None, path=None, say=print) -> Path:
     "Run every method, seed and framework, and store the records; with `final` on the sealed part, in a file of its own."
-    data = everything(final)
+    data = everything(final=final)
     path = Path(path or (records_path().with_name("demo_final.json") if final else records_path()))
     chosen = scratch or (load_records()[1]["scratch_candidates"] if final else choose_scratch(data, say))
     best = max(chosen, key=lambda k: chosen[k]["accuracy"])
