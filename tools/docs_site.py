@@ -13,21 +13,13 @@ import re
 import shutil
 import subprocess
 import sys
-from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
 from docs_reference import write_reference
-from notebooks import DIRECTIVE, GRADER, ROOT, bin_dir, is_lesson, notebooks
+from notebooks import DIRECTIVE, GRADER, ROOT, bin_dir, is_lesson, notebooks, settings
 
 MARKS = re.compile(r"^[ \t]*# (?:(?:BEGIN|END) SOLUTION.*|BROKEN .*)\n?|[ \t]*# SOLUTION[^\n]*$", re.MULTILINE)
-
-
-def settings() -> dict:
-    """What settings.ini says of the project."""
-    parser = ConfigParser(delimiters=["="], interpolation=None)
-    parser.read(ROOT / "settings.ini", encoding="utf-8")
-    return dict(parser["DEFAULT"])
 
 
 def site_notebook(nb) -> nbformat.NotebookNode:

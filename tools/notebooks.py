@@ -49,6 +49,9 @@ def run(paths: list[Path]) -> None:
     """Execute each notebook in its own folder and store its outputs; stops at the first error."""
     from nbclient import NotebookClient
 
+    # Learners' runs record nothing; ours keep what each claim found, and exercises have to be solved.
+    os.environ.setdefault("TRANSFER_COURSE_RECORD", str(ROOT / "transfer_course" / "assets" / "records" / "claims.json"))
+    os.environ["TRANSFER_COURSE_STRICT"] = "1"
     for path in paths:
         start = time.perf_counter()
         nb = nbformat.read(path, as_version=4)
@@ -56,9 +59,6 @@ def run(paths: list[Path]) -> None:
         for c in nb.cells:
             if c["id"] in kept:
                 c.source = "pass"
-        # Learners' runs record nothing; ours keep what each claim found, and exercises have to be solved.
-        os.environ.setdefault("TRANSFER_COURSE_RECORD", str(ROOT / "transfer_course" / "assets" / "records" / "claims.json"))
-        os.environ["TRANSFER_COURSE_STRICT"] = "1"
         NotebookClient(
             nb, timeout=600, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": path.parent}}
         ).execute()
@@ -86,11 +86,16 @@ def stub(source: str) -> str:
     return SOLVED_VALUE.sub(r"\1 ...", SOLUTION.sub(r"\1...", source))
 
 
+def settings() -> dict:
+    """What settings.ini says of the project."""
+    parser = ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(parser["DEFAULT"])
+
+
 def colab_link(name: str) -> str:
     """A link that opens the learner's copy in Colab. A badge would be a picture from another host in every lesson."""
-    config = ConfigParser(delimiters=["="], interpolation=None)
-    config.read(ROOT / "settings.ini", encoding="utf-8")
-    repository = config["DEFAULT"]["git_url"].rstrip("/").removeprefix("https://github.com/")
+    repository = settings()["git_url"].rstrip("/").removeprefix("https://github.com/")
     return f"[Open in Colab](https://colab.research.google.com/github/{repository}/blob/main/transfer_course/lessons/{name})"
 
 

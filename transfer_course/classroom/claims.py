@@ -11,7 +11,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from .pictures import show
+from .pictures import COLOURS, show
 
 # %% ../../nbs/0_start/claims.ipynb #743f08f4
 def outcome(difference,     # (mean, low, high), as `vision.evaluate.paired_interval` gives it
@@ -43,7 +43,7 @@ def _drawn(name, difference, at_least, what):
     mean, low, high = map(float, difference)
     fig = Figure(figsize=(6.4, 1.1)); ax = fig.subplots()
     ax.axvline(at_least, color="black", lw=.8, ls=":")
-    ax.hlines(0, low, high, color="#0f2960", lw=2.5); ax.plot(mean, 0, "o", color="#0f2960")
+    ax.hlines(0, low, high, color=COLOURS["fine_tune"], lw=2.5); ax.plot(mean, 0, "o", color=COLOURS["fine_tune"])
     ax.set(yticks=[], ylim=(-1, 1), xlabel=f"{what}; dotted: what is claimed")
     ax.set_title(name, loc="left", size=10)
     ax.spines[["top", "right", "left"]].set_visible(False)

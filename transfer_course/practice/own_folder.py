@@ -78,7 +78,7 @@ def tune_folder(folder,                      # one folder of images per class
         data = image_folder(folder, size=size)
         parts = data.split(valid=0.2, test=0, seed=seed)
         for text in (*data.warnings, f"{len(parts.train)} images to train on, {len(parts.valid)} held out, {len(data.classes)} classes, {len(data.skipped)} skipped."): say(text)
-        net = load_backbone(backbone, framework, **({"weights": None, "seed": seed} if strategy == "scratch" else {"seed": seed}))
+        net = load_backbone(backbone, framework, seed=seed, **({"weights": None} if strategy == "scratch" else {}))
         result = fine_tune(net, parts.train, parts.valid, recipe, progress=progress)
         info = _describe(result, net, data, parts, size, began)
         _write(out, result, info, parts)

@@ -290,7 +290,7 @@ def build_network(network: Network, online: bool, seed: int):
 # %% ../../nbs/2_vision/catalogue.ipynb #13effa04
 def digest(model) -> str:
     "sha256 over all tensors in their order; a Keras model's have numbers for names, since its paths count the layers made before."
-    state = model.state_dict().items() if hasattr(model, "state_dict") else enumerate(model.get_weights())
+    state = enumerate(model.get_weights()) if hasattr(model, "get_weights") else model.state_dict().items()      # on its torch backend a Keras model has both
     h = hashlib.sha256()
     for name, tensor in state:
         a = tensor.detach().cpu().contiguous().numpy() if hasattr(tensor, "detach") else np.ascontiguousarray(tensor)

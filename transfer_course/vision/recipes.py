@@ -214,7 +214,7 @@ def fresh_model(net, seed: int):
 # %% ../../nbs/2_vision/recipes.ipynb #55424625
 def snapshot(model) -> dict[str, np.ndarray]:
     "A copy of every tensor of a torch module or Keras model: name → array."
-    if hasattr(model, "state_dict") and not hasattr(model, "get_layer"):      # a Keras model on the torch backend has both
+    if not hasattr(model, "get_weights"):      # on its torch backend a Keras model has a state_dict too
         return {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
     import keras
     return {v.path: np.array(keras.ops.convert_to_numpy(v.value)) for v in model.variables if "seed_generator" not in v.path}
