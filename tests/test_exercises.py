@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from transfer_course.classroom import claims, exercises, glossary, widgets
@@ -43,6 +44,12 @@ def test_check_finds_the_name_and_never_stops_a_notebook(twice, capsys, monkeypa
     monkeypatch.setenv("TRANSFER_COURSE_STRICT", "1")
     with pytest.raises(AssertionError, match="not yet"):
         exercises.check("twice")
+
+
+def test_nothing_to_look_at_is_not_good():
+    for empty in ([], np.zeros((0, 3)), np.array([]) > 1):
+        with pytest.raises(exercises.Hint, match="empty"):
+            exercises.hint(empty, "empty")
 
 
 def test_mistakes_fail_where_a_hint_does_not_name_the_mistake(twice):

@@ -292,3 +292,17 @@ def test_seeded_leaves_the_callers_numbers_alone():
         assert torch.rand(3).tolist() == first
         raise KeyError
     assert draw() == expected
+
+
+def threads_wait(**env):
+    """What the C library's OpenMP will be told in a fresh process with these variables."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import os, transfer_course; print(os.environ.get('GOMP_SPINCOUNT'))"
+    return subprocess.run([sys.executable, "-c", code], env=clean | env, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_threads_do_not_spin_long_unless_the_user_says_so():
+    """Beside another program, networks ran several times slower with OpenMP's own default."""
+    assert threads_wait() == "3000"
+    assert threads_wait(GOMP_SPINCOUNT="7") == "7"
+    assert threads_wait(OMP_WAIT_POLICY="active") == "None"

@@ -1,10 +1,17 @@
 """A course on transfer learning that is also a library; names load when they are first used."""
 
+import os
 import sys
 
 import lazy_loader
 
 __version__ = "0.1.0"
+
+
+# OpenMP's threads spin for milliseconds while they wait for one that has lost its core to another program: measured on two cores, a network
+# then runs six times slower. A short spin keeps the speed of a quiet machine. It is read when torch or scikit-learn is loaded, so it stands here.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 class _TritonFirst:

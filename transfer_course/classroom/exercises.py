@@ -21,8 +21,8 @@ class Hint(Exception):
 
 def hint(good,           # a condition, or an array of them
          sentence: str): # said where it does not hold
-    "Stop grading with `sentence` unless `good`."
-    if not np.all(good): raise Hint(sentence)
+    "Stop grading with `sentence` unless `good`; nothing to look at is not good."
+    if not np.size(good) or not np.all(good): raise Hint(sentence)
 
 # %% ../../nbs/0_start/exercises.ipynb #457b04bb
 _GRADERS = {}

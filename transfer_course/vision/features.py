@@ -53,13 +53,16 @@ def linear_probe(Z: np.ndarray,      # (N, D) features
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
     Z, y = np.asarray(Z, np.float64), np.asarray(y)
     if Z.ndim != 2 or len(Z) != len(y): raise BadValue(f"Features {Z.shape} and labels {y.shape} don't belong together: (N, D) and (N,) are expected.")
     if len(np.unique(y)) < 2: raise BadValue("A probe needs at least two classes in its training data.")
     scaler = StandardScaler().fit(Z)
-    U, S, V = np.linalg.svd(scaler.transform(Z), full_matrices=False)
-    fit = lambda i, C: LogisticRegression(C=C, max_iter=500, tol=1e-4, class_weight="balanced").fit((U * S)[i], y[i])
-    best = fit(np.arange(len(y)), _best_c(U * S, y, _folds(y, groups), grid, fit))
+    fit = lambda i, C: LogisticRegression(C=C, max_iter=500, tol=1e-4, class_weight="balanced").fit(X[i], y[i])
+    with threadpool_limits(1 if Z.size < 1e7 else None):        # a small fit has its threads wait for each other longer than they work
+        U, S, V = np.linalg.svd(scaler.transform(Z), full_matrices=False)
+        X = U * S
+        best = fit(np.arange(len(y)), _best_c(X, y, _folds(y, groups), grid, fit))
     best.coef_, best.n_features_in_ = best.coef_ @ V, Z.shape[1]
     return make_pipeline(scaler, best)
 
