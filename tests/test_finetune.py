@@ -420,3 +420,22 @@ def test_data_that_cannot_be_trained_on_is_refused(small, images):
 def test_recipes_refuse_what_cannot_work(wrong):
     with pytest.raises(BadValue, match=next(iter(wrong))):
         Recipe(**wrong)
+
+
+class Arrived(Exception):
+    """Raised by a network when a batch reaches it, with the batch's device."""
+
+
+@pytest.mark.parametrize("where", ["cpu", "meta"])
+def test_images_follow_the_network_to_its_device(images, where):
+    """What a GPU would ask of the code, without one: the meta device takes part in every `.to`, and mixing it up raises."""
+
+    def arrive(module, inputs):
+        raise Arrived(inputs[0].device.type)
+
+    net = backbone("efficientnet_lite0", "torch", weights=None)
+    result = fine_tune(net, images, None, Recipe("probe"), progress=False)
+    for module, ask in ((net.model, net.features), (result.model, result.predict)):
+        module.to(where).register_forward_pre_hook(arrive)
+        with pytest.raises(Arrived, match=where):
+            ask(images.images[:2])

@@ -1,5 +1,6 @@
 """Lessons as a learner has them: Run All of every unsolved copy, outside the repository, on a machine that has all but this package."""
 
+import ast
 import json
 import re
 import shutil
@@ -84,3 +85,65 @@ def test_nothing_is_installed_where_the_package_is():
     for path in COPIES:
         first = next((c.source for c in nbformat.read(path, as_version=4).cells if "%pip" in c.source), None)
         assert first and first.startswith("try: import transfer_course\nexcept ImportError:\n    %pip install"), path.name
+
+
+def names_in(tree, context, inside=True):
+    """Names that are read (`ast.Load`) or set (`ast.Store`) in a cell; without those set inside its functions and comprehensions if not `inside`."""
+    own = (ast.FunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    found, todo = set(), list(tree.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and context is ast.Store:
+            found.add(node.name)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, context):
+            found.add(node.id)
+        if inside or not isinstance(node, own):
+            todo += ast.iter_child_nodes(node)
+    return found
+
+
+def changed_later(cells):
+    """(exercise, name) for every global that a grader or the learner's cell uses and that a later cell sets anew."""
+    trees = [ast.parse(re.sub(r"^( *)[%!].*$", r"\1pass", source, flags=re.MULTILINE)) for source in cells]
+    sets = [names_in(t, ast.Store, inside=False) for t in trees]
+    found = []
+    for i, source in enumerate(cells):
+        for name in re.findall(r"^@exercise\ndef (\w+)\(", source, re.MULTILINE):
+            uses = set()
+            for t in trees[i : i + 2]:
+                arguments = {a.arg for n in ast.walk(t) if isinstance(n, ast.FunctionDef | ast.Lambda) for a in n.args.args}
+                uses |= names_in(t, ast.Load) - names_in(t, ast.Store) - arguments
+            known = set().union(*sets[:i])
+            found += [(name, other) for later in sets[i + 2 :] for other in uses & known & later - {name}]
+    return found
+
+
+@pytest.mark.parametrize("path", COPIES, ids=lambda p: p.stem)
+def test_an_exercise_can_still_be_done_after_run_all(path):
+    """A learner who ran everything comes back to an exercise: what it uses is still what it was."""
+    cells = nbformat.read(path, as_version=4).cells
+    assert changed_later([c.source for c in cells if c.cell_type == "code"]) == []
+
+
+def test_a_name_that_a_later_cell_takes_is_found():
+    grader = "@exercise\ndef f(answer, hint):\n    'Yes.'\n    hint(answer(1) == x)"
+    assert changed_later(["x = 1", grader, "def f(a):\n    return x", "x = 2"]) == [("f", "x")]
+    assert changed_later(["x = 1", grader, "def f(a):\n    return x", "def g(x):\n    x = 2\n[x for x in range(3)]"]) == []
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("cpu", {"LIVE": 1, "EPOCHS": 2}), ("cuda", {"LIVE": 2, "EPOCHS": 8})])
+def test_lessons_do_more_where_there_is_a_gpu(kind, wanted):
+    """The cell in which a lesson looks at the device, told that there is one; 11 reruns all its seeds then, 12 and 13 train longer."""
+    found = {}
+    for path in COPIES:
+        for cell in nbformat.read(path, as_version=4).cells:
+            lines = [x for x in cell.source.splitlines() if re.match(r"(LIVE|ROOMY|EPOCHS\b.*) = ", x)]
+            if lines and "torch_device" in cell.source:
+                names = {"torch_device": lambda: type("device", (), {"type": kind}), "SEEDS": (0, 1)}
+                exec("\n".join(lines), names)
+                found[path.stem] = {k: len(names[k]) if k == "LIVE" else names[k] for k in wanted if k in names}
+    assert found == {
+        "11_features": {"LIVE": wanted["LIVE"]},
+        "12_finetune_torch": wanted,
+        "13_finetune_keras": {"EPOCHS": wanted["EPOCHS"]},
+    }
