@@ -103,6 +103,14 @@ def test_every_picture_has_words_and_every_link_inside_leads_somewhere(site):
     assert pictures >= 10 and not asked
 
 
+def test_questions_lead_to_their_cells(site):
+    _, html = site
+    links = re.findall(r'href="([^"#]+)#(cell-[^"]+)"', (html / "questions.html").read_text(encoding="utf-8"))
+    assert len(links) >= 8
+    for page, cell in links:
+        assert f'id="{cell}"' in (html / page).read_text(encoding="utf-8"), f"{page} has no {cell}"
+
+
 # The site's parts, without a browser
 
 
@@ -134,6 +142,18 @@ def test_claims_and_glossary_become_tables(tmp_path):
     assert wanted in docs_site.claims_page(tmp_path / "claims.json")
     (tmp_path / "glossary.csv").write_text("term,zh,meaning\nhead,头,the last layer | new\n", encoding="utf-8")
     assert "| **head** | 头 | the last layer \\| new |" in docs_site.glossary_page(tmp_path / "glossary.csv")
+
+
+def test_questions_become_links_or_promises(tmp_path):
+    (tmp_path / "questions.csv").write_text("id,question,answer\nQ01,Why?,Because.\n", encoding="utf-8")
+    taught = [
+        {"id": "Q01", "lesson": "11_features", "cell": "ab"},
+        {"id": "Q01", "lesson": "14_layers", "cell": ""},
+        {"id": "Q02", "lesson": "x", "cell": "y"},
+    ]
+    assert "| Why? | Because. | [11 features](#cell-ab), 14 layers (to come) |" in docs_site.questions_page(
+        tmp_path / "questions.csv", taught
+    )
 
 
 def test_links_to_files_that_are_no_pages_lead_to_the_repository(tmp_path):

@@ -22,8 +22,14 @@ from notebooks import DIRECTIVE, GRADER, ROOT, bin_dir, is_lesson, notebooks, se
 MARKS = re.compile(r"^[ \t]*# (?:(?:BEGIN|END) SOLUTION.*|BROKEN .*)\n?|[ \t]*# SOLUTION[^\n]*$", re.MULTILINE)
 
 
-def site_notebook(nb) -> nbformat.NotebookNode:
-    """A notebook as the site shows it: no directives and hidden cells; solutions and graders folded."""
+def coverage() -> list[dict]:
+    """Where each idea of the source posts is taught: id, lesson, cell, state."""
+    with open(ROOT / "nbs" / "coverage.csv", encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def site_notebook(nb, named=frozenset()) -> nbformat.NotebookNode:
+    """A notebook as the site shows it: no directives and hidden cells; solutions and graders folded; the `named` cells can be linked to."""
     kept = []
     for c in nb.cells:
         if re.search(r"^#\|\s*hide\s*$", c.source, re.MULTILINE) or not DIRECTIVE.sub("", c.source).strip():
@@ -40,6 +46,8 @@ def site_notebook(nb) -> nbformat.NotebookNode:
         c.source = DIRECTIVE.sub("", c.source).strip("\n")
         if tags:
             c.metadata["tags"] = sorted(tags)
+        if c["id"] in named:
+            kept.append(nbformat.v4.new_markdown_cell(f"(cell-{c['id']})="))
         kept.append(c)
     nb.cells = kept
     return nb
@@ -86,6 +94,24 @@ def glossary_page(path: Path) -> str:
     return "# Glossary\n\n" + table(["term", "中文", "meaning"], rows) + "\n"
 
 
+def questions_page(path: Path, taught: list[dict]) -> str:
+    """The posts' questions, each with a short answer and the cell that measures it, or the lesson that will."""
+    rows = []
+    with open(path, encoding="utf-8", newline="") as f:
+        for q in csv.DictReader(f):
+            there = [r for r in taught if r["id"] == q["id"]]
+            links = [
+                f"[{r['lesson'].replace('_', ' ')}](#cell-{r['cell']})" if r["cell"] else f"{r['lesson'].replace('_', ' ')} (to come)"
+                for r in there
+            ]
+            rows.append([q["question"], q["answer"], ", ".join(links)])
+    text = (
+        "# Questions\n\nWhat five popular posts on transfer learning ask, and what they hope for. Each short answer leads to the cell that "
+        "measures it, or names the lesson that will.\n\n"
+    )
+    return text + table(["question", "short answer", "where"], rows) + "\n"
+
+
 def absolute_links(text: str, url: str, source: Path) -> str:
     """Links to files that are not pages of the site lead to the repository."""
 
@@ -110,7 +136,7 @@ def toctree(caption: str, entries: list[str]) -> str:
 
 def write_source(source: Path) -> None:
     """The folder that Sphinx reads."""
-    cfg, alts, pages = settings(), {}, {True: [], False: []}
+    cfg, alts, pages, taught = settings(), {}, {True: [], False: []}, coverage()
     for path in sorted(notebooks(), key=lambda p: p.name if is_lesson(p) else p.as_posix()):
         if path.name == "index.ipynb":
             continue
@@ -118,7 +144,7 @@ def write_source(source: Path) -> None:
         alts |= alt_texts(nb)
         to = source / path.relative_to(ROOT)
         to.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(site_notebook(nb), to)
+        nbformat.write(site_notebook(nb, {r["cell"] for r in taught if r["lesson"] == path.stem}), to)
         page = path.relative_to(ROOT).with_suffix("").as_posix()
         pages[is_lesson(path)].append(f"{path.name[:2]} {title(nb)} <{page}>" if is_lesson(path) else page)
     shutil.copytree(ROOT / "nbs" / "images", source / "nbs" / "images")
@@ -132,9 +158,10 @@ def write_source(source: Path) -> None:
         if (assets / file).is_file():
             (source / f"{name}.md").write_text(page(assets / file), encoding="utf-8")
             more.append(name)
+    (source / "questions.md").write_text(questions_page(ROOT / "nbs" / "questions.csv", taught), encoding="utf-8")
     text = absolute_links((ROOT / "README.md").read_text(encoding="utf-8"), cfg["git_url"], source)
     text += toctree("Lessons", pages[True]) + toctree("Library", ["reference/index"])
-    text += toctree("Results and words", more) + toctree("How the library is made", pages[False])
+    text += toctree("Results and words", [*more, "questions"]) + toctree("How the library is made", pages[False])
     (source / "index.md").write_text(text, encoding="utf-8")
 
 
