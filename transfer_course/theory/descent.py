@@ -17,8 +17,7 @@ def _checked(w, grad, rate):
     if np.shape(w) != np.shape(grad): raise ValueError(f"The weights have shape {np.shape(w)}, the gradient {np.shape(grad)}; expected one slope for each weight.")
     if not 0 < rate < np.inf: raise ValueError(f"rate is {rate}; expected a positive number. The minus that leads downhill is in the rule.")
 
-def sgd(w,          # weights, any shape
-        grad,       # gradient of the loss, of w's shape
+def sgd(w, grad,    # weights, and the gradient of the loss in them; any shape
         state=None, # not used: this rule has no memory
         rate=.01    # learning rate
        ):           # w after the step, None
@@ -28,8 +27,7 @@ def sgd(w,          # weights, any shape
 
 def descend(gradient,     # function: weights → gradient
             w,            # where to start
-            rule=sgd,
-            steps=100, tol=0., # stop after so many steps, or where the gradient is shorter than tol
+            rule=sgd, steps=100, tol=0., # stop after so many steps, or where the gradient is shorter than tol
             **how         # settings of the rule, as rate=.1
            ):             # (steps taken + 1, *w.shape), the start first
     "All places that `rule` visits; the path ends before a gradient that is no finite number."
@@ -134,6 +132,7 @@ def update(rule, params, grads,
     moved = {k: rule(w, grads[k], (states or {}).get(k), **how) for k, w in params.items()}
     return {k: w for k, (w, _) in moved.items()}, {k: s for k, (_, s) in moved.items()}
 
+# %% ../../nbs/1_theory/03_descent.ipynb #6464f454
 def minibatches(n,     # examples
                 batch, # examples a batch; the last one holds the rest
                 rng    # a numpy Generator
