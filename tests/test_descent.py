@@ -95,6 +95,18 @@ def test_adams_step_in_a_steady_gradient_is_the_rate(size, steps):
     np.testing.assert_allclose(path, -0.01 * np.arange(steps + 1), rtol=1e-9)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e-7])
+def test_eps_hat_is_the_papers_faster_form(size):
+    """alpha_t = rate sqrt(1 - beta2^t) / (1 - beta1^t), with epsilon beside the raw root: the form just before section 2.1."""
+    w, state, want, m, v = 0.0, None, 0.0, 0.0, 0.0
+    for t in range(1, 21):
+        g = size * np.sin(t)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        want -= 0.01 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-7)
+        w, state = adam(w, g, state, rate=0.01, eps=1e-7, eps_hat=True)
+    assert w == pytest.approx(want, rel=1e-9)
+
+
 @quick
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=5), st.integers(1, 5), st.integers(0, 99))
 def test_gradients_of_any_perceptron_are_the_measured_ones(sizes, n, seed):
