@@ -163,6 +163,12 @@ def test_clipping_is_that_of_both_frameworks(torch, keras):
         np.testing.assert_allclose(o, -arrays(keras, v), rtol=1e-4, atol=1e-6)
 
 
+def test_a_gradient_within_the_limit_is_never_lengthened():
+    grads = [np.array([0.3]), np.array([[0.4]])]
+    clipped, before = clip_by_norm(grads, 1)
+    assert np.isclose(before, 0.5) and all(np.array_equal(c, g) for c, g in zip(clipped, grads, strict=True))
+
+
 def test_clipping_leaves_zeros_and_refuses_what_no_factor_mends():
     assert not clip_by_norm([np.zeros(3)], 1)[0][0].any()
     for bad in (np.nan, np.inf):
