@@ -172,7 +172,7 @@ REFUSALS = {
     "logits of one example": (lambda: cross_entropy(np.zeros(3), [0, 1, 2]), "an example a row"),
     "no rows": (lambda: cross_entropy(np.zeros((0, 3)), []), "an example a row"),
     "smoothing in percent": (lambda: cross_entropy(np.zeros((1, 3)), [0], 10), "0 to 1"),
-    "squared error that would broadcast": (lambda: mse(np.zeros((4, 1)), np.zeros(4)), "one and the same"),
+    "squared error that would broadcast": (lambda: mse(np.zeros((4, 1)), np.zeros(4)), "same shape"),
     "logits for a distribution": (lambda: kl_divergence(np.zeros((1, 3)), [[1.0, 2.0, 3.0]]), "Apply softmax"),
     "negative share": (lambda: kl_divergence(np.zeros((1, 2)), [[1.5, -0.5]]), "Apply softmax"),
     "distribution of one example": (lambda: kl_divergence_gradient(np.zeros(2), [0.5, 0.5]), "(N, C)"),
