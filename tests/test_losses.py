@@ -86,7 +86,7 @@ def test_classification_losses_are_never_negative_and_gradients_add_up_to_nothin
 def test_kl_is_never_negative_nothing_to_itself_and_cross_entropy_minus_the_targets_own(z, seed):
     q = np.random.default_rng(seed).dirichlet(np.ones(z.shape[1]), len(z))
     assert kl_divergence(z, q) >= 0
-    assert kl_divergence(z, softmax(z)) == pytest.approx(0, abs=1e-9)
+    assert 0 <= kl_divergence(z, softmax(z)) < 1e-9  # rounding alone would end below 0 at times
     soft = -(q * log_softmax(z)).sum(1).mean()
     assert kl_divergence(z, q) == pytest.approx(soft - special.entr(q).sum(1).mean(), abs=1e-8)
 
