@@ -86,7 +86,7 @@ def test_classification_losses_are_never_negative_and_gradients_add_up_to_nothin
 def test_kl_is_never_negative_nothing_to_itself_and_cross_entropy_minus_the_targets_own(z, seed):
     q = np.random.default_rng(seed).dirichlet(np.ones(z.shape[1]), len(z))
     assert kl_divergence(z, q) >= 0
-    assert kl_divergence(z, softmax(z)) == pytest.approx(0, abs=1e-9)
+    assert 0 <= kl_divergence(z, softmax(z)) < 1e-9  # rounding alone would end below 0 at times
     soft = -(q * log_softmax(z)).sum(1).mean()
     assert kl_divergence(z, q) == pytest.approx(soft - special.entr(q).sum(1).mean(), abs=1e-8)
 
@@ -172,7 +172,7 @@ REFUSALS = {
     "logits of one example": (lambda: cross_entropy(np.zeros(3), [0, 1, 2]), "an example a row"),
     "no rows": (lambda: cross_entropy(np.zeros((0, 3)), []), "an example a row"),
     "smoothing in percent": (lambda: cross_entropy(np.zeros((1, 3)), [0], 10), "0 to 1"),
-    "squared error that would broadcast": (lambda: mse(np.zeros((4, 1)), np.zeros(4)), "one and the same"),
+    "squared error that would broadcast": (lambda: mse(np.zeros((4, 1)), np.zeros(4)), "same shape"),
     "logits for a distribution": (lambda: kl_divergence(np.zeros((1, 3)), [[1.0, 2.0, 3.0]]), "Apply softmax"),
     "negative share": (lambda: kl_divergence(np.zeros((1, 2)), [[1.5, -0.5]]), "Apply softmax"),
     "distribution of one example": (lambda: kl_divergence_gradient(np.zeros(2), [0.5, 0.5]), "(N, C)"),

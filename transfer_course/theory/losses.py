@@ -21,7 +21,7 @@ def _finite(z, name="logits"):
 def _pair(a, b, name="logits"):
     "Predictions and targets of one shape and type."
     a, b = _finite(a, name), _finite(b, "targets")
-    if a.shape != b.shape or not a.size: raise ValueError(f"There are {name} of shape {a.shape} and targets of shape {b.shape}; expected one and the same, and not empty.")
+    if a.shape != b.shape or not a.size: raise ValueError(f"There are {name} of shape {a.shape} and targets of shape {b.shape}; expected one and the same shape, not empty; reshape one of them.")
     return a, b.astype(a.dtype)
 
 # %% ../../nbs/1_theory/02_losses.ipynb #1d0ac844
