@@ -31,7 +31,7 @@ sys.meta_path.insert(0, _TritonFirst())
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["classroom", "engine", "vision", "practice"],
+    submodules=["classroom", "theory", "engine", "vision", "practice"],
     submod_attrs={
         "classroom.pictures": ["show"],
         "engine.frameworks": ["load_keras", "load_torch"],
