@@ -123,6 +123,11 @@ def test_a_layer_that_is_used_twice_counts_twice():
     assert activation_bytes(Twice(), (3, 4))["fc"] == 2 * 3 * 4 * 4
 
 
+def test_of_a_layer_with_several_outputs_every_tensor_counts():
+    seen = activation_bytes(nn.GRU(8, 4, batch_first=True), (2, 5, 8))
+    assert seen["output"] == (2 * 5 * 4 + 2 * 4) * 4, "every step, and the last state"
+
+
 def really_kept(net, x):
     """Bytes of the different memory that autograd holds after a real forward pass, without parameters and buffers."""
     own, kept = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}, {}

@@ -50,10 +50,12 @@ def activation_bytes(model, # nn.Module, any device; not changed
     net, x = _on_meta(model, shape)
     sizes, known = {"input": x.untyped_storage().nbytes()}, [x]
     def note(name, out):
-        "Count a layer's output unless it lies in memory that is counted already."
-        new = not any(out.untyped_storage()._cdata == t.untyped_storage()._cdata for t in known)
-        sizes[name] = sizes.get(name, 0) + new * out.untyped_storage().nbytes()
-        known.append(out)
+        "Count a layer's output, or several, unless it lies in memory that is counted already."
+        for t in out if isinstance(out, tuple) else (out,):
+            if not hasattr(t, "untyped_storage"): continue
+            new = not any(t.untyped_storage()._cdata == k.untyped_storage()._cdata for k in known)
+            sizes[name] = sizes.get(name, 0) + new * t.untyped_storage().nbytes()
+            known.append(t)
     for name, layer in net.named_modules():
         if not list(layer.children()): layer.register_forward_hook(lambda m, args, out, name=name or "output": note(name, out))
     with load_torch().no_grad(): net(x)
