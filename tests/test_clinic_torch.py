@@ -1,0 +1,164 @@
+"""`evaluate`, and the two functions that foresee memory: what lesson 34 does not show itself."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transfer_course.engine.errors import BadValue
+from transfer_course.engine.frameworks import load_torch
+from transfer_course.practice.clinic_torch import activation_bytes, evaluate, kept_for_backward
+from transfer_course.vision.evaluate import confusion_matrix, scores
+
+torch = load_torch()
+nn = torch.nn
+FEW = settings(max_examples=15, deadline=None, derandomize=True)
+
+
+def small():
+    """A network with everything that behaves differently in training: dropout, BatchNorm, an in-place ReLU."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(64, 3),
+    )
+
+
+def samples(n=23, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 8, 8, generator=rng), torch.randint(0, 3, (n,), generator=rng)
+
+
+@FEW
+@given(st.integers(1, 23), st.integers(0, 5))
+def test_no_batch_size_changes_the_result(size, seed):
+    net, (x, y) = small(), samples(seed=seed)
+    whole, cut = evaluate(net, [(x, y)]), evaluate(net, list(zip(x.split(size), y.split(size), strict=True)))
+    np.testing.assert_allclose(cut["loss"], whole["loss"], rtol=1e-5)
+    assert cut["accuracy"] == whole["accuracy"] and (cut["confusion"] == whole["confusion"]).all()
+
+
+def test_it_is_torchs_loss_and_the_courses_scores():
+    net, (x, y) = small().eval(), samples()
+    with torch.no_grad():
+        logits = net(x)
+    got, p = evaluate(net, [(x, y)]), logits.argmax(1).numpy()
+    np.testing.assert_allclose(got.pop("loss"), nn.CrossEntropyLoss()(logits, y).item(), rtol=1e-6)
+    assert (got.pop("confusion") == confusion_matrix(y.numpy(), p, 3)).all()
+    assert got == scores(y.numpy(), p, 3)
+
+
+def test_the_network_is_left_as_it_was():
+    net, (x, y) = small().train(), samples()
+    net[1].eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    evaluate(net, [(x, y)])
+    assert [m.training for m in net] == [True, False, True, True, True, True, True]
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_modes_come_back_when_a_batch_is_bad():
+    net, (x, y) = small().train(), samples()
+    with pytest.raises(BadValue):
+        evaluate(net, [(x, y[:, None])])
+    assert all(m.training for m in net.modules())
+
+
+@pytest.mark.parametrize("labels", [lambda y: y[:, None], lambda y: y[:5]], ids=["a column", "too few"])
+def test_labels_that_do_not_belong_to_the_images_are_refused(labels):
+    x, y = samples()
+    with pytest.raises(BadValue, match=r"expected .* (image|row)"):
+        evaluate(small(), [(x, labels(y))])
+
+
+def test_a_view_that_mixes_images_is_refused():
+    class Mixing(nn.Module):
+        def forward(self, x):
+            return x.reshape(-1, 3)
+
+    x, y = samples()
+    with pytest.raises(BadValue, match="flatten"):
+        evaluate(Mixing(), [(x, y)])
+
+
+def test_an_empty_loader_is_refused():
+    with pytest.raises(BadValue, match="no batch"):
+        evaluate(small(), [])
+
+
+@FEW
+@given(st.integers(1, 6), st.sampled_from([8, 12, 16]))
+def test_foreseen_sizes_are_the_real_ones(batch, side):
+    net = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(7))
+    x, real = torch.randn(batch, 3, side, side), {}
+    net(x)
+    for name, layer in net.named_children():
+        x = layer(x)
+        real[name] = x.numel() * x.element_size()
+    seen = activation_bytes(net, (batch, 3, side, side))
+    assert seen.pop("input") == batch * 3 * side * side * 4
+    assert seen == real | {"2": 0}, "flatten is a view and takes nothing"
+
+
+def test_an_in_place_layer_takes_nothing_more():
+    seen = activation_bytes(small(), (2, 3, 8, 8))
+    assert seen["0"] == seen["1"] == 2 * 4 * 64 * 4 and seen["2"] == 0
+
+
+def test_a_layer_that_is_used_twice_counts_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(self.fc(x))
+
+    assert activation_bytes(Twice(), (3, 4))["fc"] == 2 * 3 * 4 * 4
+
+
+def test_of_a_layer_with_several_outputs_every_tensor_counts():
+    seen = activation_bytes(nn.GRU(8, 4, batch_first=True), (2, 5, 8))
+    assert seen["output"] == (2 * 5 * 4 + 2 * 4) * 4, "every step, and the last state"
+
+
+def really_kept(net, x):
+    """Bytes of the different memory that autograd holds after a real forward pass, without parameters and buffers."""
+    own, kept = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}, {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = net(x)
+    return sum(t.untyped_storage().nbytes() for k, t in kept.items() if k not in own), out
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_what_autograd_will_keep_is_what_it_keeps(batch):
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3)
+    )
+    kept, _ = really_kept(net, torch.randn(batch, 3, 8, 8))
+    assert kept_for_backward(net, (batch, 3, 8, 8)) == kept > 0
+
+
+def test_a_frozen_network_keeps_nothing():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()).requires_grad_(False)
+    assert kept_for_backward(net, (2, 3, 8, 8)) == 0
+
+
+def test_foreseeing_does_not_touch_the_network():
+    net = small().train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    for f in (activation_bytes, kept_for_backward):
+        f(net, (2, 3, 8, 8))
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert next(net.parameters()).device.type == "cpu" and net.training and not net[6]._forward_hooks
