@@ -105,6 +105,7 @@ def joint_loss(u,        # (d, k) shared backbone
               ):         # a number
     "½ mean squared error of the target plus λ times that of the source; one backbone, a head each (R. Caruana, Multitask Learning, 1997)."
     def half(v, X, Y):
+        "½ mean squared error of one task."
         if X.shape[1] != u.shape[0] or v.shape != (u.shape[1], Y.shape[1]): raise ValueError(f"Inputs {tuple(X.shape)}, backbone {tuple(u.shape)}, head {tuple(v.shape)} and answers {tuple(Y.shape)} don't fit; expected (n, d), (d, k), (k, classes), (n, classes).")
         return ((X @ u @ v - Y) ** 2).sum() / (2 * len(X))
     return half(v_target, *target) + lam * half(v_source, *source)
