@@ -278,7 +278,9 @@ def test_a_small_study_is_stored_and_read(tmp_path, monkeypatch, both):
     path = halves.study_halves(tmp_path / "halves.json", seeds=(0, 1), ways=("scratch", "frozen_2"), say=said.append)
     runs, about = halves.load_halves(path)
     assert [(r.way, r.seed) for r in runs] == [("scratch", 0), ("frozen_2", 0), ("scratch", 1), ("frozen_2", 1)] and len(said) == 2
-    rows, asked = halves.as_rows(runs, "frozen_2", target)
+    tables, asked = halves.as_rows(runs, target)
+    assert list(tables) == ["scratch", "frozen_2"]
+    rows = tables["frozen_2"]
     assert rows.shape == (2, len(asked)) and len(asked) < len(target)
     tested = ~np.isnan(rows)
     assert tested.any(0).all() and not (tested[0] == tested[1]).all()

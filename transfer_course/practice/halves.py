@@ -124,13 +124,14 @@ def _keys(data):
     "What tells one picture from every other."
     return list(zip(data.domains, data.names, data.digests()))
 
-def as_rows(runs, way: str, target: ImageDataset) -> tuple[np.ndarray, ImageDataset]:
-    "Right (1), wrong (0), not tested by this seed (NaN): (seeds, N), and the N pictures that some seed tested."
-    mine = sorted((r for r in runs if r.way == way), key=lambda r: r.seed)
-    rows, place = np.full((len(mine), len(target)), np.nan), {key: i for i, key in enumerate(_keys(target))}
-    for row, run in zip(rows, mine): row[[place[key] for key in _keys(parts(target, run.seed)[1])]] = run.correct
-    tested = ~np.isnan(rows).all(0)
-    return rows[:, tested], target.subset(tested)
+def as_rows(runs, target: ImageDataset) -> tuple[dict, ImageDataset]:
+    "way → (seeds, N): right (1), wrong (0), not tested by this seed (NaN); and the N pictures that some seed tested."
+    place = {key: i for i, key in enumerate(_keys(target))}
+    columns = {seed: [place[key] for key in _keys(parts(target, seed)[1])] for seed in sorted({r.seed for r in runs})}
+    rows = {r.way: np.full((len(columns), len(target)), np.nan) for r in runs}
+    for r in runs: rows[r.way][list(columns).index(r.seed), columns[r.seed]] = r.correct
+    tested = np.isin(np.arange(len(target)), sum(columns.values(), []))
+    return {way: table[:, tested] for way, table in rows.items()}, target.subset(tested)
 
 # %% ../../nbs/6_practice/halves.ipynb #21f192f4
 def halves_path() -> Path:
