@@ -33,6 +33,7 @@ def _hold(body, mode, open_from):
     for i, layer in enumerate(body.layers):
         layer.trainable = mode == "scratch" or (mode == "finetune" and i >= first and not isinstance(layer, norm))
 
+# %% ../../nbs/6_practice/33_clinic_keras.ipynb #40233a57
 def build(mode: str,              # "scratch": its shape, random weights; "features": its weights, frozen; "finetune": its weights, opened
           base,                   # a Keras model that ends in maps (H, W, C); it is not changed
           outputs: int,           # classes, or numbers to predict
