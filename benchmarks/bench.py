@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from transfer_course.engine.runs import versions
-from transfer_course.practice.demo import machine
+from transfer_course.practice.records import machine
 from transfer_course.vision.backbones import backbone
 from transfer_course.vision.data import image_folder, styles
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfer_course.theory.objective import Quadratic, anchor, descend, early_stop, frozen, joint_loss, least_squares, path
+from transfer_course.theory.descent import descend
+from transfer_course.theory.objective import Quadratic, anchor, early_stop, frozen, joint_loss, least_squares, path
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 worlds = st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(0, 10_000))
@@ -68,7 +69,9 @@ def test_the_sources_whole_curvature_is_the_sources_data(w):
 def test_stopped_descent_is_its_closed_form(w, steps):
     target, _, start = world(*w)
     rate = 1 / np.linalg.eigvalsh(target.H)[-1]
-    np.testing.assert_allclose(early_stop(target, start, rate, steps), descend(target.gradient, start, rate, steps)[-1], atol=1e-8)
+    np.testing.assert_allclose(
+        early_stop(target, start, rate, steps), descend(target.gradient, start, rate=rate, steps=steps)[-1], atol=1e-8
+    )
     assert early_stop(target, start, rate, np.arange(7)).shape == (7, len(start))
 
 

@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import io
 import linecache
+import math
 import re
 import textwrap
 import warnings
@@ -106,13 +107,8 @@ class Counts(NamedTuple):
 
     def __str__(self): return f"{self.moving:,} of {self.all:,}"
 
-def _numbers(shape):
-    n = 1
-    for side in shape: n *= int(side)
-    return n
-
 def counts(model) -> Counts:
     "Trainable and all parameters of a Keras model or a torch module; no values are needed, so torch's `meta` device will do."
     if hasattr(model, "trainable_weights"): moving, every = model.trainable_weights, model.weights      # Keras, on any backend
     else: every = list(model.parameters()); moving = [p for p in every if p.requires_grad]
-    return Counts(*(sum(_numbers(w.shape) for w in some) for some in (moving, every)))
+    return Counts(*(sum(math.prod(w.shape) for w in some) for some in (moving, every)))

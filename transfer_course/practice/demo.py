@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'SEEDS', 'SIZE', 'SETTINGS', 'STRATEGIES', 'ORDER', 'ALT', 'Fold', 'everything', 'roles', 'fold',
-           'final_fold', 'Run', 'run_one', 'table', 'rows_of', 'difference', 'records_path', 'machine', 'load_records',
-           'on_validation', 'choose_scratch', 'study', 'as_table', 'picture', 'findings', 'run_demo']
+           'final_fold', 'Run', 'run_one', 'table', 'rows_of', 'difference', 'load_records', 'on_validation',
+           'choose_scratch', 'study', 'as_table', 'picture', 'findings', 'run_demo']
 
 # %% ../../nbs/6_practice/demo.ipynb #525b0ae3
 import json
-import platform
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.errors import BadValue
-from ..engine.files import assets_folder, atomic_write
-from ..engine.runs import versions
+from ..engine.files import atomic_write
 from .own_folder import default_recipe
+from .records import load_runs, record_path, store_runs
 from ..vision.backbones import backbone
 from ..vision.data import styles
 from ..vision.evaluate import interval, majority, paired_interval
@@ -156,30 +155,9 @@ def difference(runs, framework: str, a: str, b: str, style: str, data, items, le
     return paired_interval(left, right, groups, level=level)
 
 # %% ../../nbs/6_practice/demo.ipynb #ea006b81
-def records_path() -> Path:
-    "Where the package keeps the demo's records."
-    return assets_folder() / "records" / "demo.json"
-
-def _pack(run): return {**run._asdict(), "seconds": round(run.seconds, 1), "correct": {s: "".join("01"[int(v)] for v in c) for s, c in run.correct.items()}}
-
-def _unpack(d): return Run(**{**d, "correct": {s: np.array([ch == "1" for ch in c]) for s, c in d["correct"].items()}})
-
-def machine() -> dict:
-    "What the figures were measured on."
-    import os
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"system": platform.system(), "processor": _processor(), "cores": cores}
-
-def _processor():
-    try: return next(line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
-
 def load_records(path=None) -> tuple[list[Run], dict]:
     "The recorded runs and what else the record says; ([], {}) where there is none."
-    path = Path(path or records_path())
-    if not path.exists(): return [], {}
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return [_unpack(d) for d in record.pop("runs")], record
+    return load_runs(Run, Path(path or record_path("demo")))
 
 # %% ../../nbs/6_practice/demo.ipynb #47f0c409
 def on_validation(framework: str, name: str, recipe: Recipe, weights="bundled", seeds=(0,), data=None) -> tuple[float, float]:
@@ -205,7 +183,7 @@ def choose_scratch(data, say=print) -> dict:
 def study(final: bool = False, seeds=SEEDS, frameworks=("torch", "keras"), scratch: dict | None = None, path=None, say=print) -> Path:
     "Run every method, seed and framework, and store the records; with `final` on the sealed part, in a file of its own."
     data = everything(final=final)
-    path = Path(path or (records_path().with_name("demo_final.json") if final else records_path()))
+    path = Path(path or record_path("demo_final" if final else "demo"))
     chosen = scratch or (load_records()[1]["scratch_candidates"] if final else choose_scratch(data, say))
     best = max(chosen, key=lambda k: chosen[k]["accuracy"])
     runs = []
@@ -219,10 +197,8 @@ def study(final: bool = False, seeds=SEEDS, frameworks=("torch", "keras"), scrat
     return path
 
 def _store(path, runs, chosen, best):
-    about = {"size": SIZE, "scratch": best, "scratch_candidates": chosen, "settings": {"fine_tune": SETTINGS["fine_tune"].to_dict(), "scratch": SETTINGS["scratch"][best].to_dict()},
-             "versions": versions(), "machine": machine()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path, "w") as file: json.dump({**about, "runs": [_pack(r) for r in runs]}, file, indent=0)
+    settings = {"fine_tune": SETTINGS["fine_tune"].to_dict(), "scratch": SETTINGS["scratch"][best].to_dict()}
+    store_runs(path, runs, size=SIZE, scratch=best, scratch_candidates=chosen, settings=settings)
 
 # %% ../../nbs/6_practice/demo.ipynb #d6d7dc77
 def as_table(rows) -> str:

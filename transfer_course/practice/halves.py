@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['SOURCE', 'TARGET', 'SIZE', 'LABELS', 'SEEDS', 'WAYS', 'PRETRAIN_EPOCHS', 'EPOCHS', 'halves', 'parts', 'as_input',
-           'train_net', 'Way', 'right', 'pretrain', 'prepare', 'HalfRun', 'run_half', 'as_rows', 'halves_path',
-           'load_halves', 'study_halves']
+           'train_net', 'Way', 'right', 'pretrain', 'prepare', 'HalfRun', 'run_half', 'as_rows', 'load_halves',
+           'study_halves']
 
 # %% ../../nbs/6_practice/halves.ipynb #b993a0f8
-import json
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.errors import BadValue
-from ..engine.files import assets_folder, atomic_write
 from ..engine.frameworks import check_framework, load_torch
-from ..engine.runs import versions
-from .demo import machine
+from .records import load_runs, record_path, store_runs
 from ..vision.data import ImageDataset, styles
 from ..vision.datasets import STYLE_CLASSES
 from ..vision.features import budget_indices
@@ -134,31 +131,18 @@ def as_rows(runs, target: ImageDataset) -> tuple[dict, ImageDataset]:
     return {way: table[:, tested] for way, table in rows.items()}, target.subset(tested)
 
 # %% ../../nbs/6_practice/halves.ipynb #21f192f4
-def halves_path() -> Path:
-    "Where the package keeps this record."
-    return assets_folder() / "records" / "halves.json"
-
 def load_halves(path=None) -> tuple[list[HalfRun], dict]:
     "The recorded runs and what else the record says; ([], {}) where there is none."
-    path = Path(path or halves_path())
-    if not path.exists(): return [], {}
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return [HalfRun(**{**d, "correct": np.array([ch == "1" for ch in d["correct"]])}) for d in record.pop("runs")], record
-
-def _store(path, runs, source_accuracy):
-    about = {"source": SOURCE, "target": TARGET, "size": SIZE, "labels": LABELS, "epochs": [PRETRAIN_EPOCHS, EPOCHS], "source_accuracy": source_accuracy}
-    packed = [{**r._asdict(), "seconds": round(r.seconds, 1), "correct": "".join("01"[int(v)] for v in r.correct)} for r in runs]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path, "w") as file: json.dump({**about, "versions": versions(), "machine": machine(), "runs": packed}, file, indent=0)
+    return load_runs(HalfRun, Path(path or record_path("halves")))
 
 # %% ../../nbs/6_practice/halves.ipynb #4336875d
 def study_halves(path=None, seeds=SEEDS, ways=tuple(WAYS), say=print) -> Path:
     "Pretrain once a seed, train every way from it, and store the record; about five minutes."
-    (source, target), path, runs, accuracies = halves(), Path(path or halves_path()), [], []
+    (source, target), path, runs, accuracies = halves(), Path(path or record_path("halves")), [], []
     for seed in seeds:
         net, accuracy = pretrain(source, seed)
         accuracies.append(round(accuracy, 4))
         runs += [run_half(way, seed, target, net.state_dict()) for way in ways]
         say(f"seed {seed}: source {accuracy:.3f} " + " ".join(f"{r.way} {r.correct.mean():.3f}" for r in runs if r.seed == seed))
-        _store(path, runs, accuracies)
+        store_runs(path, runs, source=SOURCE, target=TARGET, size=SIZE, labels=LABELS, epochs=[PRETRAIN_EPOCHS, EPOCHS], source_accuracy=accuracies)
     return path
