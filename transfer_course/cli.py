@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from enum import StrEnum
@@ -37,6 +38,8 @@ def emit(value: dict) -> None:
     from transfer_course.engine.runs import jsonable
 
     text = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)
+    # a file's name may hold what ends a line elsewhere than in JSON (U+0085, U+2028), or steers a terminal
+    text = re.sub("[\x7f-\x9f\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", text)
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     sys.stdout.flush()
 
@@ -98,7 +101,9 @@ def demo(
 def fine_tune(
     folder: Annotated[Path, typer.Argument(help="A folder with one folder of images per class.")],
     framework: Annotated[Framework, typer.Option(help="Which library trains.")] = Framework.torch,
-    backbone: Annotated[str, typer.Option(help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded.")] = "efficientnet_lite0",
+    backbone: Annotated[
+        str, typer.Option(help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded.")
+    ] = "efficientnet_lite0",
     strategy: Annotated[str, typer.Option(help="lp_ft, fine_tune, gradual, head, probe or scratch.")] = "lp_ft",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images; by default the strategy's.")] = None,
     size: Annotated[int, typer.Option(help="Side in pixels that images are resized to.")] = 128,
@@ -132,18 +137,23 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes to name for each image.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Class and probability of each image, a line each; exit code 2 if any could not be read."""
+    """Class and probability of each image, a line each; exit code 2 if any could not be read. What else lies in a folder is skipped."""
     from transfer_course.practice.own_folder import predict_files
 
-    failed = False
+    failed, left_out = False, 0
     for row in predict_files(run, images, top=top):
         failed |= "error" in row
+        left_out += "skipped" in row
         if as_json or not sys.stdout.isatty():
             emit(row)
+        elif "skipped" in row:
+            continue
         elif "error" in row:
             print(f"{row['path']}: {row['error']}", file=sys.stderr)
         else:
             print(f"{row['path']}  {row['class']}  {row['probability']:.2f}")
+    if left_out:
+        print(f"{left_out} more in these folders {'is' if left_out == 1 else 'are'} no image; --json names them.", file=sys.stderr)
     if failed:
         raise typer.Exit(2)
 

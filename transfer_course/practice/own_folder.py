@@ -6,6 +6,7 @@
 __all__ = ['DEFAULTS', 'default_recipe', 'baselines', 'default_out', 'tune_folder', 'predict_files']
 
 # %% ../../nbs/6_practice/own_folder.ipynb #821cdc66
+import os
 import time
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def _check(folder, framework, size):
     "What can be said before anything heavy is loaded."
     check_framework(framework)
     if isinstance(size, bool) or not isinstance(size, int) or not 32 <= size <= 1024: raise BadValue(f"size is {size}; expected a whole number of pixels from 32 to 1024.")
-    if not Path(folder).is_dir(): raise NotFound(f"There is no folder '{printable(folder)}'. Give a folder that holds one folder of images per class.")
+    if not os.path.isdir(folder): raise NotFound(f"There is no folder '{printable(folder)}'. Give a folder that holds one folder of images per class.")
 
 def default_out(folder, framework: str, strategy: str) -> Path:
     "A new folder's name under `runs/`."
@@ -129,26 +130,29 @@ def _sentences(info, out):
 
 # %% ../../nbs/6_practice/own_folder.ipynb #9339dfee
 def _files(paths):
-    "Every image file that the arguments mean, in order; a missing one as it stands."
-    for path in map(Path, paths):
-        if path.is_dir(): yield from list_images(path)[0]
-        else: yield path
+    "Every image file that the arguments mean, in order, a missing one as it stands; and what was left out of the folders."
+    files, left_out = [], []
+    for path in paths:
+        found = list_images(path) if os.path.isdir(path) else ([Path(path)], [])
+        files += found[0]; left_out += found[1]
+    return files, left_out
 
 def _read(path, size):
     try: return read_image(path, size=size)
     except Unreadable as e: return e
 
 def predict_files(run, paths, top: int = 3, batch_size: int = 32):
-    "For each image file, or each in the folders given, in order: dict(path, class, probability, top) or dict(path, error)."
+    "For each image file, or each in the folders given, in order: dict(path, class, probability, top) or dict(path, error); then dict(path, skipped) for what else lies in the folders."
     from concurrent.futures import ThreadPoolExecutor
     result = load_result(run)
-    size, files = result.info["size"], list(_files(paths))
+    size, (files, left_out) = result.info["size"], _files(paths)
     if not files: raise NotFound(f"There is no image in {', '.join(printable(p) for p in paths)}.")
     with ThreadPoolExecutor(4) as pool:
         for i in range(0, len(files), batch_size):
             part = files[i:i + batch_size]
             images = list(pool.map(lambda p: _read(p, size), part))
             yield from _answers(result, part, images, top)
+    for path, reason in left_out: yield {"path": path, "skipped": reason}
 
 def _answers(result, part, images, top):
     good = [im for im in images if isinstance(im, np.ndarray)]
