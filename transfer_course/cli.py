@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
@@ -200,6 +202,12 @@ def main(argv: list[str] | None = None) -> None:
         code = 0
     except Exception as e:
         code = _explain(e, as_json)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # an error here is told in a sentence, and not by Python when all is over
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code if code or isinstance(e, BrokenPipeError) else _explain(e, False)
     sys.exit(code)
 
 
@@ -207,6 +215,14 @@ def _explain(error: Exception, as_json: bool) -> int:
     """Print an error as one sentence; returns the exit code."""
     from transfer_course.engine.errors import UserMistake
 
+    if (
+        isinstance(error, OSError)
+        and not isinstance(error, UserMistake)
+        and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+    ):
+        from transfer_course.engine.files import disk_mistake
+
+        error = disk_mistake(error, error.filename or "The output")
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: unknown option, missing argument
         message, code = error.format_message(), error.exit_code
         context = getattr(error, "ctx", None)
@@ -220,7 +236,8 @@ def _explain(error: Exception, as_json: bool) -> int:
         message, code = f"{type(error).__name__}: {error}", 1
         message = f"This is a fault of ours, please report it: {message} (TRANSFER_COURSE_DEBUG=1 shows where.)"
     if as_json:
-        print(json.dumps({"error": message}, ensure_ascii=False).encode("utf-8", "backslashreplace").decode())
+        with contextlib.suppress(OSError):  # where stdout takes nothing, stderr says it
+            print(json.dumps({"error": message}, ensure_ascii=False).encode("utf-8", "backslashreplace").decode(), flush=True)
     print(f"error: {message}", file=sys.stderr)
     return code
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.errors import BadValue, NotFound
+from ..engine.errors import BadValue, Damaged, NoRoom, NotFound, UserMistake
 from ..engine.files import Unreadable, list_images, printable, read_image
 from ..engine.frameworks import check_framework
 from ..engine.report import write_card, write_report
@@ -105,6 +105,11 @@ def _write(out, result, info, parts):
     "The run's folder: model, run.json, report, card."
     P, valid = info.pop("probabilities"), parts.valid
     result.save(out, **info)
+    try: _explain(out, result, P, valid)
+    except (UserMistake, OSError) as e: raise NoRoom(f"The model is saved in {printable(out, True)}, and its report could not be written: {e}") from e
+
+def _explain(out, result, P, valid):
+    "Report and card beside the saved model."
     from transfer_course.engine.runs import read_run
     about, _ = read_run(out)
     guess = P.argmax(1)
@@ -129,6 +134,13 @@ def _sentences(info, out):
     yield f"next: transfer-course predict '{printable(out)}' IMAGE…"
 
 # %% ../../nbs/6_practice/own_folder.ipynb #9339dfee
+def _size_of(info, run) -> int:
+    "The side in pixels of the images that a run was trained on."
+    size = info.get("size")
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 1024:
+        raise Damaged(f"The run.json of {printable(run, True)} gives no image size from 1 to 1024 pixels. Save the run with its size: result.save(folder, size=…).")
+    return size
+
 def _files(paths):
     "Every image file that the arguments mean, in order, a missing one as it stands; and what was left out of the folders."
     files, left_out = [], []
@@ -145,7 +157,7 @@ def predict_files(run, paths, top: int = 3, batch_size: int = 32):
     "For each image file, or each in the folders given, in order: dict(path, class, probability, top) or dict(path, error); then dict(path, skipped) for what else lies in the folders."
     from concurrent.futures import ThreadPoolExecutor
     result = load_result(run)
-    size, (files, left_out) = result.info["size"], _files(paths)
+    size, (files, left_out) = _size_of(result.info, run), _files(paths)
     if not files: raise NotFound(f"There is no image in {', '.join(printable(p) for p in paths)}.")
     with ThreadPoolExecutor(4) as pool:
         for i in range(0, len(files), batch_size):

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..engine.errors import Damaged
+from ..engine.files import printable
 from ..engine.frameworks import load_torch, torch_device
 from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, check_data, diverged, fresh_model,
                                             plan, rate, score_row, second_head, starting_head, tell_what_moves)
@@ -170,12 +170,13 @@ class TorchResult(Result):
 
 def restore(info: dict, path) -> TorchResult:
     "The network of a saved run, from its `run.json` and its `model.safetensors`. Raises Damaged when they don't fit."
-    from safetensors.torch import load_file
-    from transfer_course.vision.recipes import rebuild
+    from transfer_course.vision.catalogue import fill, torch_tensors
+    from transfer_course.vision.recipes import check_head, rebuild
     net, fields = rebuild(info)
+    state = torch_tensors(path)
+    check_head(info, path, net, [state[k] for k in ("head.weight", "head.bias") if k in state])
     model = Network(net.model, nn.Linear(net.feature_dim, len(info["classes"])))
-    try: model.load_state_dict(load_file(str(path)))
-    except Exception as e: raise Damaged(f"The weights in '{path}' don't fit the network that its run.json describes ({str(e).splitlines()[0][:120]}).") from None
+    fill(model, state, printable(path))
     return TorchResult(net, model.to(torch_device(), memory_format=torch.channels_last).eval(), **fields)
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #aed09679
