@@ -221,8 +221,8 @@ def read_run(folder     # as `save_run` wrote it
             ) -> tuple: # the dict of run.json, and the path of the model file
     "What a saved run says, after its model file's checksum was compared."
     folder = Path(folder)
-    if not folder.exists(): raise NotFound(f"There is no folder {printable(folder, True)}. Expected the folder of a saved run.")
-    if not folder.is_dir(): raise NotFound(f"{printable(folder, True)} is a file. Expected the folder of a saved run.")
+    if not os.path.exists(folder): raise NotFound(f"There is no folder {printable(folder, True)}. Expected the folder of a saved run.")
+    if not os.path.isdir(folder): raise NotFound(f"{printable(folder, True)} is a file. Expected the folder of a saved run.")
     before = None
     for _ in range(20):                      # another process may just be replacing the run: look again until it is still
         try: text, find = _read(folder)

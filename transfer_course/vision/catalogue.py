@@ -12,6 +12,7 @@ import errno
 import functools
 import hashlib
 import io
+import os
 import socket
 import textwrap
 import warnings
@@ -317,7 +318,7 @@ def load_weights(network, model, path):
     "Fill `model` from a file of weights of the same architecture. NotFound, Damaged or BadValue with a sentence."
     path = Path(path)
     if path.suffix.lower() in (".pth", ".pt", ".bin", ".ckpt", ".pkl"): raise BadValue(f"{printable(path)} is a pickle, which can run code when it is opened. Convert it to .safetensors where you trust it.")
-    if not path.is_file(): raise NotFound(f"No weights at {printable(path)}; expected 'bundled', 'online', None or a file.{did_you_mean(path, ['bundled', 'online'])}")
+    if not os.path.isfile(path): raise NotFound(f"No weights at {printable(path)}; expected 'bundled', 'online', None or a file.{did_you_mean(path, ['bundled', 'online'])}")
     name, twin = path.name.lower(), network.name in ("efficientnet_lite0", "small_cnn")
     if network.framework == "torch" and name.endswith(".safetensors"): return _load_state(model, torch_tensors(path), printable(path))
     if network.framework == "keras" and name.endswith((".keras", ".h5")): return _load_keras_file(model, path)
