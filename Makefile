@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= torch,keras,lessons,fast,dev
 STAMP := $(VENV)/.installed
+CONSTRAINTS ?= constraints.txt
+PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with nbval_sanitize.cfg --nbval-cell-timeout 300
 # Two test processes on two cores: one thread each, or they trample on each other.
 ONE_THREAD := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 
-.PHONY: help install demo test test-lib test-lessons lab bench study docs export clean
+.PHONY: help install demo test test-lib test-lessons stress test-newest lab bench study docs export clean
 
 help:
 	@echo "make demo     set up, then fine-tune on the bundled images in PyTorch and Keras (about 8 minutes)"
@@ -16,6 +18,7 @@ help:
 	@echo "make install  set up only (.venv)        make lab    the lessons in JupyterLab"
 	@echo "make study    recompute the records      make bench  speed, ours beside the tutorials'"
 	@echo "make docs     the documentation site     make export notebooks -> library, lessons, README"
+	@echo "make stress   the long reliability tests make test-newest  every test on the newest releases"
 
 install: $(STAMP)
 
@@ -25,9 +28,9 @@ $(STAMP): settings.ini setup.py constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu the package python3-venv brings it."; exit 2; }
 	$(BIN)/python -m pip install --quiet uv || true
 	@if $(BIN)/uv --version >/dev/null 2>&1; then \
-	  echo "installing with uv …"; $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'; \
+	  echo "installing with uv …"; $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(PINS) -e '.[$(EXTRAS)]'; \
 	else \
-	  echo "installing with pip (some minutes) …"; $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'; \
+	  echo "installing with pip (some minutes) …"; $(BIN)/python -m pip install --quiet $(PINS) -e '.[$(EXTRAS)]'; \
 	fi
 	@touch $(STAMP)
 
@@ -39,10 +42,19 @@ test: install
 
 test-lib: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout 900 tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout 900 -m "not stress" tests
 
 test-lessons: install
 	TRANSFER_COURSE_STRICT=1 $(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(NBVAL) nbs
+
+# The long forms: a hundred kills, a thousand hostile files, two hundred altered bytes (about an hour).
+stress: install
+	$(ONE_THREAD) $(BIN)/python -m pytest -q --timeout 3600 -m stress tests
+
+# The newest releases, without constraints, in an environment of their own.
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) --no-print-directory test VENV=.venv-newest CONSTRAINTS=
 
 lab: install
 	$(BIN)/transfer-course lab
