@@ -229,7 +229,9 @@ def _take_up(found, result, loop, best):
     best.from_state(state["best"], unpack_model(tensors, loop.plain))
     result.history, result.stopped = state["history"], state["stopped"]
     loop.losses, loop.done, loop.parts = state["losses"], len(state["losses"]), state["parts"]
-    return Position(**state["at"])
+    at = Position(**state["at"])
+    if any(type(v) is not type(getattr(at, k)) for k, v in asdict(Position()).items()): raise TypeError("a place that is none")
+    return at
 
 def _keeper(checkpoint, result, loop, best, at):
     "A function that writes a checkpoint if one is due, or `now`; of several processes the first one does."
@@ -263,7 +265,7 @@ def _train(result, loop, train, valid, todo, source, unlabelled, callbacks, prog
     "Carry out the phases from where the run stands; fills in history and leaves the best weights in the model."
     from tqdm.auto import tqdm
     model, net, recipe, acc, best = result.model, result.backbone, result.recipe, loop.accelerator, Best(result.recipe.patience)
-    at = _take_up(found, result, loop, best) if found else Position()
+    with checkpoint.taken_up(): at = _take_up(found, result, loop, best) if found else Position()
     if not found: best.offer(0, _score(loop, result, valid), lambda: _copy(model))
     save = _keeper(checkpoint, result, loop, best, at)
     with tqdm(total=loop.total, initial=loop.done, desc="fine-tuning (torch)", unit="step", disable=not (progress and acc.is_main_process), leave=False) as bar:
@@ -271,7 +273,7 @@ def _train(result, loop, train, valid, todo, source, unlabelled, callbacks, prog
             phase = todo.phases[at.phase]
             _set_moving(model, net, phase.stages, todo.batch_norm or recipe.batch_norm)
             result.trainable = _trainable(loop.begin(phase, train).plain)
-            if found: unpack_optimizer(found[0], loop.optimizer); found = None
+            with checkpoint.taken_up(): found = unpack_optimizer(found[0], loop.optimizer) if found else None
             while at.turn < phase.epochs and not result.stopped:
                 _one_epoch(result, loop, at, Epoch(train, recipe, at.epoch, source, unlabelled, acc.process_index, acc.num_processes), valid, best, callbacks, bar, save)
                 save(now=True)
