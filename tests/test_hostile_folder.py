@@ -15,6 +15,7 @@ import hostile
 import numpy as np
 import pytest
 
+from transfer_course import cli
 from transfer_course.engine.files import Unreadable, printable, read_image
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX files, links and names")
@@ -113,18 +114,58 @@ def tuned(home, root, things, framework, *extra):
     return done
 
 
+def without_classes(things):
+    """What is expected where classes play no role."""
+    asked = [t for t in things if t.kind not in ("empty class", "class of rubbish")]
+    return [t._replace(used=True) if t.kind == "in no class" else t for t in asked]
+
+
+def extracted(home, root, things, framework):
+    """Extract, and look at the features' names and at what was left out."""
+    before = hostile.contents(root)
+    done = Done(["extract", root, "--framework", framework, "--size", 32, "--out", home / "features", "--json"], home)
+    assert done.code == 0 and len(done.out.splitlines()) == 1, done.err
+    info = done.rows()[0]
+    listed, asked = {s["path"]: s["reason"] for s in info["skipped"]}, without_classes(things)
+    assert len(listed) == len(info["skipped"]), "listed twice"
+    used = {name(root, t) for t in asked if b"abyss" not in t.path} - listed.keys()
+    agree(listed, used, root, asked)
+    rows = np.load(home / "features" / "features.npy", allow_pickle=False)
+    assert info["n"] == len(rows) == len(used) and np.isfinite(rows).all()
+    assert hostile.contents(root) == before, "the folder was touched"
+    return done
+
+
 def predicted(home, root, things, framework):
     """Predict with what `tuned` made, and look at every line."""
     done = Done(["predict", home / "run", root, "--json"], home)
     rows = done.rows()
     assert done.code == 2 and len({r["path"] for r in rows}) == len(rows)
-    asked = [t for t in things if t.kind not in ("empty class", "class of rubbish")]  # of folders there is nothing to predict
-    asked = [t._replace(used=True) if t.kind == "in no class" else t for t in asked]
+    asked = without_classes(things)
     listed = {r["path"]: r.get("error") or r["skipped"] for r in rows if "class" not in r}
     agree(listed, {r["path"] for r in rows if "class" in r}, root, asked)
     assert all(0 < r["probability"] <= 1 and np.isfinite([t["probability"] for t in r["top"]]).all() for r in rows if "class" in r)
     assert not [line for line in done.err.splitlines() if "Warning" in line], done.err
     return done
+
+
+needs_extract = pytest.mark.skipif(not hasattr(cli, "extract"), reason="no command extract yet")
+
+
+@needs_extract
+def test_extract_uses_every_picture_and_lists_all_else(made, tmp_path):
+    root, things = made
+    done = extracted(tmp_path, root, things, "torch")
+    assert done.peak < PEAK["torch"], f"{done.peak:.0f} MB"
+
+
+@needs_extract
+@pytest.mark.stress
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_extract_on_a_thousand_files(made_in_full, tmp_path, framework):
+    root, things = made_in_full
+    done = extracted(tmp_path, root, things, framework)
+    assert done.peak < PEAK[framework], f"{done.peak:.0f} MB"
 
 
 def test_fine_tune_and_predict_use_every_picture_and_list_all_else(made, tmp_path):

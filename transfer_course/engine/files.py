@@ -203,6 +203,7 @@ def _extent(values) -> tuple[float, float]:
     ends = [(float(f.min()), float(f.max())) for _, v in _strips(values) if (f := v[np.isfinite(v)]).size]
     return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (0., 1.)
 
+# %% ../../nbs/engine/files.ipynb #f47a8ef8
 def _eight_bits(values: np.ndarray  # (H, W) integers or floats
                ) -> np.ndarray:     # (H, W) uint8
     "Deep grey values as 8-bit ones, by the smallest usual range that holds them."

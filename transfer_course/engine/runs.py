@@ -199,6 +199,7 @@ def _parse(text, folder):
     if not all(isinstance(c, str) for c in info["classes"]): raise bad("names classes that are no text")
     return info
 
+# %% ../../nbs/engine/runs.ipynb #22e3bc3c
 def _brief(value): return printable(str(value)[:60], one_line=True)
 
 def _plain(path, most: int) -> Path:
@@ -208,6 +209,7 @@ def _plain(path, most: int) -> Path:
     if info.st_size > most: raise Damaged(f"{printable(path, True)} is {info.st_size / 1e6:.0f} MB large; expected at most {most / 1e6:.0f}. Copy the run's folder anew, or train again.")
     return Path(path)
 
+# %% ../../nbs/engine/runs.ipynb #b67b1bb7
 def _read(folder):
     "run.json's text and where the model lies; on a disk that is read-only a complete new run is read where it is."
     at = folder

@@ -131,6 +131,7 @@ def _describe(result, net, data, parts, size, began) -> dict:
                 warnings=list(data.warnings), total_seconds=round(time.perf_counter() - began, 1),
                 probabilities=P)
 
+# %% ../../nbs/6_practice/own_folder.ipynb #0ad3ff3f
 def _write(out, result, info, parts):
     "The run's folder: model, run.json, report, card."
     P, valid = info.pop("probabilities"), parts.valid
@@ -139,6 +140,7 @@ def _write(out, result, info, parts):
     try: _explain(out, result, P, valid)
     except (UserMistake, OSError) as e: raise NoRoom(f"The model is saved in {printable(out, True)}, and its report could not be written: {e}") from e
 
+# %% ../../nbs/6_practice/own_folder.ipynb #80c89704
 def _explain(out, result, P, valid):
     "Report and card beside the saved model."
     about, _ = read_run(out)
@@ -171,6 +173,7 @@ def _size_of(info, run) -> int:
         raise Damaged(f"The run.json of {printable(run, True)} gives no image size from 1 to 1024 pixels. Save the run with its size: result.save(folder, size=…).")
     return size
 
+# %% ../../nbs/6_practice/own_folder.ipynb #a86b0589
 def _files(paths):
     "Every image file that the arguments mean, in order, a missing one as it stands; and what was left out of the folders."
     files, left_out = [], []
@@ -179,6 +182,7 @@ def _files(paths):
         files += found[0]; left_out += found[1]
     return files, left_out
 
+# %% ../../nbs/6_practice/own_folder.ipynb #95d45fc9
 def _read(path, size):
     try: return read_image(path, size=size)
     except Unreadable as e: return e
@@ -196,6 +200,7 @@ def predict_files(run, paths, top: int = 3, batch_size: int = 32):
             yield from _answers(result, part, images, top)
     for path, reason in left_out: yield {"path": path, "skipped": reason}
 
+# %% ../../nbs/6_practice/own_folder.ipynb #605548ff
 def _answers(result, part, images, top):
     good = [im for im in images if isinstance(im, np.ndarray)]
     P = iter(result.predict(np.stack(good)) if good else ())

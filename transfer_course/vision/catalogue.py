@@ -199,6 +199,7 @@ def _load_state(net, state, what):
     state = _body(state, wanted)
     fill(net, state, what, ("classifier.", "head.", "heads.", "fc."))
 
+# %% ../../nbs/2_vision/catalogue.ipynb #2d2c896d
 def fill(net, state, what, besides=()):
     "Fill a torch module; Damaged if a tensor is missing, has another shape or kind, holds NaN, or is one too many and `besides` does not allow it."
     wanted = net.state_dict()
@@ -355,6 +356,7 @@ def keras_weights(path) -> dict[str, list]:
             with h5py.File(io.BytesIO(z.read(part)), "r") as f: return _layers_in(f, most)
     except Exception as e: raise Damaged(f"{printable(path)} can't be read as a Keras model: {_short(e)}. Copy or save it again.") from None
 
+# %% ../../nbs/2_vision/catalogue.ipynb #16e1770d
 def _layers_in(file, most: int) -> dict[str, list]:
     found, left = {}, [most]
     def note(path, group):
@@ -364,6 +366,7 @@ def _layers_in(file, most: int) -> dict[str, list]:
     file.visititems(note)         # goes along what lies in this file only
     return {name: arrays for name, arrays in found.items() if arrays}
 
+# %% ../../nbs/2_vision/catalogue.ipynb #c2a7c5aa
 def _array(group, name: str, left: list) -> np.ndarray:
     "One array; ValueError for one that lies elsewhere, or is larger than all that may still come."
     data = group.get(name) if type(group.get(name, getlink=True)).__name__ == "HardLink" else None
@@ -380,6 +383,7 @@ def _load_keras_file(model, path):
     except Exception as e: raise Damaged(f"{printable(path)} can't be read as weights of '{model.name}': {_short(e)}") from None
     _finite(model, printable(path))
 
+# %% ../../nbs/2_vision/catalogue.ipynb #e67b98a8
 def fill_layers(model, saved: dict, what):
     "Fill a Keras model from arrays by layer; Damaged if a layer's are missing, have another shape or kind, or hold NaN."
     for layer in (l for l in model.layers if l.weights):

@@ -471,6 +471,7 @@ def check_head(info, path, net, head):
     if shapes != [(n, net.feature_dim), (n,)]:
         raise Damaged(f"The weights in {printable(path)} don't fit their run.json: it names {n} classes for a head on {net.feature_dim} features, and theirs has the shapes {shapes}.")
 
+# %% ../../nbs/2_vision/recipes.ipynb #7545dc94
 def rebuild(info: dict):
     "From a `run.json`: the backbone with random weights, and the fields of its Result. Damaged where it makes no sense."
     from transfer_course.vision.backbones import backbone
