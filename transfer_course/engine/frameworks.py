@@ -91,7 +91,9 @@ _NOISE = re.compile(r"^(WARNING: All log messages before absl::InitializeLog.*|[
 @contextlib.contextmanager
 def _without_greeting():
     "Drop TensorFlow's start-up lines from the process's stderr."
-    with tempfile.TemporaryFile() as file:
+    try: file = tempfile.TemporaryFile()
+    except OSError: yield; return         # no disk to write to: then they are seen
+    with file:
         saved = os.dup(2)
         os.dup2(file.fileno(), 2)
         try: yield

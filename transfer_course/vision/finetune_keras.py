@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..engine.errors import Damaged
+from ..engine.files import printable
 from ..engine.frameworks import load_keras
 from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, check_data, diverged, fresh_model,
                                             plan, rate, score_row, second_head, starting_head, tell_what_moves)
@@ -154,13 +154,14 @@ class KerasResult(Result):
         self.model.save(str(path))
 
 def restore(info: dict, path) -> KerasResult:
-    "The network of a saved run, loaded with `safe_mode=True`. Raises Damaged when it can't be."
-    from transfer_course.vision.recipes import rebuild
-    try: model = keras.saving.load_model(str(path), safe_mode=True, compile=False)
-    except Exception as e: raise Damaged(f"'{path}' can't be read as a Keras model ({str(e).splitlines()[0][:120]}).") from None
+    "The network of a saved run, built anew and filled with the arrays of its file: nothing in it is run. Raises Damaged when they don't fit."
+    from transfer_course.vision.catalogue import fill_layers, keras_weights
+    from transfer_course.vision.recipes import check_head, rebuild
     net, fields = rebuild(info)
-    if model.output_shape[-1] != len(info["classes"]): raise Damaged(f"'{path}' tells {model.output_shape[-1]} classes apart, its run.json names {len(info['classes'])}.")
-    net.model = keras.Model(model.input, model.get_layer("head").input)
+    saved = keras_weights(path)
+    check_head(info, path, net, [a.T for a in saved.get("head", [])])
+    model = keras.Model(net.model.input, _dense(*saved["head"], "head")(net.model.output))
+    fill_layers(model, saved, printable(path))
     return KerasResult(net, model, **fields)
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #4ccc9d5f
