@@ -1,0 +1,228 @@
+"""Keras: a run that was killed ends with the same bits; memory that runs out, losses that are no numbers, and the same seed twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from transfer_course.engine.checkpoints import NAME
+from transfer_course.engine.errors import BadValue, UserMistake
+from transfer_course.engine.frameworks import load_keras
+from transfer_course.vision.backbones import KerasBackbone
+from transfer_course.vision.data import styles
+from transfer_course.vision.recipes import Recipe, fine_tune
+
+keras = load_keras()
+RECIPE = Recipe(epochs=4, batch_size=8, lr=1e-3, head_lr=1e-2, weight_decay=0.01)
+pytestmark = pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="TensorFlow's way")
+
+
+@pytest.fixture(scope="module")
+def data():
+    images = styles("twemoji", size=32)
+    return images.subset(np.flatnonzero(images.labels < 3)[::4]).only(images.classes[:3])
+
+
+class Small(KerasBackbone):
+    """Three convolutions with BatchNorm and Dropout: a network whose every kind of state matters."""
+
+
+@pytest.fixture(scope="module")
+def net():
+    return small()
+
+
+def small():
+    keras.utils.set_random_seed(0)
+    k, x = keras.layers, keras.Input((None, None, 3))
+    y = k.ReLU()(k.BatchNormalization(name="stem_bn")(k.Conv2D(8, 5, strides=3, name="stem_conv")(x)))
+    y = k.Dropout(0.2, name="mid_drop")(k.ReLU()(k.BatchNormalization(name="mid_bn")(k.Conv2D(16, 3, strides=2, name="mid_conv")(y))))
+    body = keras.Model(x, k.GlobalAveragePooling2D()(k.ReLU()(k.Conv2D(32, 3, name="late_conv")(y))))
+    stages = {s: (s + "_",) for s in ("stem", "mid", "late")}
+    return Small(name="small", framework="keras", params=0, feature_dim=32, stages=stages, model=body)
+
+
+def tune(net, data, recipe=RECIPE, **kwargs):
+    return fine_tune(net, data, kwargs.pop("valid", data), recipe, progress=False, **kwargs)
+
+
+def same(a, b):
+    mine, theirs = a.model.get_weights(), b.model.get_weights()
+    assert len(mine) == len(theirs) > 4
+    return all(np.array_equal(x, y) for x, y in zip(mine, theirs, strict=True))
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(epoch):
+    def kill(end):
+        if end.epoch == epoch:
+            raise Killed
+
+    return kill
+
+
+CASES = {
+    "plain": dict(),
+    "everything": dict(batch_norm="train", augment=0.5, optimizer="sgd"),
+    "gradual": dict(strategy="gradual", epochs=6),
+    "lp_ft": dict(strategy="lp_ft", patience=3),
+    "frozen part": dict(train_from="late"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_ends_with_the_same_bits(case, net, data, tmp_path, monkeypatch):
+    recipe = RECIPE.but(**CASES[case])
+    valid = None if case == "plain" else data
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "whole")
+    for at in (2, 4):
+        with pytest.raises(Killed):
+            tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "cut", callbacks=[killed_after(at)])
+    assert (tmp_path / "cut" / NAME).exists()
+    monkeypatch.setattr("transfer_course.vision.features.probe_head", None)  # a resumed run brings its head along
+    again = tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "cut", workers=2)
+    assert same(whole, again)
+    assert whole.step_losses == again.step_losses and whole.best_epoch == again.best_epoch and whole.stopped == again.stopped
+    pick = lambda r: [{k: v for k, v in row.items() if k != "seconds"} for row in r.history]
+    assert pick(whole) == pick(again)
+    once_more = tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "cut")
+    assert same(whole, once_more) and pick(whole) == pick(once_more)
+
+
+def test_another_recipe_is_not_continued(net, data, tmp_path):
+    tune(net, data, RECIPE.but(epochs=1), checkpoint=tmp_path)
+    with pytest.raises(BadValue, match="lr"):
+        tune(net, data, RECIPE.but(epochs=1, lr=0.5), checkpoint=tmp_path)
+
+
+def test_a_loss_that_is_no_number_is_told_again_and_not_trained_on(net, data, tmp_path):
+    recipe = RECIPE.but(optimizer="sgd", lr=1e25, head_lr=1e25)
+    with pytest.warns(UserWarning, match="last good weights"):
+        first = tune(net, data, recipe, valid=None, checkpoint=tmp_path)
+    file = (tmp_path / NAME).read_bytes()
+    with pytest.warns(UserWarning, match="last good weights"):
+        again = tune(net, data, recipe, valid=None, checkpoint=tmp_path)
+    assert same(first, again) and first.stopped == again.stopped != "" and (tmp_path / NAME).read_bytes() == file
+    assert np.isfinite(again.predict(data)).all() and len(again.history) < recipe.epochs
+
+
+# --- the same seed ------------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_bits_with_one_worker_and_two(net, data):
+    recipe = RECIPE.but(augment=0.5, epochs=2)
+    a, b, c = (tune(net, data, recipe.but(seed=s), workers=w) for s, w in ((0, 1), (0, 2), (1, 1)))
+    assert same(a, b) and a.step_losses == b.step_losses
+    assert not same(a, c)
+
+
+# --- memory -------------------------------------------------------------------------------------------------------------
+
+
+def needs_a_lot_beyond(images):
+    """A penalty of nothing that runs out of memory in the middle of a step where a piece has more than `images`."""
+    import tensorflow as tf
+
+    def check(n):
+        if n > images:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return 0.0
+
+    return lambda step: tf.ensure_shape(tf.stop_gradient(tf.py_function(check, [tf.shape(step.labels)[0]], tf.float32)), ())
+
+
+GENTLE = Recipe(epochs=2, batch_size=8, optimizer="sgd", momentum=0.0, lr=0.01, head_lr=0.1, schedule="constant", warmup=0.0)
+
+
+def without_dropout():
+    net = small()
+    net.model.get_layer("mid_drop").rate = 0.0
+    return net
+
+
+@pytest.mark.parametrize("fits", [3, 1])
+def test_out_of_memory_halves_the_batch_and_keeps_the_step(fits, data):
+    net = without_dropout()
+    plain = tune(net, data, GENTLE)
+    with pytest.warns(UserWarning, match="Out of memory") as told:
+        short = tune(net, data, GENTLE, penalty=needs_a_lot_beyond(fits))
+    assert len(told) == {3: 2, 1: 3}[fits] and "4 pieces" in str(told[1].message)
+    assert np.abs(np.subtract(plain.step_losses, short.step_losses)).max() < 1e-4
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(plain.model.get_weights(), short.model.get_weights(), strict=True))
+    assert [r["accuracy"] for r in plain.history] == [r["accuracy"] for r in short.history]
+
+
+def test_no_room_for_one_image_is_one_sentence(net, data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserMistake, match="one image at a time"):
+            tune(net, data, GENTLE, penalty=needs_a_lot_beyond(0))
+
+
+def test_a_run_short_of_memory_goes_on_in_pieces(net, data, tmp_path):
+    recipe, short = RECIPE.but(epochs=3), needs_a_lot_beyond(4)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for f in folders:
+        f.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = tune(net, data, recipe, penalty=short, checkpoint=folders[0])
+        with pytest.raises(Killed):
+            tune(net, data, recipe, penalty=short, checkpoint=folders[1], callbacks=[killed_after(3)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # it need not run out a second time
+        again = tune(net, data, recipe, penalty=short, checkpoint=folders[1])
+    assert same(whole, again)
+
+
+# --- the frozen part ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [dict(strategy="head"), dict(train_from="late"), dict(strategy="gradual", epochs=4), dict(augment=0.5, views=2, epochs=4)])
+def test_what_is_frozen_runs_once_and_changes_nothing(changes, data, monkeypatch):
+    net = without_dropout()
+    recipe = GENTLE.but(**{"train_from": "late", **changes})
+    kept = tune(net, data, recipe, unlabelled=data, penalty=lambda step: keras.ops.mean(step.unlabelled_features) * 0.1)
+    from transfer_course.vision import loop_keras
+
+    monkeypatch.setattr(loop_keras, "freeze_point", lambda body: None)
+    plain = tune(net, data, recipe, unlabelled=data, penalty=lambda step: keras.ops.mean(step.unlabelled_features) * 0.1)
+    assert np.abs(np.subtract(plain.step_losses, kept.step_losses)).max() < 1e-4
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(plain.model.get_weights(), kept.model.get_weights(), strict=True))
+    for a, b in zip(plain.history, kept.history, strict=True):
+        assert a["valid_loss"] == pytest.approx(b["valid_loss"], abs=1e-4) and a["accuracy"] == b["accuracy"]
+
+
+def test_the_frozen_part_sees_each_image_once(data, monkeypatch):
+    from transfer_course.vision import loop_keras
+
+    seen = []
+    call = loop_keras.Frozen.of
+    monkeypatch.setattr(loop_keras.Frozen, "of", lambda self, key, n, images: call(self, key, n, lambda rows: (seen.extend((str(key), r) for r in rows), images(rows))[1]))
+    tune(without_dropout(), data, GENTLE.but(train_from="late", epochs=3))
+    assert len(seen) == len(set(seen)) == 2 * len(data)  # training and validation
+
+
+def test_a_frozen_part_that_a_callback_changes_is_left(data):
+    net = without_dropout()
+
+    def nudge(end):
+        if end.epoch == 2:
+            end.result.backbone.model.get_layer("stem_conv").kernel.assign_add(np.full((5, 5, 3, 8), 0.01, "float32"))
+
+    recipe = GENTLE.but(train_from="late", epochs=4)
+    result = tune(net, data, recipe, callbacks=[nudge])
+    assert len(result.history) == 4 and result.history[-1]["loss"] != result.history[1]["loss"]
+    stem = [r.model.get_layer("stem_conv").get_weights()[0] for r in (result, tune(net, data, recipe))]
+    assert not np.allclose(*stem)
