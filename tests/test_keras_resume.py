@@ -1,6 +1,5 @@
 """Keras: a run that was killed ends with the same bits; memory that runs out, losses that are no numbers, and the same seed twice."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -100,6 +99,70 @@ def test_a_killed_run_ends_with_the_same_bits(case, net, data, tmp_path, monkeyp
     assert same(whole, once_more) and pick(whole) == pick(once_more)
 
 
+# --- kill -9 ------------------------------------------------------------------------------------------------------------
+
+LONG = RECIPE.but(strategy="gradual", epochs=8, augment=0.5, batch_norm="train")
+
+
+def train_and_write(folder):
+    """What a killed process was doing: `python tests/test_keras_resume.py FOLDER`."""
+    images = styles("twemoji", size=32)
+    data = images.subset(np.flatnonzero(images.labels < 3)[::4]).only(images.classes[:3])
+    net = small()
+    print("begins", flush=True)
+    result = tune(net, data, LONG, checkpoint=folder, workers=2, callbacks=[lambda end: print("epoch", end.epoch, flush=True)])
+    np.savez(folder / "weights.npz", *result.model.get_weights())
+
+
+def begin(folder):
+    process = subprocess.Popen([sys.executable, __file__, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begins\n", process.communicate()[1][-2000:]
+    return process
+
+
+def kill_at_random(folder, rng, most):
+    """SIGKILL after up to `most` seconds; whether the run was still going."""
+    process = begin(folder)
+    time.sleep(rng.uniform(0, most))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def finished(folder):
+    process = begin(folder)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-2000:]
+    with np.load(folder / "weights.npz") as f:
+        return [f[k] for k in f.files], out
+
+
+def killed_often(kills, data, folder):
+    (folder / "whole").mkdir()
+    began = time.perf_counter()
+    whole = tune(small(), data, LONG, checkpoint=folder / "whole").model.get_weights()
+    rng, most, done, run = np.random.default_rng(0), time.perf_counter() - began, 0, 0
+    while done < kills:
+        (folder / f"cut{run}").mkdir()
+        for _ in range(4 if kills > 1 else 1):
+            done += kill_at_random(folder / f"cut{run}", rng, most if kills > 1 else most / 2)
+        weights, out = finished(folder / f"cut{run}")
+        assert len(weights) == len(whole) and all(np.array_equal(a, b) for a, b in zip(whole, weights, strict=True)), f"after {done} kills"
+        run += 1
+    return done, out
+
+
+def test_a_killed_process_ends_with_the_same_bits(data, tmp_path):
+    """Also: a fresh process gives the bits of this one."""
+    done, out = killed_often(1, data, tmp_path)
+    assert done == 1 and "epoch 8" in out
+
+
+@pytest.mark.stress
+def test_twenty_kills(data, tmp_path):
+    assert killed_often(20, data, tmp_path)[0] >= 20
+
+
 def test_another_recipe_is_not_continued(net, data, tmp_path):
     tune(net, data, RECIPE.but(epochs=1), checkpoint=tmp_path)
     with pytest.raises(BadValue, match="lr"):
@@ -136,7 +199,7 @@ def needs_a_lot_beyond(images):
 
     def check(n):
         if n > images:
-            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+            raise MemoryError  # TensorFlow makes a ResourceExhaustedError of it
         return 0.0
 
     return lambda step: tf.ensure_shape(tf.stop_gradient(tf.py_function(check, [tf.shape(step.labels)[0]], tf.float32)), ())
@@ -189,7 +252,9 @@ def test_a_run_short_of_memory_goes_on_in_pieces(net, data, tmp_path):
 # --- the frozen part ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [dict(strategy="head"), dict(train_from="late"), dict(strategy="gradual", epochs=4), dict(augment=0.5, views=2, epochs=4)])
+@pytest.mark.parametrize(
+    "changes", [dict(strategy="head"), dict(train_from="late"), dict(strategy="gradual", epochs=4), dict(augment=0.5, views=2, epochs=4)]
+)
 def test_what_is_frozen_runs_once_and_changes_nothing(changes, data, monkeypatch):
     net = without_dropout()
     recipe = GENTLE.but(**{"train_from": "late", **changes})
@@ -209,7 +274,11 @@ def test_the_frozen_part_sees_each_image_once(data, monkeypatch):
 
     seen = []
     call = loop_keras.Frozen.of
-    monkeypatch.setattr(loop_keras.Frozen, "of", lambda self, key, n, images: call(self, key, n, lambda rows: (seen.extend((str(key), r) for r in rows), images(rows))[1]))
+    monkeypatch.setattr(
+        loop_keras.Frozen,
+        "of",
+        lambda self, key, n, images: call(self, key, n, lambda rows: (seen.extend((str(key), r) for r in rows), images(rows))[1]),
+    )
     tune(without_dropout(), data, GENTLE.but(train_from="late", epochs=3))
     assert len(seen) == len(set(seen)) == 2 * len(data)  # training and validation
 
@@ -226,3 +295,7 @@ def test_a_frozen_part_that_a_callback_changes_is_left(data):
     assert len(result.history) == 4 and result.history[-1]["loss"] != result.history[1]["loss"]
     stem = [r.model.get_layer("stem_conv").get_weights()[0] for r in (result, tune(net, data, recipe))]
     assert not np.allclose(*stem)
+
+
+if __name__ == "__main__":
+    train_and_write(Path(sys.argv[1]))

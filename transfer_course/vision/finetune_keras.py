@@ -242,9 +242,9 @@ def fine_tune(backbone,              # a Keras Backbone; it is not changed
     "Train a copy of `backbone` with a new head on `train` by `recipe`. Raises BadValue where the data or the recipe can't be used."
     recipe, todo = prepared(backbone, "keras", train, valid, recipe, source, unlabelled, progress)
     start, others = time.perf_counter(), dict(source=source, unlabelled=unlabelled)
-    kept = Checkpoint(checkpoint, about_run(backbone, recipe, train, valid=valid, **others) if checkpoint is not None else {})
-    saved = kept.load()
-    with working(repeatable=checkpoint is not None):
+    kept = Checkpoint(checkpoint, about_run(backbone, recipe, train, held_out_images=valid, **others) | {"Keras backend": keras.config.backend()} if checkpoint and todo.phases else {})
+    saved = kept.load() if todo.phases else None
+    with working(repeatable=bool(checkpoint)):
         keras.utils.set_random_seed(recipe.seed)
         body, model = _network(backbone, train, recipe, todo, resumed=saved is not None)
         result, second = KerasResult(replace(backbone, model=body), model, list(train.classes), recipe), second_head(backbone, train, source, recipe)

@@ -100,7 +100,7 @@ class Forward:
         tf = _tf()
         if tf is None: return _plainly(self.call, x)
         key = x.shape, x.dtype.str
-        if key not in self.graphs: self.graphs[key] = tf.function(self.call).get_concrete_function(tf.TensorSpec(x.shape, x.dtype))
+        if key not in self.graphs: self.graphs[key] = tf.function(self.call, autograph=False).get_concrete_function(tf.TensorSpec(x.shape, x.dtype))
         return self.graphs[key](tf.constant(x)).numpy()
 
 # %% ../../nbs/2_vision/loop_keras.ipynb #9c8968ec
