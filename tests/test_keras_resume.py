@@ -70,22 +70,20 @@ def killed_after(epoch):
 
 
 CASES = {
-    "plain": dict(),
     "everything": dict(batch_norm="train", augment=0.5, optimizer="sgd"),
-    "gradual": dict(strategy="gradual", epochs=6),
-    "lp_ft": dict(strategy="lp_ft", patience=3),
-    "frozen part": dict(train_from="late"),
+    "gradual": dict(strategy="gradual", patience=5),
+    "frozen part": dict(strategy="lp_ft", train_from="late"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_run_ends_with_the_same_bits(case, net, data, tmp_path, monkeypatch):
     recipe = RECIPE.but(**CASES[case])
-    valid = None if case == "plain" else data
+    valid = None if case == "everything" else data
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     whole = tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "whole")
-    for at in (2, 4):
+    for at in (2, 3):
         with pytest.raises(Killed):
             tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "cut", callbacks=[killed_after(at)])
     assert (tmp_path / "cut" / NAME).exists()
@@ -93,15 +91,15 @@ def test_a_killed_run_ends_with_the_same_bits(case, net, data, tmp_path, monkeyp
     again = tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "cut", workers=2)
     assert same(whole, again)
     assert whole.step_losses == again.step_losses and whole.best_epoch == again.best_epoch and whole.stopped == again.stopped
-    pick = lambda r: [{k: v for k, v in row.items() if k != "seconds"} for row in r.history]
-    assert pick(whole) == pick(again)
-    once_more = tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "cut")
-    assert same(whole, once_more) and pick(whole) == pick(once_more)
+    once_more = tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "cut")  # it is finished: nothing is left to train
+    assert same(whole, once_more)
+    for other in (again, once_more):
+        assert [row | {"seconds": 0} for row in whole.history] == [row | {"seconds": 0} for row in other.history]
 
 
 # --- kill -9 ------------------------------------------------------------------------------------------------------------
 
-LONG = RECIPE.but(strategy="gradual", epochs=8, augment=0.5, batch_norm="train")
+LONG = RECIPE.but(epochs=8, augment=0.5, batch_norm="train")
 
 
 def train_and_write(folder):
@@ -214,13 +212,12 @@ def without_dropout():
     return net
 
 
-@pytest.mark.parametrize("fits", [3, 1])
-def test_out_of_memory_halves_the_batch_and_keeps_the_step(fits, data):
+def test_out_of_memory_halves_the_batch_and_keeps_the_step(data):
     net = without_dropout()
     plain = tune(net, data, GENTLE)
     with pytest.warns(UserWarning, match="Out of memory") as told:
-        short = tune(net, data, GENTLE, penalty=needs_a_lot_beyond(fits))
-    assert len(told) == {3: 2, 1: 3}[fits] and "4 pieces" in str(told[1].message)
+        short = tune(net, data, GENTLE, penalty=needs_a_lot_beyond(1))
+    assert len(told) == 3 and "4 pieces" in str(told[1].message)
     assert np.abs(np.subtract(plain.step_losses, short.step_losses)).max() < 1e-4
     assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(plain.model.get_weights(), short.model.get_weights(), strict=True))
     assert [r["accuracy"] for r in plain.history] == [r["accuracy"] for r in short.history]
@@ -234,7 +231,7 @@ def test_no_room_for_one_image_is_one_sentence(net, data):
 
 
 def test_a_run_short_of_memory_goes_on_in_pieces(net, data, tmp_path):
-    recipe, short = RECIPE.but(epochs=3), needs_a_lot_beyond(4)
+    recipe, short = RECIPE.but(epochs=2), needs_a_lot_beyond(4)
     folders = [tmp_path / "a", tmp_path / "b"]
     for f in folders:
         f.mkdir()
@@ -242,7 +239,7 @@ def test_a_run_short_of_memory_goes_on_in_pieces(net, data, tmp_path):
         warnings.simplefilter("ignore")
         whole = tune(net, data, recipe, penalty=short, checkpoint=folders[0])
         with pytest.raises(Killed):
-            tune(net, data, recipe, penalty=short, checkpoint=folders[1], callbacks=[killed_after(3)])
+            tune(net, data, recipe, penalty=short, checkpoint=folders[1], callbacks=[killed_after(2)])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it need not run out a second time
         again = tune(net, data, recipe, penalty=short, checkpoint=folders[1])
@@ -252,9 +249,7 @@ def test_a_run_short_of_memory_goes_on_in_pieces(net, data, tmp_path):
 # --- the frozen part ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "changes", [dict(strategy="head"), dict(train_from="late"), dict(strategy="gradual", epochs=4), dict(augment=0.5, views=2, epochs=4)]
-)
+@pytest.mark.parametrize("changes", [dict(strategy="head"), dict(strategy="gradual", epochs=4), dict(augment=0.5, views=2, epochs=4)])
 def test_what_is_frozen_runs_once_and_changes_nothing(changes, data, monkeypatch):
     net = without_dropout()
     recipe = GENTLE.but(**{"train_from": "late", **changes})

@@ -71,20 +71,18 @@ def found():
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         pytest.skip("tf.distribute is TensorFlow's")
     return run("""[
-        ("uneven", dict(batch_size=7), {}),
-        ("one image left for two", dict(batch_size=1, epochs=1), {}),
-        ("penalty", dict(batch_size=8), dict(penalty=penalty)),
-        ("head", dict(strategy="head", batch_size=7), {}),
+        ("uneven", dict(batch_size=7), dict(penalty=penalty)),
+        ("one image for two", dict(strategy="head", batch_size=1, epochs=1), {}),
     ]""")
 
 
-@pytest.mark.parametrize("case", ["uneven", "one image left for two", "penalty", "head"])
+@pytest.mark.parametrize("case", ["uneven", "one image for two"])
 def test_two_devices_end_with_what_one_ends_with(found, case):
     r = found[case]
     assert r["once"] and r["both"], "an image was seen twice or not at all"
     assert r["losses"] < 1e-4 and r["weights"] < 1e-4 and r["history"] < 1e-3 and r["accuracy"], r
-    assert r["logits"] < 1e-3 and (r["moved"] > 1e-5 or case == "head"), r
+    assert r["logits"] < 1e-3 and (r["moved"] > 1e-5 or case != "uneven"), r
 
 
 def test_the_batches_were_not_divisible(found):
-    assert any(n % 2 for n in found["uneven"]["sizes"]) and found["one image left for two"]["sizes"] == [1]
+    assert any(n % 2 for n in found["uneven"]["sizes"]) and found["one image for two"]["sizes"] == [1]

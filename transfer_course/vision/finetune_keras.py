@@ -15,7 +15,7 @@ import numpy as np
 from ..engine.checkpoints import Checkpoint
 from ..engine.errors import Damaged
 from ..engine.frameworks import load_keras
-from .loop_keras import Forward, Phases, Steps, scaler, working
+from .loop_keras import Adam, Forward, Phases, Steps, scaler, working
 from .recipes import (Epoch, EpochEnd, Recipe, Result, Step, about_run, ahead, diverged, fresh_model,
                                             initial_head, prepared, rate, second_head, starting_head)
 
@@ -61,7 +61,7 @@ def _network(net, train, recipe, todo, resumed=False):
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #116b1a9f
 def _optimizer(recipe, head_factor):
     "The recipe's optimiser with a separate rate for variables whose path starts with `head` or `source_head`; decoupled weight decay as in torch's AdamW."
-    base = keras.optimizers.Adam if recipe.optimizer == "adamw" else keras.optimizers.SGD
+    base = Adam if recipe.optimizer == "adamw" else keras.optimizers.SGD
     class TwoRates(base):
         "The base class, with the rate of each variable decided in `update_step`."
         def build(self, variables):
