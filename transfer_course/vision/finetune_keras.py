@@ -15,7 +15,7 @@ import numpy as np
 from ..engine.checkpoints import Checkpoint
 from ..engine.errors import Damaged
 from ..engine.frameworks import load_keras
-from .loop_keras import Adam, Forward, Phases, Steps, scaler, working
+from .loop_keras import Adam, Fit, Forward, Steps, scaler, working
 from .recipes import (Epoch, EpochEnd, Recipe, Result, Step, about_run, ahead, diverged, fresh_model,
                                             initial_head, prepared, rate, second_head, starting_head)
 
@@ -250,7 +250,7 @@ def fine_tune(backbone,              # a Keras Backbone; it is not changed
         result, second = KerasResult(replace(backbone, model=body), model, list(train.classes), recipe), second_head(backbone, train, source, recipe)
         if todo.phases:
             trainer = _Trainer(body, model.get_layer("head"), second and _dense(*second, "source_head"), recipe, penalty)
-            _train(Phases(result, trainer, kept, saved, scaler(backbone)), train, valid, todo, others, callbacks, progress, workers)
+            _train(Fit(result, trainer, kept, saved, scaler(backbone)), train, valid, todo, others, callbacks, progress, workers)
         else: result.trainable = int(sum(np.prod(v.shape) for v in model.get_layer("head").trainable_variables))
     result.seconds = time.perf_counter() - start
     return result
