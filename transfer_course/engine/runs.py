@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
+from .checkpoints import NAME as CHECKPOINT
 from .errors import BadValue, Damaged, InUse, NotFound
 from .files import atomic_write, disk_mistake, printable, sha256_file
 
@@ -60,7 +61,7 @@ def state_of(folder) -> str: # absent | empty | run | unfinished | other | file
     except OSError as e: raise disk_mistake(e, folder) from e
     if _RUN in names or _READY in names: return "run"
     rest = {n for n in names if n not in _NOTHING and not n.startswith(_TEMP)}
-    return "empty" if not rest else "unfinished" if _LOCK in names else "other"
+    return "empty" if not rest else "unfinished" if {_LOCK, CHECKPOINT} & names else "other"
 
 # %% ../../nbs/engine/runs.ipynb #6cc81024
 _mine = set()                       # folders that this process has claimed
