@@ -118,7 +118,6 @@ def main(argv=None) -> int:
     common.own_cache()
     if args.again:
         shutil.rmtree(common.WORK / "runs", ignore_errors=True)
-    sys.path.insert(0, str(common.ROOT))
     from transfer_course.engine.frameworks import load_torch
 
     load_torch()  # before TensorFlow

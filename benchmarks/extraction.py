@@ -10,25 +10,24 @@ FLOORS = {"fast": {96: 3.5, 224: 2.0}, "plain": {96: 2.0, 224: 1.3}}  # issue 6,
 NAMES = {"fast": "with extra fast", "plain": "without it", "bf16": "bf16 allowed"}
 
 
-def engines(net, side: int) -> dict[str, dict]:
-    """What is measured: the engine chosen here, the one chosen without OpenVINO, and bfloat16; as arguments of `extract`."""
-    import inspect
+def engines(net) -> dict[str, dict]:
+    """What is measured, as arguments of `extract`: the engine chosen here, the best without OpenVINO, and bfloat16."""
+    from transfer_course.engine.engines import candidates
 
-    from transfer_course import extract
-
-    known = inspect.signature(extract).parameters
-    return {k: h for k, h in {"fast": {}, "plain": {"engine": "torch"}, "bf16": {"bf16": True}}.items() if set(h) <= set(known)}
+    without = [k for k in candidates(net) if "openvino" not in k][-1]  # the plainest stands first
+    return {"fast": {}, "plain": {"engine": without}, "bf16": {"bf16": True}}
 
 
 def network_alone(side: int, n: int, rounds: int) -> list[dict]:
     """Features of pictures in memory against an eager loop in the default memory layout; equality is asserted."""
     from transfer_course import ImageDataset, extract
+    from transfer_course.engine.engines import choose
 
     net, theirs = peers.lite0(), peers.lite0()
     images = np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
     data, eager, rows = ImageDataset(images), peers.torch_eager(theirs, images), []
     wanted = eager()
-    for key, how in engines(net, side).items():
+    for key, how in engines(net).items():
 
         def ours(how=how):
             return extract(net, data, cache=False, progress=False, **how)
@@ -36,10 +35,9 @@ def network_alone(side: int, n: int, rounds: int) -> list[dict]:
         off = float(np.abs(ours() - wanted).max())
         assert key == "bf16" or off < 1e-4, f"the features of '{key}' at {side} px are {off:.1e} off"
         mine, other = turns(ours, eager, rounds)
+        note = f"engine '{choose(net, side, side, **how)}', largest difference {off:.0e}"
         floor = FLOORS.get(key, {}).get(side)
-        rows.append(
-            rate_row("a", f"features, {side} px, {NAMES[key]}", "torch eager", n, mine, other, floor, f"largest difference {off:.0e}")
-        )
+        rows.append(rate_row("a", f"features, {side} px, {NAMES[key]}", "torch eager", n, mine, other, floor, note))
     return rows
 
 

@@ -14,15 +14,18 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, WORK, jpegs, row
+from common import WORK, jpegs, row
 
 LIMIT_MB = 2000
 CLI = [sys.executable, "-m", "transfer_course.cli"]
 
 
 def environment() -> dict:
-    """Children find this checkout."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    """Children import the same package as this process."""
+    import transfer_course
+
+    here = Path(transfer_course.__file__).parent.parent
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])}
 
 
 def child(command) -> tuple[float, float]:

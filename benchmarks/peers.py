@@ -144,7 +144,11 @@ def keras_data(folder, size: int, seed: int):
 
 
 def keras_guide(folder, seed: int, size: int = 96, epochs: int = 20, fine: int = 10) -> list:
-    """The Keras guide: 20 epochs of the top, Adam; then 10 of everything at 1e-5. Flip, rotation and dropout are in the model."""
+    """The Keras guide: 20 epochs of the top, Adam; then 10 of everything at 1e-5. Flip, rotation and dropout are in the model.
+
+    The guide keeps BatchNorm in inference mode by `training=False`, which `fit` overrides in Keras 3 (keras-team/keras#20285: its
+    statistics move, and the accuracy fell from 0.58 to 0.2 here). So that the peer does what its guide says, those layers stay frozen.
+    """
     from transfer_course.engine.frameworks import load_keras
 
     keras = load_keras()
@@ -162,6 +166,8 @@ def keras_guide(folder, seed: int, size: int = 96, epochs: int = 20, fine: int =
     noting = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: curve.note(logs["val_accuracy"]))
     for rate, n in ((1e-3, epochs), (1e-5, fine)):
         body.trainable = rate == 1e-5
+        for layer in body.layers if body.trainable else ():
+            layer.trainable = not isinstance(layer, layers.BatchNormalization)
         model.compile(keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
         model.fit(train, epochs=n, validation_data=valid, verbose=0, callbacks=[noting])
     return curve.points

@@ -74,7 +74,7 @@ def picture(found: dict):
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set_yticks(range(len(rows)), [f"{r['name']} · {r['peer']}" for r in rows], size=7)
-    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel="ratio (above 1: ours is better); grey: floor")
+    ax.set(ylim=(max(len(rows), 1) - 0.5, -0.5), xlabel="ratio (above 1: ours is better); grey: floor")
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(left=False)
     fig.set_layout_engine("tight")
