@@ -93,7 +93,8 @@ def demo(
 @app.command(
     "fine-tune",
     epilog="Examples:   transfer-course fine-tune photos/   |   "
-    "transfer-course fine-tune photos/ --framework keras --strategy probe --size 224 --out runs/mine",
+    "transfer-course fine-tune photos/ --framework keras --strategy probe --size 224 --out runs/mine   |   "
+    "transfer-course fine-tune photos/ --out runs/mine --resume",
 )
 def fine_tune(
     folder: Annotated[Path, typer.Argument(help="A folder with one folder of images per class.")],
@@ -104,11 +105,17 @@ def fine_tune(
     size: Annotated[int, typer.Option(help="Side in pixels that images are resized to.")] = 128,
     seed: Annotated[int, typer.Option(help="Decides split, order and new weights.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; by default a new one in runs/.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out if it was interrupted; begin it if there is none.")] = False,
+    workers: Annotated[int, typer.Option(help="Threads that read and augment the next images.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Train on your own images. Holds out a fifth of them and says how good the result is on those."""
+    from transfer_course.engine.errors import BadValue
+    from transfer_course.engine.frameworks import processes
     from transfer_course.practice.own_folder import default_out, tune_folder
 
+    if out is None and (resume or processes().num_processes > 1):
+        raise BadValue("Say which run: --out FOLDER. With --resume it is the one that goes on; several processes have to agree on one.")
     out = out or default_out(folder, framework.value, strategy)
     summary = tune_folder(
         folder,
@@ -119,9 +126,12 @@ def fine_tune(
         epochs=epochs,
         size=size,
         seed=seed,
+        resume=resume,
+        workers=workers,
+        progress=processes().is_main_process,
         say=lambda text="": say(text, as_json),
     )
-    if as_json or not sys.stdout.isatty():
+    if processes().is_main_process and (as_json or not sys.stdout.isatty()):
         emit(summary)
 
 
@@ -183,7 +193,8 @@ def main(argv: list[str] | None = None) -> None:
     except SystemExit as e:
         code = e.code or 0
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        again = " The same command with --resume goes on." if "fine-tune" in argv and "--out" in argv else ""
+        print(f"Stopped.{again}", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,15 +7,17 @@ __all__ = ['DEFAULTS', 'default_recipe', 'baselines', 'default_out', 'tune_folde
 
 # %% ../../nbs/6_practice/own_folder.ipynb #821cdc66
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
+from ..engine.checkpoints import Checkpoint
 from ..engine.errors import BadValue, NotFound
 from ..engine.files import Unreadable, list_images, printable, read_image
-from ..engine.frameworks import check_framework
+from ..engine.frameworks import check_framework, processes
 from ..engine.report import write_card, write_report
-from ..engine.runs import claim_folder
+from ..engine.runs import claim_folder, read_run, state_of
 from ..vision.backbones import backbone as load_backbone
 from ..vision.data import image_folder
 from ..vision.evaluate import confusion_matrix, interval, majority, paired_interval, scores
@@ -51,9 +53,10 @@ def baselines(net, parts, result, groups) -> dict:
     return out
 
 # %% ../../nbs/6_practice/own_folder.ipynb #8d148d0d
-def _check(folder, framework, size):
+def _check(folder, framework, size, workers=1):
     "What can be said before anything heavy is loaded."
     check_framework(framework)
+    if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= 256: raise BadValue(f"workers is {workers}; expected a whole number of threads from 1 to 256.")
     if isinstance(size, bool) or not isinstance(size, int) or not 32 <= size <= 1024: raise BadValue(f"size is {size}; expected a whole number of pixels from 32 to 1024.")
     if not Path(folder).is_dir(): raise NotFound(f"There is no folder '{printable(folder)}'. Give a folder that holds one folder of images per class.")
 
@@ -69,22 +72,49 @@ def tune_folder(folder,                      # one folder of images per class
                 out,                         # where the run is saved; new or empty
                 *, framework: str = "torch", backbone: str = "efficientnet_lite0", strategy: str = "lp_ft",
                 epochs: int | None = None, size: int = 128, seed: int = 0,
+                resume: bool = False,        # go on with a run that was interrupted in `out`; a finished one is returned as it is
+                workers: int = 1,            # threads that read and augment the next batches
                 progress: bool = True, say=lambda text="": None) -> dict:
     "Hold out a fifth of the images, train on the rest, score, save model, report and card; returns the summary that the command line prints."
-    began = time.perf_counter()
-    _check(folder, framework, size)
-    recipe = default_recipe(strategy, epochs, seed)
-    with claim_folder(out):
-        data = image_folder(folder, size=size)
-        parts = data.split(valid=0.2, test=0, seed=seed)
-        for text in (*data.warnings, f"{len(parts.train)} images to train on, {len(parts.valid)} held out, {len(data.classes)} classes, {len(data.skipped)} skipped."): say(text)
-        net = load_backbone(backbone, framework, seed=seed, **({"weights": None} if strategy == "scratch" else {}))
-        result = fine_tune(net, parts.train, parts.valid, recipe, progress=progress)
-        info = _describe(result, net, data, parts, size, began)
-        _write(out, result, info, parts)
-    for text in _sentences(info, out): say(text)
-    return {"run": str(out), "framework": framework, "backbone": backbone, "strategy": strategy, "accuracy": info["metrics"]["accuracy"],
-            "n_train": len(parts.train), "n_valid": len(parts.valid), "classes": data.classes, "skipped": info["skipped"], "seconds": round(time.perf_counter() - began, 1)}
+    began, us = time.perf_counter(), processes()
+    _check(folder, framework, size, workers)
+    recipe, tell = default_recipe(strategy, epochs, seed), say if us.is_main_process else lambda text="": None
+    with claim_folder(out, resume) if us.is_main_process else nullcontext():
+        if not (done := resume and state_of(out) == "run"):
+            data, parts, net = _opened(folder, backbone, framework, strategy, size, seed, tell)
+            result = fine_tune(net, parts.train, parts.valid, recipe, progress=progress, checkpoint=out, workers=workers)
+            if us.is_main_process: _finish(out, result, net, data, parts, size, began)
+        us.wait_for_everyone()                                   # one process writes, the others see it written
+    info, _ = read_run(out)
+    if done: _same(info, out, framework, backbone, recipe, size); tell(f"{printable(out)} is finished already; nothing was trained.")
+    for text in _sentences(info, out): tell(text)
+    return _summary(info, out, began)
+
+# %% ../../nbs/6_practice/own_folder.ipynb #12132384
+def _opened(folder, backbone, framework, strategy, size, seed, say):
+    "The folder's images, their parts, and the network to start from."
+    data = image_folder(folder, size=size)
+    parts = data.split(valid=0.2, test=0, seed=seed)
+    for text in (*data.warnings, f"{len(parts.train)} images to train on, {len(parts.valid)} held out, {len(data.classes)} classes, {len(data.skipped)} skipped."): say(text)
+    return data, parts, load_backbone(backbone, framework, seed=seed, **({"weights": None} if strategy == "scratch" else {}))
+
+def _finish(out, result, net, data, parts, size, began):
+    "Score, save, and only then drop the checkpoint."
+    info = _describe(result, net, data, parts, size, began)
+    _write(out, result, info, parts)
+    Checkpoint(out, {}).clear()
+
+def _same(info, out, framework, backbone, recipe, size):
+    "BadValue if the finished run in `out` is another one than was asked for."
+    then = dict(framework=info["framework"], backbone=info["backbone"]["name"], size=info.get("size"), **info["recipe"])
+    now = dict(framework=framework, backbone=backbone, size=size, **recipe.to_dict())
+    for k in now:
+        if then.get(k, now[k]) != now[k]: raise BadValue(f"{printable(out)} holds a finished run with {k} {then[k]}, not {now[k]}. Choose another folder (--out), or ask for the same.")
+
+def _summary(info, out, began) -> dict:
+    "What the command line prints with --json."
+    return {"run": str(out), "framework": info["framework"], "backbone": info["backbone"]["name"], "strategy": info["strategy"], "accuracy": info["metrics"]["accuracy"],
+            "n_train": info["n_train"], "n_valid": info["n_valid"], "classes": info["classes"], "skipped": info["skipped"], "seconds": round(time.perf_counter() - began, 1)}
 
 # %% ../../nbs/6_practice/own_folder.ipynb #5570cd7c
 def _describe(result, net, data, parts, size, began) -> dict:
@@ -104,7 +134,6 @@ def _write(out, result, info, parts):
     "The run's folder: model, run.json, report, card."
     P, valid = info.pop("probabilities"), parts.valid
     result.save(out, **info)
-    from transfer_course.engine.runs import read_run
     about, _ = read_run(out)
     guess = P.argmax(1)
     wrong = [i for i in np.argsort(-P.max(1)) if guess[i] != valid.labels[i]][:12]

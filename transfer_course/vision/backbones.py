@@ -70,9 +70,13 @@ class Backbone(Network):
         "What the classifier can say: 1000 names, or None where no classifier is bundled."
         return classifier()[2] if self.weights == "bundled" else None
 
+    def check(self, images) -> np.ndarray:
+        "The images as an array; BadValue unless they are uint8 RGB of a size that the network takes."
+        return _checked(self, images)
+
     def preprocess(self, images) -> np.ndarray:
         "uint8 (N,H,W,3) RGB → float32 as the network wants it: torch (N,3,H,W), keras (N,H,W,3)."
-        return self._layout(_scaled(self, _checked(self, images)))
+        return self._layout(_scaled(self, self.check(images)))
 
     def features(self, images, batch_size: int = 32) -> np.ndarray:
         "uint8 (N,H,W,3) → float32 (N,D), in inference mode; the network is left as it was."

@@ -9,14 +9,17 @@ __all__ = ['torch', 'freeze', 'thaw', 'Network', 'linear', 'TorchResult', 'resto
 import copy
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
+from ..engine.checkpoints import Checkpoint
 from ..engine.errors import Damaged
 from ..engine.frameworks import load_torch, torch_device
-from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, check_data, diverged, fresh_model,
-                                            plan, rate, score_row, second_head, starting_head, tell_what_moves)
+from .loop_torch import (Kept, Position, accelerator, compiled, gathered, gradients, halved, on_device, out_of_memory,
+                                               pack, split_at, summed, unpack_model, unpack_optimizer)
+from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, about_run, ahead, diverged, fresh_model,
+                                            initial_head, prepared, rate, score_row, second_head, starting_head)
 
 torch = load_torch()
 from torch import nn
@@ -61,10 +64,11 @@ class Network(nn.Module):
     def __init__(self, body: nn.Module, head: nn.Linear, source_head: nn.Linear | None = None):
         super().__init__()
         self.body, self.head, self.source_head = body, head, source_head
+        self.__dict__["after"] = None      # the body's part behind what is frozen, set by the loop; not a module of its own
 
-    def forward(self, images, both=False, domain="target"):
-        "Logits (B, C), or with `both` (features, logits); `domain=\"source\"` takes the second head where there is one."
-        features = self.body(images)
+    def forward(self, images, both=False, domain="target", kept=False):
+        "Logits (B, C), or with `both` (features, logits); `domain=\"source\"` takes the second head where there is one; `kept`: activations come in, not images."
+        features = self.after(images) if kept else self.body(images)
         logits = (self.source_head if domain == "source" and self.source_head is not None else self.head)(features)
         return (features, logits) if both else logits
 
@@ -75,10 +79,10 @@ def linear(W: np.ndarray, b: np.ndarray) -> nn.Linear:
     return layer
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #d0855a07
-def _network(net, train, recipe, todo, source):
-    "A fresh Network for this run: body by the plan, head random or from the probe, a second head where the source has other classes."
+def _network(net, train, recipe, todo, source, known=False):
+    "A fresh Network for this run: body by the plan, head random or from the probe (not fitted where the weights are `known`), a second head where the source has other classes."
     body = copy.deepcopy(net.model) if todo.body == "given" else fresh_model(net, recipe.seed)
-    start = starting_head(net, train, recipe, todo)
+    start = initial_head(net.feature_dim, len(train.classes), 0) if known else starting_head(net, train, recipe, todo)
     second = second_head(net, train, source, recipe)
     return Network(body, linear(*start), second and linear(*second)).to(memory_format=torch.channels_last)
 
@@ -94,38 +98,47 @@ def _trainable(model): return sum(p.numel() for p in model.parameters() if p.req
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #577bc99e
 class _Loop:
     "The state of one training run."
-    def __init__(self, net, model, recipe, penalty, total):
-        from accelerate import Accelerator
-        self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
-        self.model = self.accelerator.prepare(model)
-        self.net, self.recipe, self.penalty, self.total, self.done = net, recipe, penalty, total, 0
-        self.start = {n: p.detach().clone().to(self.accelerator.device) for n, p in model.named_parameters() if n.startswith("body.")} if penalty else {}
-        self.losses = []
+    def __init__(self, net, model, recipe, penalty, total, workers, acc):
+        self.net, self.plain, self.recipe, self.penalty, self.total, self.workers, self.accelerator = net, model, recipe, penalty, total, workers, acc
+        self.start = {n: p.detach().clone() for n, p in model.named_parameters() if n.startswith("body.")} if penalty else {}
+        self.done, self.losses, self.parts, self.kept = 0, [], 1, None
 
-    def begin(self, phase):
-        "A phase has its own optimiser, so its own moments; body and heads are two groups, for two rates."
-        self.phase, plain = phase, self.plain
-        heads = [p for n, p in plain.named_parameters() if not n.startswith("body.")]
-        groups = [{"params": list(plain.body.parameters()), "part": "body"}, {"params": heads, "part": "head"}]
-        make = torch.optim.AdamW if self.recipe.optimizer == "adamw" else torch.optim.SGD
-        extra = {} if self.recipe.optimizer == "adamw" else {"momentum": self.recipe.momentum}
-        self.optimizer = self.accelerator.prepare(make(groups, lr=0.0, weight_decay=self.recipe.weight_decay, **extra))
+    def begin(self, phase, train):
+        "A phase has its own optimiser, so its own moments; body and heads are two groups, for two rates. What it leaves frozen runs once."
+        self.phase, recipe = phase, self.recipe
+        heads = [p for n, p in self.plain.named_parameters() if not n.startswith("body.")]
+        groups = [{"params": list(self.plain.body.parameters()), "part": "body"}, {"params": heads, "part": "head"}]
+        make = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.SGD
+        extra = {} if recipe.optimizer == "adamw" else {"momentum": recipe.momentum}
+        self.optimizer = self.accelerator.prepare(make(groups, lr=0.0, weight_decay=recipe.weight_decay, fused=True, **extra))
+        self.kept = _keep(self, train)
+        self.model = self.accelerator.prepare(self.plain) if self.accelerator.num_processes > 1 else compiled(self.plain, self.total)
         return self
 
-    @property
-    def plain(self):
-        "The network itself, without what accelerate put around it."
-        return self.accelerator.unwrap_model(self.model)
+    def batches(self, epoch, first):
+        "Batches of an Epoch from number `first` on: pictures, or activations where they are kept."
+        return ahead(epoch, self.workers, first) if self.kept is None else (self.kept.batch(epoch, i) for i in range(first, len(epoch)))
+
+def _keep(loop, train):
+    "The activations of the frozen part, where there is one, it pays and they fit the memory; else None."
+    recipe, phase = loop.recipe, loop.phase
+    versions = 1 if not recipe.augment else recipe.views or phase.epochs
+    if versions >= phase.epochs or loop.penalty or len(phase.stages) == len(loop.net.stages): return None
+    cut = split_at(loop.plain.body, [p for s in phase.stages for p in loop.net.stages[s]])
+    if cut is None: return None
+    kept, loop.plain.__dict__["after"] = Kept(loop.net, cut[0], loop.accelerator.device), cut[1]
+    return kept if kept.fits(train, versions) else None
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #cdb29dc4
 def _forward(loop, batch, domain):
     "Features, logits and labels of one part of a batch; None where it has no such part."
     prefix = "" if domain == "target" else domain + "_"
     if prefix + "images" not in batch: return None, None, None
-    x = torch.from_numpy(loop.net.preprocess(batch[prefix + "images"])).to(loop.accelerator.device, memory_format=torch.channels_last)
+    x, device, kept = batch[prefix + "images"], loop.accelerator.device, loop.kept is not None
+    x = x.to(device) if kept else on_device(loop.net, x, device)
     labels = batch.get(prefix + "labels")
-    y = None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)).to(loop.accelerator.device)
-    with loop.accelerator.autocast(): features, logits = loop.model(x, both=True, domain=domain)
+    y = None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)).to(device)
+    with loop.accelerator.autocast(): features, logits = loop.model(x, both=True, domain=domain, kept=kept)
     return features.float(), logits.float(), y
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #a5ecb51a
@@ -141,26 +154,29 @@ def _loss(loop, batch):
     start = {n: w for n, w in loop.start.items() if n in weights}
     return loss + loop.penalty(Step(loop.plain, f, z, y, weights, start, loop.done / loop.total, fs, zs, ys, fu, zu)), z
 
-def _step(loop, batch, factor):
-    "One update; returns the loss, and how many of the batch were right before it. A loss that is not finite changes nothing."
-    for group in loop.optimizer.param_groups: group["lr"] = factor * (loop.phase.lr if group["part"] == "body" else loop.phase.head_lr)
-    loss, logits = _loss(loop, batch)
-    value = float(loss.detach())
-    if math.isfinite(value):
+def _gradients(loop, batch, share):
+    "Loss and hits of a batch, its gradient in the network; in as many parts as the memory asks for."
+    while True:
         loop.optimizer.zero_grad()
-        loop.accelerator.backward(loss)
-        loop.optimizer.step()
-        loop.done += 1
-        loop.losses.append(value)
-    return value, int((logits.argmax(1).cpu().numpy() == batch["labels"]).sum())
+        try: return gradients(lambda part: _loss(loop, part), batch, loop.accelerator.backward, loop.parts, share * loop.accelerator.num_processes)
+        except Exception as e:
+            if not out_of_memory(e): raise
+            loop.parts = halved(loop.parts, len(batch["labels"]), loop.recipe.batch_norm == "train", loop.accelerator.num_processes)
+
+def _step(loop, batch, factor, share=1.0):
+    "One update; returns the loss, and how many of the batch were right before it. A loss that is not finite changes nothing. `share`: this process's part of the batch."
+    for group in loop.optimizer.param_groups: group["lr"] = factor * (loop.phase.lr if group["part"] == "body" else loop.phase.head_lr)
+    loss, right = _gradients(loop, batch, share)
+    loss, right = summed(loop.accelerator, loss * share, right * (share > 0))
+    if math.isfinite(loss): loop.optimizer.step(); loop.done += 1; loop.losses.append(loss)
+    return loss, int(right)
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #131b57f5
 class TorchResult(Result):
     "A trained torch network; see `Result`."
     def _logits(self, images):
         self.model.eval()
-        device = next(self.model.parameters()).device
-        x = torch.from_numpy(self.backbone.preprocess(images)).to(device, memory_format=torch.channels_last)
+        x = on_device(self.backbone, images, next(self.model.parameters()).device)
         with torch.inference_mode(): return self.model(x).float().cpu().numpy()
 
     def write_model(self, path):
@@ -179,50 +195,89 @@ def restore(info: dict, path) -> TorchResult:
     return TorchResult(net, model.to(torch_device(), memory_format=torch.channels_last).eval(), **fields)
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #aed09679
-def _epoch(loop, first, steps, data, bar):
-    "Train one epoch; returns (mean loss, accuracy before each update), or (nan, …) as soon as the loss is not finite."
-    total, right, seen = 0.0, 0, 0
-    for i in range(len(data)):
-        batch = data[i]
-        loss, hits = _step(loop, batch, rate(first + i, steps, loop.recipe))
-        total, right, seen = total + loss * len(batch["labels"]), right + hits, seen + len(batch["labels"])
+def _epoch(loop, at, data, bar, save):
+    "Train the rest of an epoch; returns (mean loss, accuracy before each update), or (nan, …) as soon as the loss is not finite."
+    for batch in loop.batches(data, at.step):
+        n, done = len(data.parts[at.step]), at.turn * len(data) + at.step
+        loss, right = _step(loop, batch, rate(done, loop.phase.epochs * len(data), loop.recipe), data.share(at.step))
+        at.step, at.loss, at.right, at.seen = at.step + 1, at.loss + loss * n, at.right + right, at.seen + n
         bar.update(1)
         if not math.isfinite(loss): break
-    return total / seen, right / seen
+        save()
+    return at.loss / at.seen, at.right / at.seen
+
+def _score(loop, result, valid):
+    "`valid_loss` and `valid_accuracy`; the part behind what is frozen runs alone where activations are kept."
+    if valid is None or not len(valid): return score_row(result, None)
+    acc = loop.accelerator
+    mine = valid.subset(np.arange(acc.process_index, len(valid), acc.num_processes)) if acc.num_processes > 1 else valid
+    Z = result.logits(mine) if loop.kept is None else _from_kept(loop, mine)
+    return score_row(result, valid, gathered(acc, Z, len(valid)))
+
+def _from_kept(loop, valid):
+    "Logits (N, C) of images whose activations are kept."
+    loop.plain.eval()
+    with torch.no_grad():
+        parts = loop.kept.of(valid, valid.batch, "valid").split(32)
+        return torch.cat([loop.plain(x.to(loop.accelerator.device), kept=True).float().cpu() for x in parts]).numpy()
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #2af08307
-def _train(result, train, valid, recipe, todo, source, unlabelled, penalty, callbacks, progress):
-    "Carry out the phases; fills in history and leaves the best weights in the model."
-    from tqdm.auto import tqdm
-    per_epoch = len(Epoch(train, recipe, 0))
-    model, net, best = result.model, result.backbone, Best(recipe.patience)
-    loop = _Loop(net, model, recipe, penalty, per_epoch * sum(p.epochs for p in todo.phases))
-    take = lambda: {k: v.detach().clone() for k, v in model.state_dict().items()}
-    best.offer(0, score_row(result, valid), take)
-    epoch = 0
-    with tqdm(total=loop.total, desc="fine-tuning (torch)", unit="step", disable=not progress, leave=False) as bar:
-        for phase in todo.phases:
-            _set_moving(model, net, phase.stages, todo.batch_norm or recipe.batch_norm)
-            result.trainable = _trainable(loop.begin(phase).plain)
-            for i in range(phase.epochs):
-                if not result.stopped: _one_epoch(result, loop, i, epoch, Epoch(train, recipe, epoch, source, unlabelled), valid, best, take, callbacks, bar); epoch += 1
-    if best.state is not None: model.load_state_dict(best.state); result.best_epoch = best.epoch
-    result.step_losses = loop.losses
+def _take_up(found, result, loop, best):
+    "Fill everything from a checkpoint but the optimiser, which its phase makes; returns the position."
+    tensors, state = found
+    best.from_state(state["best"], unpack_model(tensors, loop.plain))
+    result.history, result.stopped = state["history"], state["stopped"]
+    loop.losses, loop.done, loop.parts = state["losses"], len(state["losses"]), state["parts"]
+    return Position(**state["at"])
+
+def _keeper(checkpoint, result, loop, best, at):
+    "A function that writes a checkpoint if one is due, or `now`; of several processes the first one does."
+    def save(now=False):
+        "Put the run down."
+        if not loop.accelerator.is_main_process or not (checkpoint.path and (now or checkpoint.due())): return
+        numbers, kept = best.as_state()
+        checkpoint.save(pack(loop.plain, loop.optimizer, kept), dict(at=asdict(at), best=numbers, history=result.history, stopped=result.stopped, losses=loop.losses, parts=loop.parts))
+    return save
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #11a6aba1
-def _one_epoch(result, loop, i, epoch, data, valid, best, take, callbacks, bar):
+def _one_epoch(result, loop, at, data, valid, best, callbacks, bar, save):
     "An epoch with its bookkeeping: history row, best weights, callbacks, reasons to stop."
-    began, phase = time.perf_counter(), loop.phase
-    result.model.train()
-    loss, accuracy = _epoch(loop, i * len(data), phase.epochs * len(data), data, bar)
-    if not math.isfinite(loss): return diverged(result, epoch, best)
-    row = dict(epoch=epoch + 1, loss=loss, accuracy=accuracy, **score_row(result, valid), lr=phase.lr, trainable=result.trainable, seconds=time.perf_counter() - began)
+    began, model = time.perf_counter(), result.model
+    model.train()
+    loss, accuracy = _epoch(loop, at, data, bar, save)
+    at.next_epoch()
+    if not math.isfinite(loss): return diverged(result, at.epoch - 1, best)
+    row = dict(epoch=at.epoch, loss=loss, accuracy=accuracy, **_score(loop, result, valid), lr=loop.phase.lr, trainable=result.trainable, seconds=time.perf_counter() - began)
     result.history.append(row)
     bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "valid_accuracy") if row.get(k) is not None})
-    if not best.offer(epoch + 1, row, take): result.stopped = f"no better validation score for {result.recipe.patience} epochs"
-    end = EpochEnd(epoch + 1, row, result)
+    if not best.offer(at.epoch, row, lambda: _copy(model)): result.stopped = f"no better validation score for {result.recipe.patience} epochs"
+    end = EpochEnd(at.epoch, row, result)
     for callback in callbacks: callback(end)
     if end.why and not result.stopped: result.stopped = end.why
+
+def _copy(model): return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+# %% ../../nbs/2_vision/12_finetune_torch.ipynb #297defd4
+def _train(result, loop, train, valid, todo, source, unlabelled, callbacks, progress, checkpoint, found):
+    "Carry out the phases from where the run stands; fills in history and leaves the best weights in the model."
+    from tqdm.auto import tqdm
+    model, net, recipe, acc, best = result.model, result.backbone, result.recipe, loop.accelerator, Best(result.recipe.patience)
+    at = _take_up(found, result, loop, best) if found else Position()
+    if not found: best.offer(0, _score(loop, result, valid), lambda: _copy(model))
+    save = _keeper(checkpoint, result, loop, best, at)
+    with tqdm(total=loop.total, initial=loop.done, desc="fine-tuning (torch)", unit="step", disable=not (progress and acc.is_main_process), leave=False) as bar:
+        while at.phase < len(todo.phases):
+            phase = todo.phases[at.phase]
+            _set_moving(model, net, phase.stages, todo.batch_norm or recipe.batch_norm)
+            result.trainable = _trainable(loop.begin(phase, train).plain)
+            if found: unpack_optimizer(found[0], loop.optimizer); found = None
+            while at.turn < phase.epochs and not result.stopped:
+                _one_epoch(result, loop, at, Epoch(train, recipe, at.epoch, source, unlabelled, acc.process_index, acc.num_processes), valid, best, callbacks, bar, save)
+                save(now=True)
+            if result.stopped: break
+            at.phase, at.turn = at.phase + 1, 0
+    if best.state is not None: model.load_state_dict(best.state); result.best_epoch = best.epoch
+    result.step_losses = loop.losses
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #1bf0849a
 def fine_tune(backbone,              # a torch Backbone; it is not changed
@@ -232,20 +287,23 @@ def fine_tune(backbone,              # a torch Backbone; it is not changed
               unlabelled=None,       # an ImageDataset whose features and logits the penalty gets
               penalty=None,          # f(Step) -> scalar tensor, added to the loss
               callbacks=(),          # functions of an EpochEnd, called after every epoch
-              progress: bool = True  # a bar with time left, on stderr
+              progress: bool = True, # a bar with time left, on stderr
+              checkpoint=None,       # a folder in which the run's state is kept, and from which it goes on, bit for bit
+              workers: int = 1       # threads that read and augment the next batches
              ) -> TorchResult:
     "Train a copy of `backbone` with a new head on `train` by `recipe`. Raises BadValue where the data or the recipe can't be used."
-    recipe = recipe or Recipe()
-    check_data(backbone, "torch", train, valid, source, unlabelled)
-    todo = plan(recipe, backbone.stages)
-    if recipe.train_from and progress: tell_what_moves(backbone, recipe, len(train.classes))
-    start = time.perf_counter()
+    recipe, todo = prepared(backbone, "torch", train, valid, recipe, source, unlabelled, progress)
+    start, acc = time.perf_counter(), accelerator()
+    put_down = Checkpoint(checkpoint, about_run(backbone, recipe, train, held_out_images=valid, source=source, unlabelled=unlabelled) if checkpoint and todo.phases else {})
+    found = put_down.load() if todo.phases else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = _network(backbone, train, recipe, todo, source)
-        result = TorchResult(replace(backbone, model=model.body), model.to(torch_device()), list(train.classes), recipe)
-        if todo.phases: _train(result, train, valid, recipe, todo, source, unlabelled, penalty, callbacks, progress)
+        with acc.main_process_first(): model = _network(backbone, train, recipe, todo, source, known=found is not None)
+        result = TorchResult(replace(backbone, model=model.body), model.to(acc.device), list(train.classes), recipe)
+        total = sum(p.epochs for p in todo.phases) * len(Epoch(train, recipe, 0))
+        if todo.phases: _train(result, _Loop(result.backbone, model, recipe, penalty, total, workers, acc), train, valid, todo, source, unlabelled, callbacks, progress, put_down, found)
         else: result.trainable = sum(p.numel() for p in model.head.parameters())
+    model.__dict__["after"] = None
     thaw(model).eval()
     result.seconds = time.perf_counter() - start
     return result
