@@ -81,7 +81,7 @@ def jpeg_scale(data, size: int, seeds) -> dict:
             Image.fromarray(image).resize((4 * size, 4 * size), Image.BICUBIC).save(paths[-1], quality=92)
     net, Z = peers.lite0(), {}
     for fast in (False, True):
-        read = ImageDataset(None, data.labels, data.classes, paths=paths, size=size, **({"fast_jpeg": True} if fast else {}))
+        read = ImageDataset(None, data.labels, data.classes, paths=paths, size=size, draft=fast)
         Z[fast] = extract(net, read, cache=False, progress=False)
     two = [[probed(Z[fast], data, s) for s in seeds] for fast in (False, True)]
     return compared("decoding: JPEG at a reduced scale", *two, data.groups)

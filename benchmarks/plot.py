@@ -12,6 +12,9 @@ ALT = (
 )
 
 
+NEVER = 0.1  # where the picture puts what was not reached
+
+
 def results(device: str = "cpu") -> dict:
     """What a bench has stored; no rows where none has run."""
     file = HERE / "results" / f"{device}.json"
@@ -62,14 +65,17 @@ def picture(found: dict):
     """Ratios with their spread beside their floors; hollow where the floor is missed. Returns a matplotlib Figure."""
     from matplotlib.figure import Figure
 
-    rows = [r for r in found["rows"] if r["ratio"]]
+    rows = [r for r in found["rows"] if r["ratio"] is not None]
     fig = Figure(figsize=(8, 0.9 + 0.3 * max(len(rows), 1)))
     ax = fig.subplots()
     for i, r in enumerate(rows):
-        ax.hlines(i, max(r["low"], 1e-2), r["high"], color="black", lw=1.5)
+        if r["ratio"] <= 0:  # on a logarithmic axis it has no place
+            ax.text(NEVER, i, " never reached", va="center", size=7)
+        low, at, high = (max(r[k], NEVER) for k in ("low", "ratio", "high"))
+        ax.hlines(i, low, high, color="black", lw=1.5)
         if r.get("floor") is not None:
             ax.plot(r["floor"], i, marker="|", color="#767676", ms=14, mew=3)
-        ax.plot(r["ratio"], i, marker="o", color="black", mfc="white" if missed(r) else "black", ms=6)
+        ax.plot(at, i, marker="o", color="black", mfc="white" if missed(r) else "black", ms=6)
     ax.axvline(1, color="black", lw=0.8, ls=":")
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter("{x:g}")
