@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 EXTRAS ?= torch,keras,lessons,fast,dev
 STAMP := $(VENV)/.installed
 comma := ,
+CONSTRAINTS ?= constraints.txt
+PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with nbval_sanitize.cfg --nbval-cell-timeout 300
 # Two test processes on two cores: one thread each, or they trample on each other.
 ONE_THREAD := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 
-.PHONY: help install demo test test-lib test-lessons lab bench study docs export clean
+.PHONY: help install demo test test-lib test-lessons stress test-newest lab bench study docs export clean
 
 help:
 	@echo "make demo     set up, then fine-tune on the bundled images in PyTorch and Keras (about 8 minutes)"
@@ -17,15 +19,16 @@ help:
 	@echo "make install  set up only (.venv)        make lab    the lessons in JupyterLab"
 	@echo "make study    recompute the records      make bench  speed, ours beside the tutorials'"
 	@echo "make docs     the documentation site     make export notebooks -> library, lessons, README"
+	@echo "make stress   the long reliability tests make test-newest  every test on the newest releases"
 
 install: $(STAMP)
 
 # uv installs in seconds what pip installs in minutes; where it can't run, pip does the same work.
 define with_extras
 	@if $(BIN)/uv --version >/dev/null 2>&1; then \
-	  echo "installing with uv …"; $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$(1)]'; \
+	  echo "installing with uv …"; $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(PINS) -e '.[$(1)]'; \
 	else \
-	  echo "installing with pip (some minutes) …"; $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(1)]'; \
+	  echo "installing with pip (some minutes) …"; $(BIN)/python -m pip install --quiet $(PINS) -e '.[$(1)]'; \
 	fi
 endef
 
@@ -44,10 +47,19 @@ test: install
 
 test-lib: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout 900 tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout 900 -m "not stress" tests
 
 test-lessons: install
 	TRANSFER_COURSE_STRICT=1 $(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(NBVAL) nbs
+
+# The long forms: a hundred kills, a thousand hostile files, two hundred altered bytes (about an hour).
+stress: install
+	$(ONE_THREAD) $(BIN)/python -m pytest -q --timeout 3600 -m stress tests
+
+# The newest releases, without constraints, in an environment of their own.
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) --no-print-directory test VENV=.venv-newest CONSTRAINTS=
 
 lab: install
 	$(BIN)/transfer-course lab

@@ -43,7 +43,7 @@ def _short(value):
 
 def _same_run(path, then: dict, now: dict):
     for name, a, b in _differences(then, now):
-        raise BadValue(f"{printable(path, True)} was begun with another {name}: {_short(a)} then, {_short(b)} now. "
+        raise BadValue(f"{printable(path, True)} was begun with different {name}: {_short(a)} then, {_short(b)} now. "
                        "Give the same again to go on (--resume), or choose another folder (--out).")
 
 # %% ../../nbs/engine/checkpoints.ipynb #e1f31a4d

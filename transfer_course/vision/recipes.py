@@ -458,7 +458,7 @@ def about_run(backbone, recipe: Recipe, train, **others) -> dict:
     "What decides a run's weights, for a checkpoint: recipe, backbone's weights, classes, and the sums of all data sets by name."
     import hashlib, json
     from transfer_course.vision.catalogue import digest
-    sets = {k: v for k, v in {"images": train, **others}.items() if v is not None}
+    sets = {k: v for k, v in {"training_images": train, **others}.items() if v is not None}
     sum_of = lambda d: hashlib.sha256(json.dumps([d.digests(), d.labels.tolist(), list(d.classes)]).encode()).hexdigest()
     return dict(framework=backbone.framework, backbone=backbone.name, weights=digest(backbone.model), recipe=recipe.to_dict(),
                 **{k.replace("_", " "): sum_of(v) for k, v in sets.items()})

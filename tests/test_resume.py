@@ -1,0 +1,212 @@
+"""A run that is killed, a memory that ends, a loss that is no number, two processes: nothing is lost, and the bits are the same."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+from kill import digest, environment, finish, kill_after, killed_often, small_folder, start
+
+from transfer_course.engine.checkpoints import NAME
+from transfer_course.engine.errors import BadValue
+from transfer_course.engine.frameworks import load_torch
+from transfer_course.vision import finetune_torch, loop_torch
+from transfer_course.vision.backbones import backbone
+from transfer_course.vision.data import styles
+from transfer_course.vision.recipes import Recipe, fine_tune, moved, snapshot
+
+torch = load_torch()
+TINY = ("--strategy", "fine_tune", "--size", 32, "--epochs", 3, "--json")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small_folder(tmp_path_factory.mktemp("data") / "things")
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """The uninterrupted run: its folder, and how many seconds it took."""
+    out, began = tmp_path_factory.mktemp("whole") / "run", time.monotonic()
+    finish(start("fine-tune", folder, *TINY, "--out", out))
+    seconds = time.monotonic() - began
+    assert json.loads((out / "run.json").read_text())["best_epoch"] >= 2, "the kept weights are trained ones"
+    return out, seconds
+
+
+def killed(folder, whole, tmp_path, kills, seed):
+    out, hits, writes = tmp_path / "run", 0, 0
+    for counts in killed_often(("fine-tune", folder, *TINY), out, kills, whole[1], seed):
+        hits, writes = counts
+        assert digest(out / "model.safetensors") == digest(whole[0] / "model.safetensors"), "the same bits as the run that was never killed"
+        left = {p.name for p in out.iterdir()}
+        assert left == {"model.safetensors", "run.json", "report.html", "card.md"}, "nothing is left of the killed ones"
+    assert hits == kills
+    return writes
+
+
+def test_five_kills_and_the_same_bits(folder, whole, tmp_path):
+    killed(folder, whole, tmp_path, 5, seed=0)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_a_hundred_kills_and_the_same_bits(folder, whole, tmp_path, seed):
+    assert killed(folder, whole, tmp_path, 20, seed), "at least one kill in the midst of writing"
+
+
+def test_a_finished_run_is_given_back_and_a_running_one_refused(folder, whole, tmp_path):
+    before = digest(whole[0] / "run.json")
+    out, _ = finish(start("fine-tune", folder, *TINY, "--out", whole[0], "--resume"))
+    assert json.loads(out)["run"] == str(whole[0]) and digest(whole[0] / "run.json") == before
+    first = start("fine-tune", folder, *TINY, "--out", tmp_path / "run", "--resume")
+    while not (tmp_path / "run" / NAME).exists():
+        time.sleep(0.01)
+        assert first.poll() is None
+    _, err = finish(start("fine-tune", folder, *TINY, "--out", tmp_path / "run", "--resume"), code=2)
+    assert "is being written by another process" in err
+    assert kill_after(first, 0)
+    _, err = finish(start("fine-tune", folder, *TINY, "--out", tmp_path / "run"), code=2)
+    assert "--resume" in err, "without the word an interrupted run is not touched"
+    (next(folder.glob("bird/*.png"))).with_name("new.png").write_bytes(next(folder.glob("drink/*.png")).read_bytes())
+    try:
+        _, err = finish(start("fine-tune", folder, *TINY, "--out", tmp_path / "run", "--resume"), code=2)
+        assert "begun with different held out images" in err
+    finally:
+        (folder / "bird" / "new.png").unlink()
+
+
+# --- in one process -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts():
+    data = styles("noto", size=32)
+    return data.subset(np.arange(0, len(data), 8)).split(0.25, 0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return backbone("efficientnet_lite0", "torch")
+
+
+class Stopped(Exception):
+    """Stands for a process that is gone."""
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(epochs=2, batch_size=16, augment=0.5, optimizer="sgd", batch_norm="train"),
+        Recipe(epochs=4, batch_size=16, strategy="gradual", patience=3),
+        Recipe(epochs=3, batch_size=16, strategy="head", augment=0.5, views=2),
+    ],
+    ids=lambda r: r.strategy,
+)
+def test_put_down_after_any_step_and_taken_up_again(net, parts, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSFER_COURSE_CHECKPOINT_SECONDS", "0")
+    once = fine_tune(net, parts.train, parts.valid, recipe, progress=False)
+    step, taken = finetune_torch._step, []
+
+    def tired(*args):
+        taken.append(1)
+        if len(taken) % 3 == 0:
+            raise Stopped
+        return step(*args)
+
+    monkeypatch.setattr(finetune_torch, "_step", tired)
+    for _ in range(20):
+        try:
+            again = fine_tune(net, parts.train, parts.valid, recipe, progress=False, checkpoint=tmp_path, workers=2)
+            break
+        except Stopped:
+            pass
+    assert len(taken) >= 5 and not moved(snapshot(once.model), snapshot(again.model)) and once.step_losses == again.step_losses
+
+    def drop(rows):
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+    assert drop(once.history) == drop(again.history) and once.best_epoch == again.best_epoch
+
+
+def test_a_run_without_a_number_says_so_again(net, parts, tmp_path):
+    wild = Recipe(epochs=3, batch_size=16, lr=1e-3, head_lr=1e38, optimizer="sgd", warmup=0.0)
+    with pytest.warns(UserWarning, match="learning rate ten times smaller"):
+        first = fine_tune(net, parts.train, parts.valid, wild, progress=False, checkpoint=tmp_path)
+    again = fine_tune(net, parts.train, parts.valid, wild, progress=False, checkpoint=tmp_path)
+    assert "not a number" in first.stopped and again.stopped == first.stopped and len(again.step_losses) == len(first.step_losses)
+    assert np.isfinite(again.predict(parts.valid)).all() and not moved(snapshot(first.model), snapshot(again.model))
+
+
+def test_where_memory_ends_the_batch_is_halved_and_the_update_is_the_same(net, parts, monkeypatch):
+    recipe, loss, most = Recipe(epochs=1, batch_size=16), finetune_torch._loss, 5
+
+    def hungry(loop, batch):
+        if len(batch["labels"]) > most:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+        return loss(loop, batch)
+
+    once = fine_tune(net, parts.train, None, recipe, progress=False)
+    monkeypatch.setattr(finetune_torch, "_loss", hungry)
+    with pytest.warns(UserWarning, match="Memory ran out") as said:
+        halves = fine_tune(net, parts.train, None, recipe, progress=False)
+    assert len(said) == 2, "16 -> 8 -> 4, said each time and never again"
+    assert np.allclose(once.step_losses, halves.step_losses, rtol=1e-3)
+    most = 0
+    with pytest.raises(BadValue, match="single image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fine_tune(net, parts.train, None, recipe, progress=False)
+
+
+def test_the_frozen_part_runs_once_and_the_result_is_the_plain_one(net, parts, monkeypatch):
+    for recipe in (
+        Recipe(epochs=3, batch_size=16, train_from="stage6", lr=1e-3),
+        Recipe(epochs=4, batch_size=16, strategy="head", augment=0.5, views=2, optimizer="sgd"),
+    ):
+        seen, on_device = [], loop_torch.on_device
+        monkeypatch.setattr(loop_torch, "on_device", lambda n, x, d: (seen.append(len(x)), on_device(n, x, d))[1])  # noqa: B023
+        fast = fine_tune(net, parts.train, parts.valid, recipe, progress=False)
+        images = len(parts.train) * (recipe.views or 1) + len(parts.valid) + 1
+        assert sum(seen) == images, "each version of each image goes through the frozen part once"
+        with monkeypatch.context() as m:
+            m.setattr(finetune_torch, "_keep", lambda loop, train: None)
+            plain = fine_tune(net, parts.train, parts.valid, recipe, progress=False)
+        assert np.allclose(fast.step_losses, plain.step_losses, rtol=2e-3)
+        monkeypatch.setattr(loop_torch, "on_device", on_device)
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(epochs=2, batch_size=16, augment=0.5), Recipe("lp_ft", epochs=1, batch_size=16)], ids=lambda r: r.strategy
+)
+def test_the_same_seed_gives_the_same_bits(net, parts, recipe):
+    first, second = (snapshot(fine_tune(net, parts.train, None, recipe, progress=False, workers=n).model) for n in (1, 2))
+    assert not moved(first, second)
+    assert moved(first, snapshot(fine_tune(net, parts.train, None, recipe.but(seed=1), progress=False).model)), "another seed, other bits"
+
+
+# --- several processes --------------------------------------------------------------------------------------------------
+
+
+def torchrun(*args, env=None):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(29500 + os.getpid() % 1000)]
+    return subprocess.run(
+        [*command, "-m", "transfer_course.cli", *map(str, args)], env=env or environment(), capture_output=True, text=True, timeout=600
+    )
+
+
+def test_two_processes_end_where_one_does(folder, whole, tmp_path):
+    done = torchrun("fine-tune", folder, *TINY, "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip().splitlines()) == 1, "only the first process talks"
+    one, two = (json.loads((p / "run.json").read_text()) for p in (whole[0], tmp_path / "two"))
+    assert one["metrics"]["accuracy"] == two["metrics"]["accuracy"]
+    for a, b in zip(one["history"], two["history"], strict=True):
+        assert np.allclose([a["loss"], a["valid_loss"], a["accuracy"]], [b["loss"], b["valid_loss"], b["accuracy"]], rtol=2e-3, atol=1e-4)
+    from safetensors.numpy import load_file
+
+    a, b = (load_file(p / "model.safetensors") for p in (whole[0], tmp_path / "two"))
+    assert max(np.abs(a[k] - b[k]).max() for k in a) < 1e-3
