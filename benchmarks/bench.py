@@ -1,4 +1,4 @@
-"""Ours beside theirs, turn by turn in one process, on the same images, weights, device and threads: `make bench`.
+"""Ours beside theirs, turn by turn in one process a section, on the same images, weights, device and threads: `make bench`.
 
 python benchmarks/bench.py [--only a,c] [--rounds 3] [--quick] [--again]
 
@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
+import importlib
 import json
 import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -82,26 +85,40 @@ def as_table(results: dict) -> str:
     return "\n".join(lines + [f"    {m}" for m in results.get("missing", [])])
 
 
-def run(only, rounds: int, quick: bool, out: Path) -> bool:
-    """Measure the sections, print and store each; False if one broke."""
-    import importlib
+def measured(key: str, rounds: int, quick: bool, out: Path) -> bool:
+    """Measure a section in this process, print and store it; False if it broke."""
+    module, name = SECTIONS[key]
+    began = time.perf_counter()
+    try:
+        made = getattr(importlib.import_module(module), name)(quick, rounds)
+    except Exception:
+        traceback.print_exc()
+        print(f"({key}) broke; the other sections go on", flush=True)
+        return False
+    lines = [as_line(r) for r in made.get("rows", [])]
+    store(out, key, made, time.perf_counter() - began)
+    print("\n".join([*lines, f"({key}) took {time.perf_counter() - began:.0f} s"]), flush=True)
+    return True
 
-    whole, results = True, {"rows": []}
-    for key in [k for k in SECTIONS if k in only]:
-        module, name = SECTIONS[key]
-        began = time.perf_counter()
-        try:
-            made = getattr(importlib.import_module(module), name)(quick, rounds)
-        except Exception:
-            traceback.print_exc()
-            print(f"({key}) broke; the other sections go on", flush=True)
-            whole = False
-            continue
-        lines = [as_line(r) for r in made.get("rows", [])]
-        results = store(out, key, made, time.perf_counter() - began)
-        print("\n".join(lines), flush=True)
-    if results["rows"] or results.get("accuracy"):
-        print("\n" + as_table(results) + f"\n\nstored in {out}")
+
+def apart(key: str, rounds: int, quick: bool, out: Path, tries: int = 3) -> bool:
+    """The same in a process of its own. One that a signal ended is begun again: the peers' finished runs are kept."""
+    arguments = ["--only", key, "--rounds", rounds, "--out", out, *["--quick"] * quick]
+    for i in range(tries):
+        code = subprocess.run([sys.executable, __file__, *map(str, arguments)]).returncode
+        if code >= 0:
+            return code == 0
+        print(f"({key}) was ended by signal {-code}{', again' if i + 1 < tries else ''}", flush=True)
+    return False
+
+
+def run(only, rounds: int, quick: bool, out: Path, together: bool = False) -> bool:
+    """Each section in a process of its own, one after the other; False if one broke."""
+    keys = [k for k in SECTIONS if k in only]
+    how = measured if together or len(keys) == 1 else apart
+    whole = all([how(key, rounds, quick, out) for key in keys])
+    if len(keys) > 1 and out.exists():
+        print(f"\n{as_table(json.loads(out.read_text(encoding='utf-8')))}\n\nstored in {out}")
     return whole
 
 
@@ -112,8 +129,10 @@ def main(argv=None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each pair that is timed")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; the figures mean nothing")
     parser.add_argument("--again", action="store_true", help="forget the peers' finished runs in out/bench")
+    parser.add_argument("--together", action="store_true", help="all sections in one process: a crash of one ends them all")
     parser.add_argument("--out", type=Path, help="results file")
     args = parser.parse_args(argv)
+    faulthandler.enable()  # three frameworks in one process: where it dies has to be said
     common.same_threads()
     common.own_cache()
     if args.again:
@@ -122,7 +141,7 @@ def main(argv=None) -> int:
 
     load_torch()  # before TensorFlow
     out = args.out or (common.WORK / "quick.json" if args.quick else RESULTS / "cpu.json")
-    return 0 if run(args.only.split(","), args.rounds, args.quick, out) else 1
+    return 0 if run(args.only.split(","), args.rounds, args.quick, out, args.together) else 1
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def ours(name: str, folder: Path, o, watch: Watch, framework: str = "torch") -> 
     data = image_folder(folder, size=o.side, progress=False)
     recipe = Recipe(epochs=2, batch_size=o.batch, optimizer="sgd", lr=1e-3, head_lr=1e-3, batch_norm="train", augment=0.5)
     with watched(watch) if framework == "torch" else contextlib.nullcontext():
-        result = fine_tune(backbone(name, framework, weights=None), data, None, recipe, progress=False, **worker_arguments(o))
+        result = fine_tune(backbone(name, framework, weights=None), data, None, recipe, progress=False, workers=o.workers)
     return result.history[-1]["seconds"]
 
 
@@ -205,15 +205,6 @@ def ours_compiled(name: str, folder: Path, o, watch: Watch) -> float:
         return ours(name, folder, o, watch)
     finally:
         loop_torch.COMPILE_STEPS = real
-
-
-def worker_arguments(o) -> dict:
-    """As many workers as the peers have."""
-    import inspect
-
-    from transfer_course.vision.finetune_torch import fine_tune
-
-    return {"workers": o.workers} if "workers" in inspect.signature(fine_tune).parameters else {}
 
 
 def keras_on_torch(name: str, folder: Path, o) -> float:

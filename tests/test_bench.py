@@ -41,7 +41,8 @@ def check_rows(rows):
 
 def test_every_section_runs_and_its_rows_are_whole(tmp_path):
     out = tmp_path / "results.json"
-    said = run("bench.py", tmp_path, "--rounds", "1", "--out", str(out))
+    said = run("bench.py", tmp_path, "--rounds", "1", "--out", str(out), "--only", "a,b,d,e,f,g", "--together")
+    said += run("bench.py", tmp_path, "--rounds", "1", "--out", str(out), "--only", "c")
     found = json.loads(out.read_text(encoding="utf-8"))
     check_rows(found["rows"])
     assert {r["section"] for r in found["rows"]} == set("abcdef") and set(found["seconds"]) == set("abcdefg")
@@ -104,9 +105,16 @@ def test_a_broken_section_loses_nothing_of_the_others(tmp_path, monkeypatch, cap
     monkeypatch.setitem(bench.SECTIONS, "a", ("extraction", "no_such_function"))
     monkeypatch.setattr("growth.starting", lambda quick, rounds: {"rows": [made(section="e")]})
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    assert bench.run(["a", "e"], 1, True, tmp_path / "r.json") is False
+    assert bench.run(["a", "e"], 1, True, tmp_path / "r.json", together=True) is False
     assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["rows"]) == 1
     assert "(a) broke" in capsys.readouterr().out
+
+
+def test_a_section_that_a_signal_ended_is_begun_again(tmp_path, monkeypatch, capsys):
+    codes = iter([-11, 0])
+    monkeypatch.setattr(bench.subprocess, "run", lambda command: subprocess.CompletedProcess(command, next(codes)))
+    assert bench.apart("c", 3, False, tmp_path / "r.json") is True
+    assert "signal 11, again" in capsys.readouterr().out and next(codes, None) is None
 
 
 def curve(*points):
