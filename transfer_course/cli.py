@@ -99,7 +99,9 @@ def demo(
 def fine_tune(
     folder: Annotated[Path, typer.Argument(help="A folder with one folder of images per class.")],
     framework: Annotated[Framework, typer.Option(help="Which library trains.")] = Framework.torch,
-    backbone: Annotated[str, typer.Option(help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded.")] = "efficientnet_lite0",
+    backbone: Annotated[
+        str, typer.Option(help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded.")
+    ] = "efficientnet_lite0",
     strategy: Annotated[str, typer.Option(help="lp_ft, fine_tune, gradual, head, probe or scratch.")] = "lp_ft",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images; by default the strategy's.")] = None,
     size: Annotated[int, typer.Option(help="Side in pixels that images are resized to.")] = 128,
@@ -135,15 +137,21 @@ def fine_tune(
         emit(summary)
 
 
-@app.command(epilog="Examples:   transfer-course extract photos/ --out features   |   torchrun --nproc-per-node 2 -m transfer_course.cli extract photos/ --out features")
+@app.command(
+    epilog="Examples:   transfer-course extract photos/ --out features   |   torchrun --nproc-per-node 2 -m transfer_course.cli extract photos/ --out features"
+)
 def extract(
     folder: Annotated[Path, typer.Argument(help="A tree of images, with or without one folder per class.")],
     out: Annotated[Path, typer.Option(help="Folder for features.npy, index.csv and extract.json.")],
     framework: Annotated[Framework, typer.Option(help="Which library runs the network.")] = Framework.torch,
-    backbone: Annotated[str, typer.Option(help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded.")] = "efficientnet_lite0",
+    backbone: Annotated[
+        str, typer.Option(help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded.")
+    ] = "efficientnet_lite0",
     size: Annotated[int, typer.Option(help="Side in pixels that images are resized to.")] = 224,
     bf16: Annotated[bool, typer.Option("--bf16", help="Allow bfloat16 where it is faster: features are off by some thousandths.")] = False,
-    fast_jpeg: Annotated[bool, typer.Option("--fast-jpeg", help="Decode JPEGs at a reduced scale: faster, slightly other features.")] = False,
+    fast_jpeg: Annotated[
+        bool, typer.Option("--fast-jpeg", help="Decode JPEGs at a reduced scale: faster, slightly other features.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted extraction.")] = False,
     as_json: Json = False,
 ) -> None:
