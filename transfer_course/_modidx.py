@@ -853,6 +853,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'transfer_course/practice/own_folder.py'),
                                                      'transfer_course.practice.own_folder._check': ( '6_practice/own_folder.html#_check',
                                                                                                      'transfer_course/practice/own_folder.py'),
+                                                     'transfer_course.practice.own_folder._complete': ( '6_practice/own_folder.html#_complete',
+                                                                                                        'transfer_course/practice/own_folder.py'),
                                                      'transfer_course.practice.own_folder._describe': ( '6_practice/own_folder.html#_describe',
                                                                                                         'transfer_course/practice/own_folder.py'),
                                                      'transfer_course.practice.own_folder._explain': ( '6_practice/own_folder.html#_explain',

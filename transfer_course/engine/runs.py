@@ -63,6 +63,7 @@ def state_of(folder) -> str: # absent | empty | run | unfinished | other | file
     except OSError as e: raise disk_mistake(e, folder) from e
     if _RUN in names or _READY in names: return "run"
     rest = {n for n in names if n not in _NOTHING and not n.startswith(_TEMP)}
+    if ".plan.json" in rest: return "other"      # an extraction that was interrupted
     return "empty" if not rest else "unfinished" if {_LOCK, CHECKPOINT} & names else "other"
 
 # %% ../../nbs/engine/runs.ipynb #6cc81024

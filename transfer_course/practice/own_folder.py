@@ -87,7 +87,10 @@ def tune_folder(folder,                      # one folder of images per class
             if us.is_main_process: _finish(out, result, net, data, parts, size, began)
         us.wait_for_everyone()                                   # one process writes, the others see it written
     info, _ = read_run(out)
-    if done: _same(info, out, framework, backbone, recipe, size); tell(f"{printable(out)} is finished already; nothing was trained.")
+    if done:
+        _same(info, out, framework, backbone, recipe, size)
+        tell(f"{printable(out)} is finished already; nothing was trained.")
+        if us.is_main_process: _complete(out, folder, size, seed)
     for text in _sentences(info, out): tell(text)
     return _summary(info, out, began)
 
@@ -102,6 +105,13 @@ def _opened(folder, backbone, framework, strategy, size, seed, say):
 def _finish(out, result, net, data, parts, size, began):
     "Score, save, and only then drop the checkpoint."
     _write(out, result, _describe(result, net, data, parts, size, began), parts)
+
+def _complete(out, folder, size, seed):
+    "Write what a run lacks that was killed between its model and its report."
+    if all((Path(out)/name).exists() for name in ("report.html", "card.md")): return
+    result, valid = load_result(out), image_folder(folder, size=size).split(valid=0.2, test=0, seed=seed).valid
+    _explain(out, result, result.predict(valid), valid)
+    Checkpoint(out, {}).clear()
 
 def _same(info, out, framework, backbone, recipe, size):
     "BadValue if the finished run in `out` is another one than was asked for; Damaged if its run.json does not say what a run here says."

@@ -202,19 +202,8 @@ class Epoch:
 # %% ../../nbs/2_vision/recipes.ipynb #7008ee95
 def ahead(epoch: Epoch, workers: int = 1, first: int = 0):
     "Yields the batches from number `first` on, in order; `workers` threads build the next ones meanwhile."
-    from collections import deque
-    from concurrent.futures import ThreadPoolExecutor
-    with ThreadPoolExecutor(workers) as pool:
-        coming, numbers = deque(), iter(range(first, len(epoch)))
-        start = lambda: coming.extend(pool.submit(epoch.__getitem__, i) for _, i in zip(range(1), numbers))
-        for _ in range(workers + 1): start()
-        try:
-            while coming:
-                batch = coming.popleft().result()
-                start()
-                yield batch
-        finally:
-            for rest in coming: rest.cancel()
+    from transfer_course.engine.extraction import ahead as run_ahead
+    return run_ahead(epoch.__getitem__, range(first, len(epoch)), workers, workers)
 
 # %% ../../nbs/2_vision/recipes.ipynb #e4d80ad5
 def rate(step: int, steps: int, recipe: Recipe) -> float:
