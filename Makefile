@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= torch,keras,lessons,fast,dev
 STAMP := $(VENV)/.installed
+comma := ,
 CONSTRAINTS ?= constraints.txt
 PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with nbval_sanitize.cfg --nbval-cell-timeout 300
@@ -23,15 +24,19 @@ help:
 install: $(STAMP)
 
 # uv installs in seconds what pip installs in minutes; where it can't run, pip does the same work.
+define with_extras
+	@if $(BIN)/uv --version >/dev/null 2>&1; then \
+	  echo "installing with uv …"; $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(PINS) -e '.[$(1)]'; \
+	else \
+	  echo "installing with pip (some minutes) …"; $(BIN)/python -m pip install --quiet $(PINS) -e '.[$(1)]'; \
+	fi
+endef
+
 $(STAMP): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Say which one to use: make install PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu the package python3-venv brings it."; exit 2; }
 	$(BIN)/python -m pip install --quiet uv || true
-	@if $(BIN)/uv --version >/dev/null 2>&1; then \
-	  echo "installing with uv …"; $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(PINS) -e '.[$(EXTRAS)]'; \
-	else \
-	  echo "installing with pip (some minutes) …"; $(BIN)/python -m pip install --quiet $(PINS) -e '.[$(EXTRAS)]'; \
-	fi
+	$(call with_extras,$(EXTRAS))
 	@touch $(STAMP)
 
 demo: install
@@ -59,7 +64,12 @@ test-newest:
 lab: install
 	$(BIN)/transfer-course lab
 
-bench: install
+# The peers of the bench that nothing else needs, after everything else.
+$(VENV)/.bench: $(STAMP)
+	$(call with_extras,$(EXTRAS)$(comma)bench)
+	@touch $@
+
+bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench.py
 
 # FINAL=1 opens the sealed part, once, for the claims page.

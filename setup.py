@@ -16,7 +16,7 @@ def words(key):
 
 
 extras = {k.removesuffix("_requirements"): words(k) for k in cfg if k.endswith("_requirements")}
-extras["all"] = sorted({r for k, rs in extras.items() if k != "dev" for r in rs})
+extras["all"] = sorted({r for k, rs in extras.items() if k not in ("dev", "bench") for r in rs})
 
 setup(
     name=cfg["lib_name"],

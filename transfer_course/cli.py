@@ -144,6 +144,45 @@ def fine_tune(
         emit(summary)
 
 
+@app.command(
+    epilog="Examples:   transfer-course extract photos/ --out features   |   torchrun --nproc-per-node 2 -m transfer_course.cli extract photos/ --out features"
+)
+def extract(
+    folder: Annotated[Path, typer.Argument(help="A tree of images, with or without one folder per class.")],
+    out: Annotated[Path, typer.Option(help="Folder for features.npy, index.csv and extract.json.")],
+    framework: Annotated[Framework, typer.Option(help="Which library runs the network.")] = Framework.torch,
+    backbone: Annotated[
+        str, typer.Option(help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded.")
+    ] = "efficientnet_lite0",
+    size: Annotated[int, typer.Option(help="Side in pixels that images are resized to.")] = 224,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Allow bfloat16 where it is faster: features are off by some thousandths.")] = False,
+    fast_jpeg: Annotated[
+        bool, typer.Option("--fast-jpeg", help="Decode JPEGs at a reduced scale: faster, slightly other features.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted extraction.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Features of every image in a folder of any size, into one file; goes on where it was after an interruption."""
+    from transfer_course.practice.extract_folder import extract_folder
+
+    info = extract_folder(
+        folder,
+        out,
+        framework=framework.value,
+        backbone=backbone,
+        size=size,
+        bf16=bf16,
+        fast_jpeg=fast_jpeg,
+        resume=resume,
+        say=lambda text="": say(text, as_json),
+    )
+    if info is None:  # another process of torchrun than the first
+        return
+    say(f"{info['n']} images, {info['dim']} features each, {len(info['skipped'])} files left out; saved in {info['out']}", as_json)
+    if as_json or not sys.stdout.isatty():
+        emit(info)
+
+
 @app.command(epilog="Examples:   transfer-course predict runs/mine cat.jpg   |   transfer-course predict runs/mine new-photos/ --json")
 def predict(
     run: Annotated[Path, typer.Argument(help="The folder of a saved run.")],

@@ -7,6 +7,8 @@ __all__ = ['AUGMENTATIONS', 'augment_params', 'augment', 'DATASETS', 'STYLES', '
            'Parts', 'styles', 'image_folder', 'named_dataset']
 
 # %% ../../nbs/2_vision/07_data.ipynb #6f94f709
+import math
+
 import numpy as np
 
 from ..engine.errors import BadValue
@@ -26,32 +28,37 @@ def augment_params(n,     # number of images in the training part
     return np.random.default_rng([*np.atleast_1d(seed), epoch]).random((n, len(AUGMENTATIONS)), dtype=np.float32)
 
 # %% ../../nbs/2_vision/07_data.ipynb #d8d7c0bc
-def _sample(n, size_shift, zoom, flip):
-    "For one axis of n pixels: the lower neighbour's index into the padded axis, and the weight of the upper one."
-    at = (np.arange(n) - (n - 1) / 2 - size_shift) / zoom + (n - 1) / 2
-    at = np.clip(at[::-1] if flip else at, -1, n)
+def _sample(n, shift, zoom, flip):
+    "For one axis of n pixels and B images: (B, n) lower neighbours' indices into the padded axis, and the weights of the upper ones."
+    at = (np.arange(n) - (n - 1) / 2 - shift[:, None]) / zoom[:, None] + (n - 1) / 2
+    at = np.clip(np.where(flip[:, None], at[:, ::-1], at), -1, n)
     low = np.minimum(np.floor(at), n - 1)
     return low.astype(np.int64) + 1, (at - low).astype(np.float32)
 
-def _move(image, right, down, zoom, flip):
-    "Bilinear shift and zoom of one image, outside filled with its border colour."
-    h, w = image.shape[:2]
-    edge = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]), axis=0)
-    padded = np.empty((h + 2, w + 2, 3), np.float32)
-    padded[:] = edge; padded[1:-1, 1:-1] = image
-    (y, wy), (x, wx) = _sample(h, down * h, zoom, False), _sample(w, right * w, zoom, flip)
-    rows = padded[y] + wy[:, None, None] * (padded[y + 1] - padded[y])
-    return rows[:, x] + wx[None, :, None] * (rows[:, x + 1] - rows[:, x])
+def _between(x, low, weight):
+    "Along axis 1 of (B, n, m, 3): between the neighbours `low` and `low` + 1."
+    image = np.arange(len(x))[:, None]
+    below = x[image, low]
+    return below + weight[..., None, None] * (x[image, low + 1] - below)
+
+def _move(images, right, down, zoom, flip):
+    "Bilinear shift and zoom of B images, outside filled with each one's border colour."
+    h, w = images.shape[1:3]
+    border = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1)
+    padded = np.empty((len(images), h + 2, w + 2, 3), np.float32)
+    padded[:] = np.median(border, axis=1)[:, None, None]; padded[:, 1:-1, 1:-1] = images
+    rows = _between(padded, *_sample(h, down * h, zoom, np.zeros(len(images), bool)))
+    return _between(rows.swapaxes(1, 2), *_sample(w, right * w, zoom, flip)).swapaxes(1, 2)
 
 # %% ../../nbs/2_vision/07_data.ipynb #1b6f32de
 _MOST = dict(right=.12, down=.12, zoom=.25, brightness=.25, contrast=.25, saturation=.4)   # at strength 1; zoom in octaves
 
 def _colour(x, brightness, contrast, saturation):
-    "x is (H, W, 3) float32 from 0 to 255."
-    grey = x @ np.array([.299, .587, .114], np.float32)
-    x = x * saturation + (1 - saturation) * grey[..., None] if saturation != 1 else x
-    mean = grey.mean() if contrast != 1 else 0
-    return ((x - mean) * contrast + mean) * brightness
+    "x is (B, H, W, 3) float32 from 0 to 255, the others (B,)."
+    brightness, contrast, saturation = (v.astype(np.float32)[:, None, None, None] for v in (brightness, contrast, saturation))
+    grey = (x @ np.array([.299, .587, .114], np.float32))[..., None]
+    mean = grey.mean((1, 2), keepdims=True)
+    return ((x * saturation + (1 - saturation) * grey - mean) * contrast + mean) * brightness
 
 # %% ../../nbs/2_vision/07_data.ipynb #b5d2c6e9
 def augment(images,      # (B, H, W, 3) uint8
@@ -63,8 +70,10 @@ def augment(images,      # (B, H, W, 3) uint8
     if u.shape != (len(images), len(AUGMENTATIONS)): raise BadValue(f"params have shape {u.shape}; expected ({len(images)}, {len(AUGMENTATIONS)}), a row for each image.")
     if not 0 <= strength <= 1: raise BadValue(f"strength is {strength}; expected 0 (nothing) to 1.")
     s = {k: (2 * u[:, AUGMENTATIONS.index(k)] - 1) * most * strength for k, most in _MOST.items()}
-    flip, out = u[:, 0] > 1 - strength / 2, np.empty_like(images)
-    for i, im in enumerate(images):
-        x = _move(im, s["right"][i], s["down"][i], 2.0 ** s["zoom"][i], flip[i])
-        out[i] = np.clip(np.rint(_colour(x, *(np.float32(1 + s[k][i]) for k in ("brightness", "contrast", "saturation")))), 0, 255)
+    flip, colours = u[:, 0] > 1 - strength / 2, [1 + s[k] for k in ("brightness", "contrast", "saturation")]
+    out, few = np.empty_like(images), max(1, 2**19 // max(1, 12 * math.prod(images.shape[1:3])))      # as many at a time as the processor's cache holds
+    for i in range(0, len(images), few):
+        now = slice(i, i + few)
+        x = _move(images[now], s["right"][now], s["down"][now], 2.0 ** s["zoom"][now], flip[now])
+        out[now] = np.clip(np.rint(_colour(x, *(c[now] for c in colours))), 0, 255)
     return out

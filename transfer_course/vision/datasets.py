@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image
 
 from ..engine.errors import BadValue, Offline, UserMistake, did_you_mean, require
-from ..engine.files import Skipped, Unreadable, asset, disk_mistake, list_images, printable, read_image, resize_square
+from ..engine.extraction import ahead
+from ..engine.files import Skipped, Unreadable, asset, disk_mistake, image_and_sum, list_images, printable, resize_square
 from . import images as _images
-from .images import ImageDataset, _file_digest
+from .images import ImageDataset, _digest
 
 # %% ../../nbs/2_vision/datasets.ipynb #063c1d9f
 STYLES = ("photo", "noto", "twemoji", "openmoji", "outline")
@@ -67,19 +68,31 @@ def styles(style=None,         # one of `STYLES`, several, or None for all five
                         domains=[r["style"] for r in rows], names=[r["name"] for r in rows])
 
 # %% ../../nbs/2_vision/datasets.ipynb #287b7605
-def _open(path, size, keep):
-    "(image or None, its digest, None), or (None, None, why not)."
+def _open(path, size, draft):
+    "(image, its digest, None), or (None, None, why not); the file is read once."
     try:
-        image = read_image(path, size)
-        return image if keep else None, _file_digest(path, size), None
+        image, file_sum = image_and_sum(path, size, draft=draft)
+        return image, _digest(file_sum, size, draft), None
     except Unreadable as e: return None, None, e.reason
     except OSError as e: return None, None, f"cannot be read: {(e.strerror or str(e)).lower()}"
 
-def _open_all(files, size, keep, progress):
+def _open_all(files, size, draft, progress, room):
+    "(digest, why not) of each file; its pixels go to `room`, if there is one."
     from tqdm import tqdm
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        work = pool.map(lambda f: _open(f, size, keep), files)
-        return list(tqdm(work, "reading images", len(files), delay=2, disable=not progress, unit="file"))
+    def work(i):
+        image, digest, why = _open(files[i], size, draft)
+        if room is not None and image is not None: room[i] = image
+        return digest, why
+    with tqdm(total=len(files), desc="reading images", delay=2, disable=not progress, unit="file") as bar:
+        found = []
+        for answer in ahead(work, range(len(files)), min(8, os.cpu_count() or 1), 64): found.append(answer); bar.update()
+    return found
+
+def _squeezed(room, good):
+    "The rows `good` of `room`, moved together where they lie: a second array might not fit."
+    for j, i in enumerate(good):
+        if i != j: room[j] = room[i]
+    return room[:len(good)]
 
 # %% ../../nbs/2_vision/datasets.ipynb #fc444389
 def _class_of(root, path):
@@ -92,9 +105,9 @@ def _class_folders(root):
 
 def _sorted_out(root, files, found):
     "Splits the files into those that are read and have a class, and what is skipped with its reason."
-    skipped = [Skipped(printable(f), why) for f, (_, _, why) in zip(files, found) if why]
-    good = [i for i, (_, _, why) in enumerate(found) if not why and _class_of(root, files[i])]
-    skipped += [Skipped(printable(f), "not in a class folder") for f, (_, _, why) in zip(files, found) if not why and not _class_of(root, f)]
+    skipped = [Skipped(printable(f), why) for f, (_, why) in zip(files, found) if why]
+    good = [i for i, (_, why) in enumerate(found) if not why and _class_of(root, files[i])]
+    skipped += [Skipped(printable(f), "not in a class folder") for f, (_, why) in zip(files, found) if not why and not _class_of(root, f)]
     used, tried = {_class_of(root, files[i]) for i in good}, {_class_of(root, f) for f in files}
     empty = [c for c in _class_folders(root) if c not in used]
     return good, skipped + [Skipped(printable(Path(root)/c), "no readable image in it" if c in tried else "an empty class: no image in it") for c in empty]
@@ -117,20 +130,21 @@ def _too_few(path, classes, n):
 
 # %% ../../nbs/2_vision/datasets.ipynb #b2d9abec
 def image_folder(path, size=224,  # side of the squares in pixels: short side resized, centre kept
-                 *, progress=True # a bar on stderr when it takes longer than two seconds
+                 *, progress=True,# a bar on stderr when it takes longer than two seconds
+                 draft=False      # decode JPEGs at a reduced scale: faster, other pixels
                 ) -> ImageDataset:
     "A folder with one folder of images per class; what can't be read is in `.skipped` with the reason."
     resize_square(np.zeros((1, 1, 3), np.uint8), size)                  # says what is wrong with a size
     root = os.fsdecode(path)
     files, left_out = list_images(root)
-    keep = len(files) * size * size * 3 < _images.KEEP_BYTES
-    found = _open_all(files, size, keep, progress)
+    room = np.empty((len(files), size, size, 3), np.uint8) if len(files) * size * size * 3 < _images.KEEP_BYTES else None
+    found = _open_all(files, size, draft, progress, room)
     good, skipped = _sorted_out(root, files, found)
     classes = sorted({_class_of(root, files[i]) for i in good})
     if len(classes) < 2: raise BadValue(_too_few(path, classes, len(files)))
-    files, digests = [files[i] for i in good], [found[i][1] for i in good]
+    files, digests = [files[i] for i in good], [found[i][0] for i in good]
     labels = [classes.index(_class_of(root, f)) for f in files]
-    return ImageDataset(np.stack([found[i][0] for i in good]) if keep else None, labels, classes, paths=files, size=size, digests=digests,
+    return ImageDataset(None if room is None else _squeezed(room, good), labels, classes, paths=files, size=size, digests=digests, draft=draft,
                         groups=[d[:16] for d in digests], names=[printable(Path(f).relative_to(root)) for f in files],
                         skipped=sorted(left_out + skipped), warnings=_doubts(root, files, labels, digests, classes))
 

@@ -13,6 +13,7 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
+from ..engine.engines import EngineFailed, LazyEngine, choose
 from ..engine.errors import BadValue
 from ..engine.extraction import cached_features
 from .catalogue import digest
@@ -27,10 +28,18 @@ def fingerprint(backbone) -> str:
 def extract(backbone,                # a Backbone of either framework
             dataset,                 # an ImageDataset
             cache: bool = True,      # keep the features on disk, and use what is there
-            progress: bool = True    # a bar with time left, on stderr
+            progress: bool = True,   # a bar with time left, on stderr
+            *, engine: str = "auto", # how the network is run: the fastest way here, or one of `engine.engines.ENGINES`
+            bf16: bool = False,      # allow bfloat16 where that is faster: features are off by some thousandths
+            out=None                 # a .npy file that the rows go to, for more images than fit into memory
            ) -> np.ndarray:          # (N, D) float32
     "The backbone's features of every image, each distinct image computed once."
-    return cached_features(fingerprint(backbone), dataset.digests(), dataset.batch, backbone.features, backbone.feature_dim, cache=cache, progress=progress)
+    mark, side = fingerprint(backbone), np.broadcast_to(dataset.size, 2)
+    kind = choose(backbone, *map(int, side), engine=engine, bf16=bf16)
+    run, key = LazyEngine(backbone, *map(int, side), kind, mark), mark if kind == "plain" else f"{mark} {kind}"     # other last bits, another key
+    try: return cached_features(key, dataset.digests(), dataset.batch, run, backbone.feature_dim, batch_size=run.batch, streams=run.streams,
+                                cache=cache, progress=progress, out=out)
+    except EngineFailed: return extract(backbone, dataset, cache, progress, engine="plain", out=out)
 
 # %% ../../nbs/2_vision/11_features.ipynb #aa487065
 def _folds(y, groups, most=3):

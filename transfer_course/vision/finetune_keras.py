@@ -12,10 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..engine.checkpoints import Checkpoint
 from ..engine.files import printable
 from ..engine.frameworks import load_keras
-from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, check_data, diverged, fresh_model,
-                                            plan, rate, score_row, second_head, starting_head, tell_what_moves)
+from .loop_keras import Adam, Fit, Forward, Steps, scaler, working
+from .recipes import (Epoch, EpochEnd, Recipe, Result, Step, about_run, ahead, diverged, fresh_model,
+                                            initial_head, prepared, rate, second_head, starting_head)
 
 keras = load_keras()
 from keras import layers, ops
@@ -48,18 +50,18 @@ def _dense(W, b, name):
     layer.set_weights([W, b])
     return layer
 
-def _network(net, train, recipe, todo):
-    "A fresh functional model for this run: body by the plan, head random or from the probe."
+def _network(net, train, recipe, todo, resumed=False):
+    "A fresh functional model for this run: body by the plan, head random or from the probe (not where a resumed run brings its own)."
     body = net.model if todo.body == "given" else fresh_model(net, recipe.seed)
     fresh = keras.models.clone_model(body)
     fresh.set_weights(body.get_weights())
-    start = starting_head(net, train, recipe, todo)
+    start = starting_head(net, train, recipe, todo) if not resumed else initial_head(net.feature_dim, len(train.classes), recipe.seed)
     return fresh, keras.Model(fresh.input, _dense(*start, "head")(fresh.output))
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #116b1a9f
 def _optimizer(recipe, head_factor):
     "The recipe's optimiser with a separate rate for variables whose path starts with `head` or `source_head`; decoupled weight decay as in torch's AdamW."
-    base = keras.optimizers.Adam if recipe.optimizer == "adamw" else keras.optimizers.SGD
+    base = Adam if recipe.optimizer == "adamw" else keras.optimizers.SGD
     class TwoRates(base):
         "The base class, with the rate of each variable decided in `update_step`."
         def build(self, variables):
@@ -77,37 +79,27 @@ def _optimizer(recipe, head_factor):
     return TwoRates(learning_rate=0.0, **({"epsilon": 1e-8} if recipe.optimizer == "adamw" else {"momentum": float(recipe.momentum)}))
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #ece376c6
-class _Trainer(keras.Model):
-    "Holds body and heads; `compute_loss` is the objective."
+class _Trainer(Steps):
+    "Holds body and heads; `objective` is what is minimised."
     def __init__(self, body, head, source_head, recipe, penalty):
-        super().__init__(name="trainer")
+        super().__init__("trainer")
         self.body, self.head, self.source_head, self.recipe, self.penalty = body, head, source_head, recipe, penalty
-        self.done, self.last_loss = (self.add_weight(shape=(), initializer="zeros", trainable=False, name=n) for n in ("done", "last_loss"))
-        self.hits = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
         self.start = {v.path: ops.convert_to_tensor(ops.copy(v.value)) for v in body.trainable_variables} if penalty else {}
-        self.built = True
 
     def call(self, x, training=False):
         "Features and logits of each part of the batch."
         out = {}
         for part in ("", "source_", "unlabelled_"):
             if part + "images" not in x: continue
-            f = self.body(x[part + "images"], training=training)
+            f = self.features(x[part + "images"], training)
             out[part + "features"], out[part + "logits"] = f, (self.source_head if part == "source_" and self.source_head else self.head)(f)
         return out
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        "Accuracy of the target batch."
-        self.hits.update_state(y["labels"], y_pred["logits"])
-        return self.get_metrics_result()
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def objective(self, y, out):
         "Target loss, plus the source's, plus the penalty."
-        loss = _cross_entropy(y["labels"], y_pred["logits"], self.recipe.label_smoothing)
-        if "source_logits" in y_pred: loss = loss + self.recipe.source_weight * _cross_entropy(y["source_labels"], y_pred["source_logits"], self.recipe.label_smoothing)
-        if self.penalty: loss = loss + self.penalty(self._seen(y, y_pred))
-        self.last_loss.assign(loss)
-        return loss
+        loss = _cross_entropy(y["labels"], out["logits"], self.recipe.label_smoothing)
+        if "source_logits" in out: loss = loss + self.recipe.source_weight * _cross_entropy(y["source_labels"], out["source_logits"], self.recipe.label_smoothing)
+        return loss + self.penalty(self._seen(y, out)) if self.penalty else loss
 
     def _seen(self, y, out):
         moving = {v.path: v for m in (self.body, self.head) for v in m.trainable_variables}
@@ -124,30 +116,28 @@ def _cross_entropy(labels, logits, smoothing):
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #ff79676f
 class _Batches(keras.utils.PyDataset):
-    "Epochs as Keras wants them; `make(epoch)` gives an `Epoch`, `go_to(epoch)` sets which one is read."
-    def __init__(self, net, make, epoch):
+    "Epochs as Keras wants them; `make(epoch)` gives an `Epoch`, `host(batch)` what goes to the device, `go_to(epoch)` sets which one is read."
+    def __init__(self, make, host, workers=1):
         super().__init__()
-        self.net, self.make, self.data = net, make, make(epoch)
+        self.make, self.host, self.threads = make, host, workers
 
     def go_to(self, epoch):
         "Read this epoch from now on."
         self.data = self.make(epoch)
+        return self
 
     def __len__(self): return len(self.data)
 
     def __getitem__(self, i):
-        batch = self.data[i]
-        x = {k: self.net.preprocess(v) for k, v in batch.items() if k.endswith("images")}
-        return x, {k: v.astype("int32") for k, v in batch.items() if k.endswith("labels")}
+        if i == 0: self.coming = ahead(self.data, self.threads)          # Keras asks in order
+        return self.host(next(self.coming))
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #b8e918b3
 class KerasResult(Result):
     "A trained Keras network; see `Result`."
     def _logits(self, images):
-        n, full = len(images), 32
-        x = np.concatenate([images, np.repeat(images[-1:], -n % full, axis=0)])          # whole batches: one shape, traced once
-        out = [self.model.predict_on_batch(self.backbone.preprocess(x[i:i + full])) for i in range(0, len(x), full)]
-        return np.asarray(np.concatenate(out)[:n], dtype="float32")
+        if getattr(self, "_forward", (None,))[0] is not self.model: self._forward = self.model, Forward(self.model, *scaler(self.backbone))
+        return self._forward[1](images)
 
     def write_model(self, path):
         "The functional model as a `.keras` file of built-in layers."
@@ -167,44 +157,47 @@ def restore(info: dict, path) -> KerasResult:
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #4ccc9d5f
 class _Watch(keras.callbacks.Callback):
     "Sets the rates before every step; keeps losses, history and best weights; says when to stop."
-    def __init__(self, result, batches, phase, first, steps, valid, best, callbacks, bar):
+    def __init__(self, run, batches, phase, first, steps, valid, callbacks, bar):
         super().__init__()
-        self.result, self.batches, self.phase, self.first, self.steps = result, batches, phase, first, steps
-        self.valid, self.best, self.calls, self.bar = valid, best, callbacks, bar
+        self.run, self.batches, self.phase, self.first, self.steps = run, batches, phase, first, steps
+        self.result, self.valid, self.calls, self.bar = run.result, valid, callbacks, bar
 
     def on_train_batch_begin(self, batch, logs=None):
         "Rates of this step."
-        done = (self.epoch - self.first) * self.params["steps"] + batch
+        done = (self.epoch - self.first) * len(self.batches) + batch
         self.model.optimizer.learning_rate.assign(self.phase.lr * rate(done, self.steps, self.result.recipe))
         self.model.done.assign(len(self.result.step_losses) / max(1, self.bar.total))
 
     def on_train_batch_end(self, batch, logs=None):
         "The loss before this update; stop when it is not finite."
-        loss = float(self.model.last_loss)
+        loss = float(self.model.last_loss.numpy())
+        self.total += loss * len(self.batches.data.parts[batch])
         self.bar.update(1)
         if math.isfinite(loss): self.result.step_losses.append(loss)
-        else: self.model.stop_training, self.result.stopped = True, "diverged"
+        else: self.model.stop_training, self.run.diverged = True, True
 
     def on_epoch_begin(self, epoch, logs=None):
         "The epoch's order. `PyDataset.on_epoch_end` is no place for it: Keras also calls that once before the first epoch."
+        self.epoch, self.total, self.began = epoch, 0.0, time.perf_counter()
+        self.bar.n = len(self.result.step_losses)
         self.batches.go_to(epoch)
-        self.epoch, self.began = epoch, time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
         "History row, best weights, callbacks, reasons to stop."
-        r = self.result
-        if r.stopped == "diverged": return diverged(r, epoch, self.best)
-        row = dict(epoch=epoch + 1, loss=float(logs["loss"]), accuracy=float(logs["accuracy"]), **score_row(r, self.valid), lr=self.phase.lr,
-                   trainable=r.trainable, seconds=time.perf_counter() - self.began)
+        r, best = self.result, self.run.best
+        if self.run.diverged: diverged(r, epoch, best); return self.run.keep()
+        row = dict(epoch=epoch + 1, loss=self.total / sum(map(len, self.batches.data.parts)), accuracy=float(self.model.hits.result()), **self.run.score(self.valid),
+                   lr=self.phase.lr, trainable=r.trainable, seconds=time.perf_counter() - self.began)
         r.history.append(row)
         self.bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "valid_accuracy") if row.get(k) is not None})
-        if not self.best.offer(epoch + 1, row, r.model.get_weights): r.stopped = f"no better validation score for {r.recipe.patience} epochs"
+        if not best.offer(epoch + 1, row, r.model.get_weights): r.stopped = f"no better validation score for {r.recipe.patience} epochs"
         end = EpochEnd(epoch + 1, row, r)
         moving = [v.path for v in self.model.trainable_variables]
         for call in self.calls: call(end)
-        if moving != [v.path for v in self.model.trainable_variables]: self.model.make_train_function(force=True)     # a callback froze or thawed
+        self.run.check(bool(self.calls), moving)
         if end.why and not r.stopped: r.stopped = end.why
         if r.stopped: self.model.stop_training = True
+        self.run.keep()
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #911255ef
 def _set_moving(trainer, net, stages, batch_norm):
@@ -213,25 +206,21 @@ def _set_moving(trainer, net, stages, batch_norm):
     for stage in stages: thaw(trainer.body, net.stages[stage], batch_norm)
     return int(sum(np.prod(v.shape) for v in trainer.trainable_variables))
 
-def _train(result, train, valid, recipe, todo, source, unlabelled, penalty, callbacks, progress):
+def _train(run, train, valid, todo, others, callbacks, progress, workers):
     "Carry out the phases; fills in history and leaves the best weights in the model."
     from tqdm.auto import tqdm
-    net, norm, best = result.backbone, todo.batch_norm or recipe.batch_norm, Best(recipe.patience)
-    second = second_head(net, train, source, recipe)
-    trainer = _Trainer(net.model, result.model.get_layer("head"), second and _dense(*second, "source_head"), recipe, penalty)
-    best.offer(0, score_row(result, valid), result.model.get_weights)
-    make, epoch = lambda e: Epoch(train, recipe, e, source, unlabelled), 0
-    per_epoch = len(make(0))
+    r, trainer, recipe, first = run.result, run.trainer, run.result.recipe, 0
+    batches = _Batches(lambda e: run.batches(Epoch(train, recipe, e, **others)), run.host, workers)
+    per_epoch = len(Epoch(train, recipe, 0))
     with tqdm(total=per_epoch * sum(p.epochs for p in todo.phases), desc="fine-tuning (keras)", unit="step", disable=not progress, leave=False) as bar:
         for phase in todo.phases:
-            if result.stopped: break
-            result.trainable = _set_moving(trainer, net, phase.stages, norm)
-            trainer.compile(optimizer=_optimizer(recipe, phase.head_lr / phase.lr), jit_compile=False)     # a phase has its own moments
-            batches = _Batches(net, make, epoch)
-            watch = _Watch(result, batches, phase, epoch, per_epoch * phase.epochs, valid, best, callbacks, bar)
-            trainer.fit(batches, epochs=epoch + phase.epochs, initial_epoch=epoch, shuffle=False, verbose=0, callbacks=[watch])
-            epoch += phase.epochs
-    _finish(result, best)
+            if run.epoch < first + phase.epochs and not r.stopped:
+                r.trainable = _set_moving(trainer, r.backbone, phase.stages, todo.batch_norm or recipe.batch_norm)
+                trainer.compile(optimizer=_optimizer(recipe, phase.head_lr / phase.lr), jit_compile=False)     # a phase has its own moments
+                run.enter(phase, first, [train, *(d for d in others.values() if d is not None)], valid)
+                run.fit(batches, _Watch(run, batches, phase, first, per_epoch * phase.epochs, valid, callbacks, bar), first + phase.epochs)
+            first += phase.epochs
+    _finish(r, run.best)
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #4529f66d
 def _finish(result, best):
@@ -247,18 +236,22 @@ def fine_tune(backbone,              # a Keras Backbone; it is not changed
               unlabelled=None,       # an ImageDataset whose features and logits the penalty gets
               penalty=None,          # f(Step) -> scalar tensor in keras.ops, added to the loss
               callbacks=(),          # functions of an EpochEnd, called after every epoch
-              progress: bool = True  # a bar with time left, on stderr
+              progress: bool = True, # a bar with time left, on stderr
+              checkpoint=None,       # a folder: the state after every epoch is kept there, and taken up again
+              workers: int = 1       # threads that build batches
              ) -> KerasResult:
     "Train a copy of `backbone` with a new head on `train` by `recipe`. Raises BadValue where the data or the recipe can't be used."
-    recipe = recipe or Recipe()
-    check_data(backbone, "keras", train, valid, source, unlabelled)
-    todo = plan(recipe, backbone.stages)
-    if recipe.train_from and progress: tell_what_moves(backbone, recipe, len(train.classes))
-    start = time.perf_counter()
-    keras.utils.set_random_seed(recipe.seed)
-    body, model = _network(backbone, train, recipe, todo)
-    result = KerasResult(replace(backbone, model=body), model, list(train.classes), recipe)
-    if todo.phases: _train(result, train, valid, recipe, todo, source, unlabelled, penalty, callbacks, progress)
-    else: result.trainable = int(sum(np.prod(v.shape) for v in model.get_layer("head").trainable_variables))
+    recipe, todo = prepared(backbone, "keras", train, valid, recipe, source, unlabelled, progress)
+    start, others = time.perf_counter(), dict(source=source, unlabelled=unlabelled)
+    kept = Checkpoint(checkpoint, about_run(backbone, recipe, train, held_out_images=valid, **others) | {"Keras backend": keras.config.backend()} if checkpoint and todo.phases else {})
+    saved = kept.load() if todo.phases else None
+    with working(repeatable=bool(checkpoint)):
+        keras.utils.set_random_seed(recipe.seed)
+        body, model = _network(backbone, train, recipe, todo, resumed=saved is not None)
+        result, second = KerasResult(replace(backbone, model=body), model, list(train.classes), recipe), second_head(backbone, train, source, recipe)
+        if todo.phases:
+            trainer = _Trainer(body, model.get_layer("head"), second and _dense(*second, "source_head"), recipe, penalty)
+            _train(Fit(result, trainer, kept, saved, scaler(backbone)), train, valid, todo, others, callbacks, progress, workers)
+        else: result.trainable = int(sum(np.prod(v.shape) for v in model.get_layer("head").trainable_variables))
     result.seconds = time.perf_counter() - start
     return result

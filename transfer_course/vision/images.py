@@ -49,45 +49,49 @@ def _side(images):
 # %% ../../nbs/2_vision/images.ipynb #404ebfdf
 KEEP_BYTES = 2**30  # decoded images that take less than this stay in memory
 
-def _read_all(paths, size):
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        images = list(pool.map(lambda p: read_image(p, size), paths))
-    return np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+def _read_all(paths, size, draft=False):
+    images = np.empty((len(paths), size, size, 3), np.uint8)
+    def read(i): images[i] = read_image(paths[i], size, draft=draft)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: list(pool.map(read, range(len(paths))))
+    return images
 
-def _file_digest(path, size): return hashlib.sha256(f"{sha256_file(path)} {size}".encode()).hexdigest()
+def _digest(file_sum, size, draft=False): return hashlib.sha256(f"{file_sum} {size}{' draft' if draft else ''}".encode()).hexdigest()
 
 # %% ../../nbs/2_vision/images.ipynb #ce2ecb37
 class _OnDisk:
     "Pixels in files, read when asked for."
-    def __init__(self, paths, size, digests=None, kept=None): self.paths, self.size, self._digests, self._kept = paths, size, digests, kept
+    def __init__(self, paths, size, digests=None, kept=None, draft=False):
+        self.paths, self.size, self._digests, self._kept, self.draft = paths, size, digests, kept, draft
 
     def __len__(self): return len(self.paths)
 
     def all(self):
         "(N,H,W,3) uint8, kept where they are small enough."
         if self._kept is not None: return self._kept
-        images = _read_all(self.paths, self.size)
+        images = _read_all(self.paths, self.size, self.draft)
         if images.nbytes < KEEP_BYTES: self._kept = images
         return images
 
     def take(self, i):
         "The images at these indices."
-        return _read_all([self.paths[j] for j in i], self.size) if self._kept is None else self._kept[i]
+        return _read_all([self.paths[j] for j in i], self.size, self.draft) if self._kept is None else self._kept[i]
 
     def subset(self, i):
         "A store of the files at these indices."
-        return _OnDisk([self.paths[j] for j in i], self.size, self._digests and [self._digests[j] for j in i], None if self._kept is None else self._kept[i])
+        return _OnDisk([self.paths[j] for j in i], self.size, self._digests and [self._digests[j] for j in i],
+                       None if self._kept is None else self._kept[i], self.draft)
+
     def digests(self):
         "A sha256 for each file at this size."
-        if self._digests is None: self._digests = [_file_digest(p, self.size) for p in self.paths]
+        if self._digests is None: self._digests = [_digest(sha256_file(p), self.size, self.draft) for p in self.paths]
         return list(self._digests)
 
 # %% ../../nbs/2_vision/images.ipynb #04970685
-def _pixels(images, paths, size, digests):
+def _pixels(images, paths, size, digests, draft=False):
     "The store for an array, or for paths."
     if images is None and (paths is None or size is None):
         raise BadValue("An ImageDataset needs images, or paths together with a size in pixels.")
-    if images is None: return _OnDisk(list(paths), size, digests)
+    if images is None: return _OnDisk(list(paths), size, digests, draft=draft)
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise BadValue(f"images are {images.dtype} of shape {images.shape}; expected uint8 of shape (N, H, W, 3).")
@@ -135,8 +139,9 @@ class ImageDataset:
                  *, paths=None, size=None,       # files, read as squares of `size` pixels
                  groups=None, domains=None,      # (N,) identity: equal ones never straddle a split; (N,) style or source
                  names=None, alpha=None,         # (N,) what each shows; (N, H, W) uint8, 255 where the thing is
-                 skipped=(), warnings=(), digests=None):
-        self._pixels = _pixels(images, paths, size, digests)
+                 skipped=(), warnings=(), digests=None,
+                 draft=False):                   # files are read as `read_image(…, draft=True)` does
+        self._pixels = _pixels(images, paths, size, digests, draft)
         self.labels, self.classes = _known_labels(labels, classes, len(self))
         for c, v in zip(_COLUMNS, (groups, domains, names, alpha, paths)): setattr(self, c, _column(c, v, len(self)))
         self.skipped, self.warnings = list(skipped), list(warnings)
@@ -199,8 +204,8 @@ def _concat(a, b):
     classes = a.classes + [c for c in b.classes if c not in a.classes]
     to = np.array([classes.index(c) for c in b.classes] + [-1])
     columns = {c: _joined(c, a, b) for c in _COLUMNS}
-    both_on_disk = isinstance(a._pixels, _OnDisk) and isinstance(b._pixels, _OnDisk)
-    pixels = dict(size=a.size) if both_on_disk else dict(images=np.concatenate([a.images, b.images]))
+    kinds = {(type(p), getattr(p, "draft", False)) for p in (a._pixels, b._pixels)}
+    pixels = dict(size=a.size, draft=a._pixels.draft) if len(kinds) == 1 and isinstance(a._pixels, _OnDisk) else dict(images=np.concatenate([a.images, b.images]))
     digests = None if a._pixels._digests is None or b._pixels._digests is None else a.digests() + b.digests()
     return ImageDataset(**pixels, labels=np.concatenate([a.labels, to[b.labels]]), classes=classes, digests=digests, **columns,
                         skipped=a.skipped + b.skipped, warnings=a.warnings + b.warnings)

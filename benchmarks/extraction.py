@@ -1,0 +1,71 @@
+"""(a) Features: the network alone, and from files; with the extra `fast`, without it, and in bfloat16."""
+
+from __future__ import annotations
+
+import numpy as np
+import peers
+from common import WORK, forget_features, jpegs, rate_row, turns
+
+FLOORS = {"fast": {96: 3.5, 224: 2.0}, "plain": {96: 2.0, 224: 1.3}}  # issue 6, network alone
+NAMES = {"fast": "with extra fast", "plain": "without it", "bf16": "bf16 allowed"}
+
+
+def engines(net) -> dict[str, dict]:
+    """What is measured, as arguments of `extract`: the engine chosen here, the best without OpenVINO, and bfloat16."""
+    from transfer_course.engine.engines import candidates
+
+    without = [k for k in candidates(net) if "openvino" not in k][-1]  # the plainest stands first
+    return {"fast": {}, "plain": {"engine": without}, "bf16": {"bf16": True}}
+
+
+def network_alone(side: int, n: int, rounds: int) -> list[dict]:
+    """Features of pictures in memory against an eager loop in the default memory layout; equality is asserted."""
+    from transfer_course import ImageDataset, extract
+    from transfer_course.engine.engines import choose
+
+    net, theirs = peers.lite0(), peers.lite0()
+    images = np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+    data, eager, rows = ImageDataset(images), peers.torch_eager(theirs, images), []
+    wanted = eager()
+    for key, how in engines(net).items():
+
+        def ours(how=how):
+            return extract(net, data, cache=False, progress=False, **how)
+
+        off = float(np.abs(ours() - wanted).max())
+        assert key == "bf16" or off < 1e-4, f"the features of '{key}' at {side} px are {off:.1e} off"
+        mine, other = turns(ours, eager, rounds)
+        note = f"engine '{choose(net, side, side, **how)}', largest difference {off:.0e}"
+        floor = FLOORS.get(key, {}).get(side)
+        rows.append(rate_row("a", f"features, {side} px, {NAMES[key]}", "torch eager", n, mine, other, floor, note))
+    return rows
+
+
+def from_files(side: int, picture: int, n: int, rounds: int) -> list[dict]:
+    """From generated JPEG files to features: the folder is opened anew every time, nothing is cached."""
+    from transfer_course import extract, image_folder
+
+    folder = jpegs(WORK / f"jpeg-{n}-{picture}", n, picture)
+    net, rows = peers.lite0(), []
+
+    def ours(draft=False):
+        forget_features()
+        return extract(net, image_folder(folder, size=side, progress=False, draft=draft), cache=False, progress=False)
+
+    title = f"JPEG files of {picture} px to features, {side} px"
+    for name, make in (("timm, validate.py", peers.timm_eval), ("torch eager + DataLoader", peers.torch_dataloader)):
+        theirs = make(peers.lite0(), folder, side)
+        mine, other = turns(ours, theirs, rounds)
+        rows.append(rate_row("a", title, name, n, mine, other, 2.0))
+        if make is peers.timm_eval:
+            mine, other = turns(lambda: ours(draft=True), theirs, rounds)
+            rows.append(rate_row("a", f"{title}, decoded at a reduced scale", name, n, mine, other))
+    return rows
+
+
+def section(quick: bool, rounds: int) -> dict:
+    """Rows of (a)."""
+    if quick:
+        return {"rows": network_alone(32, 8, rounds) + from_files(32, 48, 6, rounds)}
+    rows = network_alone(96, 256, rounds) + network_alone(224, 64, rounds)
+    return {"rows": rows + from_files(96, 256, 384, rounds) + from_files(224, 512, 128, rounds)}

@@ -1,0 +1,229 @@
+"""A folder of images to one file of features: resumable, by one process or several, whatever lies in it."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from transfer_course.engine.errors import BadValue, InUse, NotFound
+from transfer_course.engine.extraction import RowFile
+from transfer_course.engine.files import read_image
+from transfer_course.practice import extract_folder as module
+from transfer_course.practice.extract_folder import extract_folder
+
+pytest.importorskip("torch")
+SIZE = 32
+COMMAND = [sys.executable, "-m", "transfer_course.cli", "extract"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder of 200 images, three of them unreadable, with names of all kinds."""
+    root = tmp_path_factory.mktemp("extract")
+    os.environ["TRANSFER_COURSE_CACHE"] = str(root / "cache")
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        file = root / "photos" / ("cats", "dogs/big", "猫")[i % 3] / f"{i:03}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(file)
+    names = [b"line\nend.jpg", b"no utf \xff.jpg", "😀 שלום.png".encode()]
+    for name in names:
+        with open(os.path.join(os.fsencode(root / "photos"), name), "wb") as f:
+            f.write((root / "photos/cats/000.jpg").read_bytes())
+    for name, data in (("a.jpg", b""), ("cats/050.png", b"\x89PNG\r\n\x1a\n"), ("dogs/zz.jpg", b"<html>")):
+        (root / "photos" / name).write_bytes(data)
+    (root / "photos" / "read.me").touch()
+    yield root
+    del os.environ["TRANSFER_COURSE_CACHE"]
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """The uninterrupted extraction, and its features' bytes."""
+    info = extract_folder(place / "photos", place / "whole", size=SIZE, progress=False)
+    return info, (place / "whole/features.npy").read_bytes()
+
+
+def test_every_readable_image_has_its_row_and_every_other_its_reason(place, whole):
+    from transfer_course.vision.backbones import backbone
+
+    info, _ = whole
+    rows = list(csv.reader((place / "whole/index.csv").open(encoding="utf-8", newline="")))[1:]
+    features = np.load(place / "whole/features.npy")
+    assert info["n"] == len(rows) == len(features) == 203 and [int(r[0]) for r in rows] == list(range(203))
+    assert {Path(s["path"]).name: s["reason"] for s in info["skipped"]} == {
+        "a.jpg": "empty file",
+        "050.png": "damaged or truncated",
+        "zz.jpg": "a web page, not an image",
+        "read.me": "not an image (.me)",
+    }
+    names = {r[1]: r[2] for r in rows}
+    assert (
+        {"line\nend.jpg", "no utf \\xff.jpg", "😀 שלום.png"} < set(names)
+        and names["猫/002.jpg"] == "猫"
+        and names["no utf \\xff.jpg"] == ""
+    )
+    assert names["dogs/big/001.jpg"] == "dogs"
+    known = [r for r in rows if r[2]][::40]
+    images = np.stack([read_image(place / "photos" / r[1], SIZE) for r in known])
+    assert np.abs(backbone().features(images) - features[[int(r[0]) for r in known]]).max() < 1e-4
+    assert sorted(os.listdir(place / "whole")) == ["extract.json", "features.npy", "index.csv"]
+    assert json.loads((place / "whole/extract.json").read_text(encoding="utf-8"))["n"] == 203
+
+
+def test_without_a_skipped_file_the_bytes_are_of_the_same_kind(place):
+    info = extract_folder(place / "photos/cats", place / "cats", size=SIZE, progress=False)
+    some = extract_folder(place / "photos/猫", place / "other", size=SIZE, progress=False)
+    assert (info["n"], some["n"]) == (67, 66)
+    for name in ("cats", "other"):
+        data = (place / name / "features.npy").read_bytes()
+        assert len(data) == RowFile.HEADER + 4 * 1280 * (67 if name == "cats" else 66) and data[:6] == b"\x93NUMPY"
+
+
+def stopped(monkeypatch, after, out, place):
+    """An extraction whose decoding is interrupted."""
+    count, decode = [], module._decode
+
+    def tired(*args):
+        count.append(1)
+        if len(count) > after:
+            raise KeyboardInterrupt
+        return decode(*args)
+
+    monkeypatch.setattr(module, "_decode", tired)
+    with pytest.raises(KeyboardInterrupt):
+        extract_folder(place / "photos", out, size=SIZE, progress=False)
+    monkeypatch.setattr(module, "_decode", decode)
+
+
+def test_resumed_it_ends_with_the_same_bits_whatever_the_journal_lost(place, whole, monkeypatch):
+    out = place / "stopped"
+    stopped(monkeypatch, 3, out, place)
+    journal = out / ".journal-0"
+    lines = journal.read_bytes().splitlines()
+    first = json.loads(next(line for line in lines if line))
+    rows = RowFile(out / module._ROWS, 206, 1280, new=False)
+    rows[[64 * first["block"] + 3]] = np.ones((1, 1280))  # rows that a crash of the machine lost
+    journal.write_bytes(b"\n".join(lines)[:-7] + b'\n{"block": 2, "su')
+    info = extract_folder(place / "photos", out, size=SIZE, progress=False, resume=True)
+    assert (out / "features.npy").read_bytes() == whole[1] and info["skipped"] == whole[0]["skipped"]
+    assert (out / "index.csv").read_bytes() == (place / "whole/index.csv").read_bytes()
+
+
+def test_what_was_begun_otherwise_is_refused(place, whole, monkeypatch):
+    out = place / "begun"
+    stopped(monkeypatch, 1, out, place)
+    for options, words in (
+        ({}, "was interrupted. Go on with it"),
+        ({"resume": True, "size": 48}, "begun with size 32, and now it is 48"),
+        ({"resume": True, "fast_jpeg": True}, "begun with fast_jpeg False"),
+    ):
+        with pytest.raises(BadValue, match=words):
+            extract_folder(place / "photos", out, progress=False, **{"size": SIZE, **options})
+    (place / "photos/cats/new.jpg").write_bytes((place / "photos/cats/000.jpg").read_bytes())
+    with pytest.raises(BadValue, match="The images have changed since"):
+        extract_folder(place / "photos", out, size=SIZE, resume=True, progress=False)
+    (place / "photos/cats/new.jpg").unlink()
+    with pytest.raises(BadValue, match="finished run"):
+        extract_folder(place / "photos", place / "whole", size=SIZE, progress=False)
+    assert extract_folder(place / "photos", place / "whole", size=SIZE, resume=True, progress=False)["n"] == 203
+    with pytest.raises(BadValue, match="begun with size 32"):
+        extract_folder(place / "photos", place / "whole", size=64, resume=True, progress=False)
+    with pytest.raises(BadValue, match="holds no run"):
+        extract_folder(place / "photos", place / "photos/cats", size=SIZE, progress=False)
+    with pytest.raises(BadValue, match="holds no run"):
+        extract_folder(place / "photos", place / "photos/cats", size=SIZE, resume=True, progress=False)
+
+
+def test_nothing_readable_and_no_folder(place):
+    (place / "bad").mkdir()
+    with pytest.raises(BadValue, match="There is no image in"):
+        extract_folder(place / "bad", place / "none", progress=False)
+    (place / "bad/x.jpg").write_bytes(b"x")
+    with pytest.raises(BadValue, match="None of the 1 image files .* can be read; the first one: not an image"):
+        extract_folder(place / "bad", place / "none", size=SIZE, progress=False)
+    with pytest.raises(NotFound, match="There is no folder"):
+        extract_folder(place / "nowhere", place / "none2")
+    with pytest.raises(BadValue, match="expected a whole number of pixels"):
+        extract_folder(place / "bad", place / "none2", size=5)
+    assert not (place / "none2").exists()
+
+
+def test_two_processes_on_one_folder(place):
+    with module._claimed(place / "held", False), pytest.raises(InUse, match="already"):
+        extract_folder(place / "photos", place / "held", size=SIZE, progress=False)
+    code = "import sys; from pathlib import Path; from transfer_course.practice.extract_folder import _claimed\nwith _claimed(Path(sys.argv[1]), False): print('held', flush=True); input()"
+    p = subprocess.Popen([sys.executable, "-c", code, str(place / "held")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert p.stdout.readline() == "held\n"
+    for resume in (False, True):
+        with pytest.raises(InUse, match=f"by another process .pid {p.pid}"):
+            extract_folder(place / "photos", place / "held", size=SIZE, progress=False, resume=resume)
+    p.communicate("\n")
+
+
+def test_fast_jpeg_gives_other_features_near_the_exact_ones(place):
+    rng, y = np.random.default_rng(0), np.linspace(0, 255, 300)[:, None, None]
+    (place / "large").mkdir()
+    for i in range(4):
+        Image.fromarray(np.uint8(np.clip(y + rng.normal(0, 9, (300, 300, 3)), 0, 255))).save(place / "large" / f"{i}.jpg")
+    extract_folder(place / "large", place / "exact", size=SIZE, progress=False)
+    extract_folder(place / "large", place / "fast", size=SIZE, progress=False, fast_jpeg=True)
+    a, b = (np.load(place / n / "features.npy") for n in ("exact", "fast"))
+    assert 0 < np.abs(a - b).mean() < 0.5 * np.abs(a).mean()
+
+
+def killed_and_resumed(place, out, moments):
+    """The command, killed at each of these moments (seconds), then resumed; returns features.npy's bytes."""
+    command = [*COMMAND, str(place / "photos"), "--out", str(out), "--size", str(SIZE), "--resume", "--json"]
+    for t in moments:
+        p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        begin = time.perf_counter()
+        while p.poll() is None and not (out / module._PLAN).exists() and time.perf_counter() - begin < 60:
+            time.sleep(0.01)
+        time.sleep(t)
+        p.send_signal(signal.SIGKILL)
+        p.wait()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["n"] == 203, done.stderr
+    return (out / "features.npy").read_bytes()
+
+
+posix = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX")
+
+
+@posix
+def test_killed_and_resumed_it_ends_with_the_same_bits(place, whole):
+    assert killed_and_resumed(place, place / "killed", [0.05]) == whole[1]
+
+
+@posix
+@pytest.mark.stress
+def test_killed_many_times_and_resumed_it_ends_with_the_same_bits(place, whole):
+    rng = random.Random(0)
+    for i in range(10):
+        assert killed_and_resumed(place, place / f"killed{i}", [rng.random() / 2 for _ in range(3)]) == whole[1]
+
+
+def test_two_processes_of_torchrun_share_the_work(place, whole):
+    out = place / "shared"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", *COMMAND[2:], str(place / "photos")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--out", str(out), "--size", str(SIZE), "--json"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(answers) == 1 and answers[0]["processes"] == 2 and answers[0]["n"] == 203
+    assert np.abs(np.load(out / "features.npy") - np.load(place / "whole/features.npy")).max() < 1e-5
+    if __import__("torch").get_num_threads() == 1:
+        assert (out / "features.npy").read_bytes() == whole[1]
+    assert done.stderr.count("still to do") == 1
+    again = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, env=environment)
+    assert again.returncode != 0 and again.stderr.count("error: ") == 1 and "holds a finished run" in again.stderr
