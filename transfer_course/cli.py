@@ -112,7 +112,9 @@ def fine_tune(
     size: Annotated[int, typer.Option(help="Side in pixels that images are resized to.")] = 128,
     seed: Annotated[int, typer.Option(help="Decides split, order and new weights.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; by default a new one in runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out if it was interrupted; begin it if there is none.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out if it was interrupted; begin it if there is none.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Threads that read and augment the next images.")] = 1,
     as_json: Json = False,
 ) -> None:
