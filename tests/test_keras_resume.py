@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from transfer_course.engine.errors import BadValue, UserMistake
 from transfer_course.engine.frameworks import load_keras
 from transfer_course.vision.backbones import KerasBackbone
 from transfer_course.vision.data import styles
-from transfer_course.vision.recipes import Recipe, fine_tune
+from transfer_course.vision.recipes import Recipe, fine_tune, load_result
 
 keras = load_keras()
 RECIPE = Recipe(epochs=4, batch_size=8, lr=1e-3, head_lr=1e-2, weight_decay=0.01)
@@ -97,68 +96,87 @@ def test_a_killed_run_ends_with_the_same_bits(case, net, data, tmp_path, monkeyp
         assert [row | {"seconds": 0} for row in whole.history] == [row | {"seconds": 0} for row in other.history]
 
 
-# --- kill -9 ------------------------------------------------------------------------------------------------------------
-
-LONG = RECIPE.but(epochs=8, augment=0.5, batch_norm="train")
+# --- kill -9, through the command line ----------------------------------------------------------------------------------
 
 
-def train_and_write(folder):
-    """What a killed process was doing: `python tests/test_keras_resume.py FOLDER`."""
-    images = styles("twemoji", size=32)
-    data = images.subset(np.flatnonzero(images.labels < 3)[::4]).only(images.classes[:3])
-    net = small()
-    print("begins", flush=True)
-    result = tune(net, data, LONG, checkpoint=folder, workers=2, callbacks=[lambda end: print("epoch", end.epoch, flush=True)])
-    np.savez(folder / "weights.npz", *result.model.get_weights())
+@pytest.fixture(scope="module")
+def folder(data, tmp_path_factory):
+    from PIL import Image
+
+    at = tmp_path_factory.mktemp("images")
+    for i, (pixels, label) in enumerate(zip(data.images, data.labels, strict=True)):
+        (at / f"class{label}").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(at / f"class{label}" / f"{i}.png")
+    return at
 
 
-def begin(folder):
-    process = subprocess.Popen([sys.executable, __file__, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "begins\n", process.communicate()[1][-2000:]
-    return process
+def begin(folder, run):
+    options = [
+        "--framework",
+        "keras",
+        "--backbone",
+        "small_cnn",
+        "--strategy",
+        "gradual",
+        "--epochs",
+        "8",
+        "--size",
+        "32",
+        "--resume",
+        "--json",
+    ]
+    command = [sys.executable, "-m", "transfer_course.cli", "fine-tune", str(folder), "--out", str(run), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def kill_at_random(folder, rng, most):
-    """SIGKILL after up to `most` seconds; whether the run was still going."""
-    process = begin(folder)
-    time.sleep(rng.uniform(0, most))
-    process.send_signal(signal.SIGKILL)
+def weights(run):
+    return load_result(run).model.get_weights()
+
+
+def finished(folder, run):
+    began, process = time.perf_counter(), begin(folder, run)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-2000:]
+    return time.perf_counter() - began
+
+
+def killed(folder, run, after):
+    """Whether SIGKILL after so many seconds found the run still going."""
+    process = begin(folder, run)
+    time.sleep(after)
+    process.kill()
     process.communicate()
     return process.returncode == -signal.SIGKILL
 
 
-def finished(folder):
-    process = begin(folder)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-2000:]
-    with np.load(folder / "weights.npz") as f:
-        return [f[k] for k in f.files], out
+def test_a_killed_process_ends_with_the_same_bits(folder, tmp_path):
+    """Killed as soon as there is a checkpoint. The uninterrupted run is one of this process: another one gives the same bits."""
+    from transfer_course.practice.own_folder import tune_folder
 
-
-def killed_often(kills, data, folder):
-    (folder / "whole").mkdir()
-    began = time.perf_counter()
-    whole = tune(small(), data, LONG, checkpoint=folder / "whole").model.get_weights()
-    rng, most, done, run = np.random.default_rng(0), time.perf_counter() - began, 0, 0
-    while done < kills:
-        (folder / f"cut{run}").mkdir()
-        for _ in range(4 if kills > 1 else 1):
-            done += kill_at_random(folder / f"cut{run}", rng, most if kills > 1 else most / 2)
-        weights, out = finished(folder / f"cut{run}")
-        assert len(weights) == len(whole) and all(np.array_equal(a, b) for a, b in zip(whole, weights, strict=True)), f"after {done} kills"
-        run += 1
-    return done, out
-
-
-def test_a_killed_process_ends_with_the_same_bits(data, tmp_path):
-    """Also: a fresh process gives the bits of this one."""
-    done, out = killed_often(1, data, tmp_path)
-    assert done == 1 and "epoch 8" in out
+    tune_folder(folder, tmp_path / "whole", framework="keras", backbone="small_cnn", strategy="gradual", epochs=8, size=32, progress=False)
+    process, run = begin(folder, tmp_path / "cut"), tmp_path / "cut"
+    while process.poll() is None and not (run / NAME).exists():
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (run / "run.json").exists()
+    finished(folder, run)
+    assert not (run / NAME).exists(), "a finished run needs no checkpoint"
+    assert all(np.array_equal(a, b) for a, b in zip(weights(tmp_path / "whole"), weights(run), strict=True))
 
 
 @pytest.mark.stress
-def test_twenty_kills(data, tmp_path):
-    assert killed_often(20, data, tmp_path)[0] >= 20
+def test_twenty_kills(folder, tmp_path):
+    most = finished(folder, tmp_path / "whole")
+    whole, rng, kills, runs = weights(tmp_path / "whole"), np.random.default_rng(0), 0, 0
+    while kills < 20:
+        run, runs = tmp_path / f"cut{runs}", runs + 1
+        for _ in range(4):
+            if not killed(folder, run, rng.uniform(0.3, 1) * most):
+                break
+            kills += 1
+        finished(folder, run)
+        assert all(np.array_equal(a, b) for a, b in zip(whole, weights(run), strict=True)), f"run {runs}, after {kills} kills"
 
 
 def test_another_recipe_is_not_continued(net, data, tmp_path):
@@ -226,7 +244,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_step(data):
 def test_no_room_for_one_image_is_one_sentence(net, data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(UserMistake, match="one image at a time"):
+        with pytest.raises(UserMistake, match="single image"):
             tune(net, data, GENTLE, penalty=needs_a_lot_beyond(0))
 
 
@@ -290,7 +308,3 @@ def test_a_frozen_part_that_a_callback_changes_is_left(data):
     assert len(result.history) == 4 and result.history[-1]["loss"] != result.history[1]["loss"]
     stem = [r.model.get_layer("stem_conv").get_weights()[0] for r in (result, tune(net, data, recipe))]
     assert not np.allclose(*stem)
-
-
-if __name__ == "__main__":
-    train_and_write(Path(sys.argv[1]))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import re
 import sys
 import time
 from enum import StrEnum
@@ -37,6 +40,8 @@ def emit(value: dict) -> None:
     from transfer_course.engine.runs import jsonable
 
     text = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)
+    # a file's name may hold what ends a line elsewhere than in JSON (U+0085, U+2028), or steers a terminal
+    text = re.sub("[\x7f-\x9f\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", text)
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     sys.stdout.flush()
 
@@ -183,18 +188,23 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes to name for each image.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Class and probability of each image, a line each; exit code 2 if any could not be read."""
+    """Class and probability of each image, a line each; exit code 2 if any could not be read. What else lies in a folder is skipped."""
     from transfer_course.practice.own_folder import predict_files
 
-    failed = False
+    failed, left_out = False, 0
     for row in predict_files(run, images, top=top):
         failed |= "error" in row
+        left_out += "skipped" in row
         if as_json or not sys.stdout.isatty():
             emit(row)
+        elif "skipped" in row:
+            continue
         elif "error" in row:
             print(f"{row['path']}: {row['error']}", file=sys.stderr)
         else:
             print(f"{row['path']}  {row['class']}  {row['probability']:.2f}")
+    if left_out:
+        print(f"{left_out} more in these folders {'is' if left_out == 1 else 'are'} no image; --json names them.", file=sys.stderr)
     if failed:
         raise typer.Exit(2)
 
@@ -242,6 +252,12 @@ def main(argv: list[str] | None = None) -> None:
         code = 0
     except Exception as e:
         code = _explain(e, as_json)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # an error here is told in a sentence, and not by Python when all is over
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code if code or isinstance(e, BrokenPipeError) else _explain(e, False)
     sys.exit(code)
 
 
@@ -249,6 +265,14 @@ def _explain(error: Exception, as_json: bool) -> int:
     """Print an error as one sentence; returns the exit code."""
     from transfer_course.engine.errors import UserMistake
 
+    if (
+        isinstance(error, OSError)
+        and not isinstance(error, UserMistake)
+        and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+    ):
+        from transfer_course.engine.files import disk_mistake
+
+        error = disk_mistake(error, error.filename or "The output")
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: unknown option, missing argument
         message, code = error.format_message(), error.exit_code
         context = getattr(error, "ctx", None)
@@ -262,7 +286,8 @@ def _explain(error: Exception, as_json: bool) -> int:
         message, code = f"{type(error).__name__}: {error}", 1
         message = f"This is a fault of ours, please report it: {message} (TRANSFER_COURSE_DEBUG=1 shows where.)"
     if as_json:
-        print(json.dumps({"error": message}, ensure_ascii=False).encode("utf-8", "backslashreplace").decode())
+        with contextlib.suppress(OSError):  # where stdout takes nothing, stderr says it
+            print(json.dumps({"error": message}, ensure_ascii=False).encode("utf-8", "backslashreplace").decode(), flush=True)
     print(f"error: {message}", file=sys.stderr)
     return code
 

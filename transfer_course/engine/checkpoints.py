@@ -11,7 +11,7 @@ import json
 import os
 import time
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,7 @@ def _read(path) -> tuple[dict, dict]:
     "The arrays and the text beside them, by name; Damaged if anything is missing or altered."
     from safetensors import safe_open
     try:
+        if not os.path.isfile(path): raise ValueError      # a pipe would be waited for
         with safe_open(path, framework="np") as f:
             about = f.metadata() or {}
             tensors = {name: f.get_tensor(name) for name in f.keys()}
@@ -78,6 +79,14 @@ class Checkpoint:
         tensors, texts = _read(self.path)
         _same_run(self.path.parent, texts["about"], self.about)
         return tensors, texts["state"]
+
+    @contextmanager
+    def taken_up(self):
+        "Around what fills a run with the arrays and the state that were loaded: Damaged where they are not this run's after all."
+        try: yield
+        except UserMistake: raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError):
+            raise Damaged(f"{printable(self.path, True)} does not fit this run. Delete it to begin this run anew, or choose another folder (--out).") from None
 
     def due(self) -> bool:
         "Whether the last checkpoint is old enough for a new one inside an epoch."

@@ -162,28 +162,63 @@ def _strictly():
     finally: _leave()
 
 # %% ../../nbs/engine/files.ipynb #3ba79e3d
-def _decoded(data: bytes, max_pixels: int, least=None) -> Image.Image:
-    "The first frame, decoded to its last row; a JPEG at a half, quarter or eighth as long as no side is below `least`."
+def _small_enough(data: bytes, max_pixels: int) -> Image.Image:
+    "The header's image; nothing is decoded."
     im = _header(data)
     if im.width * im.height > max_pixels: raise _Refused(f"too many pixels ({im.width} × {im.height})")
+    return im
+
+def _decoded(im: Image.Image, least=None) -> Image.Image:
+    "The first frame, decoded to its last row; a JPEG at a half, quarter or eighth as long as no side is below `least`."
     try:
         if least: im.draft(None, (least, least))
         im.load()
     except Exception as e: raise _Refused(_reason(e)) from e
     return im
 
+# %% ../../nbs/engine/files.ipynb #5af6e681
+class _Allowance:
+    "So much of something at one time, whatever the number of threads."
+    def __init__(self, total: int): self.total = self.free = total; self.given_back = threading.Condition()
+
+    @contextmanager
+    def room_for(self, n: int):
+        "Wait for `n` of it, at most for all."
+        n = min(n, self.total)
+        with self.given_back:
+            self.given_back.wait_for(lambda: n <= self.free)
+            self.free -= n
+        try: yield
+        finally:
+            with self.given_back: self.free += n; self.given_back.notify_all()
+
+_DECODING, _READING = _Allowance(100_000_000), _Allowance(200_000_000)    # pixels; bytes of files
+
 # %% ../../nbs/engine/files.ipynb #d8c22608
+def _strips(values):
+    "Some rows at a time, as float32: a copy of the whole would take four times the picture's memory."
+    step = max(1, 2**20 // values.shape[1])
+    for i in range(0, len(values), step): yield slice(i, i + step), values[i:i + step].astype(np.float32)
+
+def _extent(values) -> tuple[float, float]:
+    "The least and the greatest finite value."
+    ends = [(float(f.min()), float(f.max())) for _, v in _strips(values) if (f := v[np.isfinite(v)]).size]
+    return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (0., 1.)
+
+# %% ../../nbs/engine/files.ipynb #f47a8ef8
 def _eight_bits(values: np.ndarray  # (H, W) integers or floats
                ) -> np.ndarray:     # (H, W) uint8
     "Deep grey values as 8-bit ones, by the smallest usual range that holds them."
-    v = values.astype(np.float32)
-    finite = v[np.isfinite(v)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0., 1.)
+    low, high = _extent(values)
     tops = (1, 255, 4095, 65535) if values.dtype.kind == "f" else (255, 4095, 65535)
     if low >= 0 and high <= tops[-1]: low, high = 0., float(next(t for t in tops if high <= t))
-    if high == low: return np.zeros(v.shape, np.uint8)
-    v, scale = np.nan_to_num(v, nan=low, posinf=high, neginf=low), np.float32(255 / (high - low))
-    return np.rint(np.clip(v * scale - np.float32(low) * scale, 0, 255)).astype(np.uint8)
+    out = np.zeros(values.shape, np.uint8)
+    if high == low: return out
+    scale = np.float32(255 / (high - low))
+    for s, v in _strips(values):
+        v = np.nan_to_num(v, nan=low, posinf=high, neginf=low)
+        out[s] = np.rint(np.clip(v * scale - np.float32(low) * scale, 0, 255))
+    return out
 
 # %% ../../nbs/engine/files.ipynb #0496d808
 def _on_white(im: Image.Image) -> Image.Image:
@@ -233,6 +268,11 @@ def resize_square(images: np.ndarray,  # uint8, (H, W, 3) or (N, H, W, 3)
     return np.array([_square(Image.fromarray(im), size) for im in images], np.uint8).reshape(-1, size, size, 3)
 
 # %% ../../nbs/engine/files.ipynb #8b668d92
+def _bytes_on_disk(path_or_bytes) -> int:
+    if isinstance(path_or_bytes, (str, os.PathLike)):
+        with suppress(OSError, ValueError): return os.stat(path_or_bytes).st_size
+    return 0
+
 def _content(path_or_bytes, max_bytes: int) -> bytes:
     if isinstance(path_or_bytes, (str, os.PathLike)): return _file_bytes(path_or_bytes, max_bytes)
     if not isinstance(path_or_bytes, (bytes, bytearray, memoryview)):
@@ -241,10 +281,12 @@ def _content(path_or_bytes, max_bytes: int) -> bytes:
     return bytes(path_or_bytes)
 
 def _pixels(data: bytes, size, max_pixels: int, draft: bool=False) -> np.ndarray:
-    im = _decoded(data, max_pixels, size if draft else None)
-    turn, im = _turn(im), _rgb(im)
-    if turn is not None: im = im.transpose(turn)
-    return np.array(im if size is None else _square(im, size))
+    im = _small_enough(data, max_pixels)
+    with _DECODING.room_for(im.width * im.height):
+        im = _decoded(im, size if draft else None)
+        turn, im = _turn(im), _rgb(im)
+        if turn is not None: im = im.transpose(turn)
+        return np.array(im if size is None else _square(im, size))
 
 # %% ../../nbs/engine/files.ipynb #723dd5d7
 def read_image(path_or_bytes,                  # a path, or a whole file as bytes
@@ -262,9 +304,9 @@ def image_and_sum(path_or_bytes, size=None, max_pixels=100_000_000, max_bytes=20
     if size is not None: _check_size(size)
     name = path_or_bytes if isinstance(path_or_bytes, (str, os.PathLike)) else "<bytes>"
     try:
-        data = _content(path_or_bytes, max_bytes)
-        with _strictly(): image = _pixels(data, size, max_pixels, draft)
-        return image, hashlib.sha256(data).hexdigest() if summed else None
+        with _READING.room_for(_bytes_on_disk(path_or_bytes)), _strictly():
+            data = _content(path_or_bytes, max_bytes)
+            return _pixels(data, size, max_pixels, draft), hashlib.sha256(data).hexdigest() if summed else None
     except _Refused as e: raise Unreadable(name, str(e)) from e.__cause__
     except MemoryError: raise Unreadable(name, "too many pixels for this memory") from None
 
@@ -291,7 +333,7 @@ def _sort_out(entry: os.DirEntry):
     except OSError as e: return Skipped(printable(entry.path), _why_no_file(entry.path, e))
     if entry.name.startswith("."): reason = "hidden"
     elif kind == "folder": return "folder"
-    elif kind == "other": reason = "a link that leads nowhere" if entry.is_symlink() else "not a regular file"
+    elif kind == "other": reason = "not a regular file" if os.path.exists(entry.path) else "a link that leads nowhere"
     elif suffix in IMAGE_SUFFIXES or not suffix and _has_image_bytes(entry.path): return "image"
     else: reason = _TELL.get(suffix, f"not an image ({printable(suffix)})" if suffix else "not an image")
     return Skipped(printable(entry.path), reason)

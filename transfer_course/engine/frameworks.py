@@ -91,7 +91,9 @@ _NOISE = re.compile(r"^(WARNING: All log messages before absl::InitializeLog.*|[
 @contextlib.contextmanager
 def _without_greeting():
     "Drop TensorFlow's start-up lines from the process's stderr."
-    with tempfile.TemporaryFile() as file:
+    try: file = tempfile.TemporaryFile()
+    except OSError: yield; return         # no disk to write to: then they are seen
+    with file:
         saved = os.dup(2)
         os.dup2(file.fileno(), 2)
         try: yield
@@ -139,6 +141,7 @@ def seeded(seed: int,      # 0 to 2³²-1
     "Weights made inside come from `seed`; the caller's random numbers go on as if nothing had happened."
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
         raise BadValue(f"seed is {seed!r}; expected a whole number from 0 to 4294967295.")
+    if framework == "keras": load_keras()        # its import draws random numbers; torch's `fork_rng` below imports torch first too
     state = random.getstate()
     with load_torch().random.fork_rng(devices=[]) if framework == "torch" else contextlib.nullcontext():
         random.seed(int(seed))

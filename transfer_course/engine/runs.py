@@ -10,8 +10,10 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import secrets
 import shutil
+import stat
 import sys
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from .checkpoints import NAME as CHECKPOINT
 from .errors import BadValue, Damaged, InUse, NotFound
-from .files import atomic_write, disk_mistake, printable, sha256_file
+from .files import atomic_write, disk_mistake, os_reason, printable, sha256_file
 
 # %% ../../nbs/engine/runs.ipynb #8bc13884
 def jsonable(value,        # anything made of dicts, lists, numbers, arrays, paths and text
@@ -143,7 +145,10 @@ def _sync(path):
 def _stage(temp, name, write_model, info):
     "Write model and run.json into `temp`."
     temp.mkdir()
-    write_model(temp/name)
+    try: write_model(temp/name)
+    except Exception as e:                                     # safetensors and HDF5 tell the system's error in words only
+        if not (told := re.search(r"(?:os error|errno =|Errno) (\d+)", str(e))): raise
+        raise OSError(int(told[1]), os.strerror(int(told[1]))) from e
     if not (temp/name).is_file(): raise BadValue(f"write_model wrote no file {name}; it has to write to exactly the path that it is given.")
     _sync(temp/name)
     info["model_sha256"] = sha256_file(temp/name)
@@ -156,6 +161,7 @@ def _replace(folder, name, write_model, info):
     for left in folder.glob(f"{_TEMP}*"): shutil.rmtree(left, ignore_errors=True)
     temp = folder/f"{_TEMP}{secrets.token_hex(4)}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)              # somebody may have deleted it meanwhile: hours of training are not lost for that
         _stage(temp, name, write_model, info)
         os.replace(temp, folder/_READY)
     except OSError as e: raise disk_mistake(e, folder) from e
@@ -186,18 +192,30 @@ def _parse(text, folder):
     try: info = json.loads(text)
     except (ValueError, RecursionError): raise bad("is no JSON") from None
     if not isinstance(info, dict) or "format" not in info: raise bad("does not describe a run")
-    if info["format"] != 1: raise Damaged(f"{printable(folder/_RUN, True)} has format {info['format']!r}, and this version of transfer_course reads format 1. Install a newer one.")
+    if info["format"] != 1: raise Damaged(f"{printable(folder/_RUN, True)} has format {_brief(info['format'])}, and this version of transfer_course reads format 1. Install a newer one.")
     for key, kind in (("framework", str), ("backbone", dict), ("classes", list), ("model_sha256", str)):
         if not isinstance(info.get(key), kind): raise bad(f"lacks '{key}', or it is not a {kind.__name__}")
-    if info["framework"] not in MODEL_FILES: raise bad(f"names an unknown framework '{info['framework']}'")
+    if info["framework"] not in MODEL_FILES: raise bad(f"names an unknown framework '{_brief(info['framework'])}'")
+    if not all(isinstance(c, str) for c in info["classes"]): raise bad("names classes that are no text")
     return info
 
+# %% ../../nbs/engine/runs.ipynb #22e3bc3c
+def _brief(value): return printable(str(value)[:60], one_line=True)
+
+def _plain(path, most: int) -> Path:
+    "The path of a regular file of at most `most` bytes; else FileNotFoundError or Damaged. A pipe would be waited for."
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode): raise Damaged(f"{printable(path, True)} is no plain file. Copy the run's folder anew, or train again.")
+    if info.st_size > most: raise Damaged(f"{printable(path, True)} is {info.st_size / 1e6:.0f} MB large; expected at most {most / 1e6:.0f}. Copy the run's folder anew, or train again.")
+    return Path(path)
+
+# %% ../../nbs/engine/runs.ipynb #b67b1bb7
 def _read(folder):
     "run.json's text and where the model lies; on a disk that is read-only a complete new run is read where it is."
     at = folder
     try: _settle(folder)
     except OSError: at = folder/_READY if (folder/_READY/_RUN).exists() else folder
-    try: return (at/_RUN).read_text(encoding="utf-8"), lambda name: at/name if (at/name).exists() else folder/name
+    try: return _plain(at/_RUN, 200_000_000).read_text(encoding="utf-8"), lambda name: at/name if (at/name).exists() else folder/name
     except UnicodeDecodeError: raise Damaged(f"{printable(folder/_RUN, True)} is no text. Copy the run's folder anew, or train again.") from None
 
 # %% ../../nbs/engine/runs.ipynb #6050b35b
@@ -205,17 +223,19 @@ def read_run(folder     # as `save_run` wrote it
             ) -> tuple: # the dict of run.json, and the path of the model file
     "What a saved run says, after its model file's checksum was compared."
     folder = Path(folder)
-    if not folder.exists(): raise NotFound(f"There is no folder {printable(folder, True)}. Expected the folder of a saved run.")
-    if not folder.is_dir(): raise NotFound(f"{printable(folder, True)} is a file. Expected the folder of a saved run.")
+    if not os.path.exists(folder): raise NotFound(f"There is no folder {printable(folder, True)}. Expected the folder of a saved run.")
+    if not os.path.isdir(folder): raise NotFound(f"{printable(folder, True)} is a file. Expected the folder of a saved run.")
     before = None
     for _ in range(20):                      # another process may just be replacing the run: look again until it is still
         try: text, find = _read(folder)
         except FileNotFoundError: raise NotFound(f"{printable(folder, True)} holds no run.json, so it is no saved run, or one that has not finished.") from None
-        except OSError as e: raise Damaged(f"{printable(folder/_RUN, True)} can't be read: {e.strerror}.") from None
+        except OSError as e: raise Damaged(f"{printable(folder/_RUN, True)} can't be read: {os_reason(e)}.") from None
         info = _parse(text, folder)
         model = find(MODEL_FILES[info["framework"]])
-        with suppress(FileNotFoundError):
-            if sha256_file(model) == info["model_sha256"]: return info, model
+        try:
+            if sha256_file(_plain(model, 10**12)) == info["model_sha256"]: return info, model
+        except FileNotFoundError: pass
+        except OSError as e: raise Damaged(f"{printable(model, True)} can't be read: {os_reason(e)}.") from None
         if text == before: break
         before = text
     why = "is not the file that run.json describes: its checksum differs" if model.exists() else "is missing"

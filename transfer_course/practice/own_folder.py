@@ -6,6 +6,7 @@
 __all__ = ['DEFAULTS', 'default_recipe', 'baselines', 'default_out', 'tune_folder', 'predict_files']
 
 # %% ../../nbs/6_practice/own_folder.ipynb #821cdc66
+import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.checkpoints import Checkpoint
-from ..engine.errors import BadValue, NotFound
+from ..engine.errors import BadValue, Damaged, NoRoom, NotFound, UserMistake
 from ..engine.files import Unreadable, list_images, printable, read_image
 from ..engine.frameworks import check_framework, processes
 from ..engine.report import write_card, write_report
@@ -58,7 +59,7 @@ def _check(folder, framework, size, workers=1):
     check_framework(framework)
     if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= 256: raise BadValue(f"workers is {workers}; expected a whole number of threads from 1 to 256.")
     if isinstance(size, bool) or not isinstance(size, int) or not 32 <= size <= 1024: raise BadValue(f"size is {size}; expected a whole number of pixels from 32 to 1024.")
-    if not Path(folder).is_dir(): raise NotFound(f"There is no folder '{printable(folder)}'. Give a folder that holds one folder of images per class.")
+    if not os.path.isdir(folder): raise NotFound(f"There is no folder '{printable(folder)}'. Give a folder that holds one folder of images per class.")
 
 def default_out(folder, framework: str, strategy: str) -> Path:
     "A new folder's name under `runs/`."
@@ -100,12 +101,12 @@ def _opened(folder, backbone, framework, strategy, size, seed, say):
 
 def _finish(out, result, net, data, parts, size, began):
     "Score, save, and only then drop the checkpoint."
-    info = _describe(result, net, data, parts, size, began)
-    _write(out, result, info, parts)
-    Checkpoint(out, {}).clear()
+    _write(out, result, _describe(result, net, data, parts, size, began), parts)
 
 def _same(info, out, framework, backbone, recipe, size):
-    "BadValue if the finished run in `out` is another one than was asked for."
+    "BadValue if the finished run in `out` is another one than was asked for; Damaged if its run.json does not say what a run here says."
+    try: list(_sentences(info, out)); _summary(info, out, 0); dict(info["recipe"])
+    except (KeyError, TypeError, AttributeError, ValueError): raise Damaged(f"The run.json of {printable(out, True)} is not that of a run of this command. Choose another folder (--out), or delete that one.") from None
     then = dict(framework=info["framework"], backbone=info["backbone"]["name"], size=info.get("size"), **info["recipe"])
     now = dict(framework=framework, backbone=backbone, size=size, **recipe.to_dict())
     for k in now:
@@ -130,10 +131,18 @@ def _describe(result, net, data, parts, size, began) -> dict:
                 warnings=list(data.warnings), total_seconds=round(time.perf_counter() - began, 1),
                 probabilities=P)
 
+# %% ../../nbs/6_practice/own_folder.ipynb #0ad3ff3f
 def _write(out, result, info, parts):
     "The run's folder: model, run.json, report, card."
     P, valid = info.pop("probabilities"), parts.valid
     result.save(out, **info)
+    Checkpoint(out, {}).clear()          # which leaves more room for the report
+    try: _explain(out, result, P, valid)
+    except (UserMistake, OSError) as e: raise NoRoom(f"The model is saved in {printable(out, True)}, and its report could not be written: {e}") from e
+
+# %% ../../nbs/6_practice/own_folder.ipynb #80c89704
+def _explain(out, result, P, valid):
+    "Report and card beside the saved model."
     about, _ = read_run(out)
     guess = P.argmax(1)
     wrong = [i for i in np.argsort(-P.max(1)) if guess[i] != valid.labels[i]][:12]
@@ -157,28 +166,41 @@ def _sentences(info, out):
     yield f"next: transfer-course predict '{printable(out)}' IMAGE…"
 
 # %% ../../nbs/6_practice/own_folder.ipynb #9339dfee
-def _files(paths):
-    "Every image file that the arguments mean, in order; a missing one as it stands."
-    for path in map(Path, paths):
-        if path.is_dir(): yield from list_images(path)[0]
-        else: yield path
+def _size_of(info, run) -> int:
+    "The side in pixels of the images that a run was trained on."
+    size = info.get("size")
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 1024:
+        raise Damaged(f"The run.json of {printable(run, True)} gives no image size from 1 to 1024 pixels. Save the run with its size: result.save(folder, size=…).")
+    return size
 
+# %% ../../nbs/6_practice/own_folder.ipynb #a86b0589
+def _files(paths):
+    "Every image file that the arguments mean, in order, a missing one as it stands; and what was left out of the folders."
+    files, left_out = [], []
+    for path in paths:
+        found = list_images(path) if os.path.isdir(path) else ([Path(path)], [])
+        files += found[0]; left_out += found[1]
+    return files, left_out
+
+# %% ../../nbs/6_practice/own_folder.ipynb #95d45fc9
 def _read(path, size):
     try: return read_image(path, size=size)
     except Unreadable as e: return e
 
 def predict_files(run, paths, top: int = 3, batch_size: int = 32):
-    "For each image file, or each in the folders given, in order: dict(path, class, probability, top) or dict(path, error)."
+    "For each image file, or each in the folders given, in order: dict(path, class, probability, top) or dict(path, error); then dict(path, skipped) for what else lies in the folders."
     from concurrent.futures import ThreadPoolExecutor
     result = load_result(run)
-    size, files = result.info["size"], list(_files(paths))
+    size, (files, left_out) = _size_of(result.info, run), _files(paths)
     if not files: raise NotFound(f"There is no image in {', '.join(printable(p) for p in paths)}.")
     with ThreadPoolExecutor(4) as pool:
         for i in range(0, len(files), batch_size):
             part = files[i:i + batch_size]
             images = list(pool.map(lambda p: _read(p, size), part))
             yield from _answers(result, part, images, top)
+    for path, reason in left_out: yield {"path": path, "skipped": reason}
 
+# %% ../../nbs/6_practice/own_folder.ipynb #605548ff
 def _answers(result, part, images, top):
     good = [im for im in images if isinstance(im, np.ndarray)]
     P = iter(result.predict(np.stack(good)) if good else ())

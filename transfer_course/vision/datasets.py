@@ -101,7 +101,7 @@ def _class_of(root, path):
     return printable(parts[0]) if len(parts) > 1 else None
 
 def _class_folders(root):
-    return sorted(printable(e.name) for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    return sorted(printable(e.name) for e in os.scandir(root) if os.path.isdir(e.path) and not e.name.startswith("."))    # a circle of links has no is_dir()
 
 def _sorted_out(root, files, found):
     "Splits the files into those that are read and have a class, and what is skipped with its reason."

@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..engine.checkpoints import Checkpoint
-from ..engine.errors import Damaged
+from ..engine.files import printable
 from ..engine.frameworks import load_keras
-from .loop_keras import Adam, Forward, Phases, Steps, scaler, working
+from .loop_keras import Adam, Fit, Forward, Steps, scaler, working
 from .recipes import (Epoch, EpochEnd, Recipe, Result, Step, about_run, ahead, diverged, fresh_model,
                                             initial_head, prepared, rate, second_head, starting_head)
 
@@ -144,13 +144,14 @@ class KerasResult(Result):
         self.model.save(str(path))
 
 def restore(info: dict, path) -> KerasResult:
-    "The network of a saved run, loaded with `safe_mode=True`. Raises Damaged when it can't be."
-    from transfer_course.vision.recipes import rebuild
-    try: model = keras.saving.load_model(str(path), safe_mode=True, compile=False)
-    except Exception as e: raise Damaged(f"'{path}' can't be read as a Keras model ({str(e).splitlines()[0][:120]}).") from None
+    "The network of a saved run, built anew and filled with the arrays of its file: nothing in it is run. Raises Damaged when they don't fit."
+    from transfer_course.vision.catalogue import fill_layers, keras_weights
+    from transfer_course.vision.recipes import check_head, rebuild
     net, fields = rebuild(info)
-    if model.output_shape[-1] != len(info["classes"]): raise Damaged(f"'{path}' tells {model.output_shape[-1]} classes apart, its run.json names {len(info['classes'])}.")
-    net.model = keras.Model(model.input, model.get_layer("head").input)
+    saved = keras_weights(path)
+    check_head(info, path, net, [a.T for a in saved.get("head", [])])
+    model = keras.Model(net.model.input, _dense(*saved["head"], "head")(net.model.output))
+    fill_layers(model, saved, printable(path))
     return KerasResult(net, model, **fields)
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #4ccc9d5f
@@ -250,7 +251,7 @@ def fine_tune(backbone,              # a Keras Backbone; it is not changed
         result, second = KerasResult(replace(backbone, model=body), model, list(train.classes), recipe), second_head(backbone, train, source, recipe)
         if todo.phases:
             trainer = _Trainer(body, model.get_layer("head"), second and _dense(*second, "source_head"), recipe, penalty)
-            _train(Phases(result, trainer, kept, saved, scaler(backbone)), train, valid, todo, others, callbacks, progress, workers)
+            _train(Fit(result, trainer, kept, saved, scaler(backbone)), train, valid, todo, others, callbacks, progress, workers)
         else: result.trainable = int(sum(np.prod(v.shape) for v in model.get_layer("head").trainable_variables))
     result.seconds = time.perf_counter() - start
     return result

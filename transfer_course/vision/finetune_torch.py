@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from ..engine.checkpoints import Checkpoint
-from ..engine.errors import Damaged
+from ..engine.files import printable
 from ..engine.frameworks import load_torch, torch_device
 from .loop_torch import (Kept, Position, accelerator, compiled, gathered, gradients, halved, on_device, out_of_memory,
                                                pack, split_at, summed, unpack_model, unpack_optimizer)
@@ -186,12 +186,13 @@ class TorchResult(Result):
 
 def restore(info: dict, path) -> TorchResult:
     "The network of a saved run, from its `run.json` and its `model.safetensors`. Raises Damaged when they don't fit."
-    from safetensors.torch import load_file
-    from transfer_course.vision.recipes import rebuild
+    from transfer_course.vision.catalogue import fill, torch_tensors
+    from transfer_course.vision.recipes import check_head, rebuild
     net, fields = rebuild(info)
+    state = torch_tensors(path)
+    check_head(info, path, net, [state[k] for k in ("head.weight", "head.bias") if k in state])
     model = Network(net.model, nn.Linear(net.feature_dim, len(info["classes"])))
-    try: model.load_state_dict(load_file(str(path)))
-    except Exception as e: raise Damaged(f"The weights in '{path}' don't fit the network that its run.json describes ({str(e).splitlines()[0][:120]}).") from None
+    fill(model, state, printable(path))
     return TorchResult(net, model.to(torch_device(), memory_format=torch.channels_last).eval(), **fields)
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #aed09679
@@ -228,7 +229,9 @@ def _take_up(found, result, loop, best):
     best.from_state(state["best"], unpack_model(tensors, loop.plain))
     result.history, result.stopped = state["history"], state["stopped"]
     loop.losses, loop.done, loop.parts = state["losses"], len(state["losses"]), state["parts"]
-    return Position(**state["at"])
+    at = Position(**state["at"])
+    if any(type(v) is not type(getattr(at, k)) for k, v in asdict(Position()).items()): raise TypeError("a place that is none")
+    return at
 
 def _keeper(checkpoint, result, loop, best, at):
     "A function that writes a checkpoint if one is due, or `now`; of several processes the first one does."
@@ -262,7 +265,7 @@ def _train(result, loop, train, valid, todo, source, unlabelled, callbacks, prog
     "Carry out the phases from where the run stands; fills in history and leaves the best weights in the model."
     from tqdm.auto import tqdm
     model, net, recipe, acc, best = result.model, result.backbone, result.recipe, loop.accelerator, Best(result.recipe.patience)
-    at = _take_up(found, result, loop, best) if found else Position()
+    with checkpoint.taken_up(): at = _take_up(found, result, loop, best) if found else Position()
     if not found: best.offer(0, _score(loop, result, valid), lambda: _copy(model))
     save = _keeper(checkpoint, result, loop, best, at)
     with tqdm(total=loop.total, initial=loop.done, desc="fine-tuning (torch)", unit="step", disable=not (progress and acc.is_main_process), leave=False) as bar:
@@ -270,7 +273,7 @@ def _train(result, loop, train, valid, todo, source, unlabelled, callbacks, prog
             phase = todo.phases[at.phase]
             _set_moving(model, net, phase.stages, todo.batch_norm or recipe.batch_norm)
             result.trainable = _trainable(loop.begin(phase, train).plain)
-            if found: unpack_optimizer(found[0], loop.optimizer); found = None
+            with checkpoint.taken_up(): found = unpack_optimizer(found[0], loop.optimizer) if found else None
             while at.turn < phase.epochs and not result.stopped:
                 _one_epoch(result, loop, at, Epoch(train, recipe, at.epoch, source, unlabelled, acc.process_index, acc.num_processes), valid, best, callbacks, bar, save)
                 save(now=True)

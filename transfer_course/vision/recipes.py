@@ -6,8 +6,8 @@
 __all__ = ['Recipe', 'Phase', 'Plan', 'register_strategy', 'strategies', 'plan', 'batches_of', 'Epoch', 'ahead', 'rate',
            'initial_head', 'starting_head', 'second_head', 'fresh_model', 'snapshot', 'moved', 'assert_frozen',
            'what_moves', 'stage_sizes', 'tell_what_moves', 'Step', 'softmax', 'loss_and_accuracy', 'Best', 'Result',
-           'score_row', 'EpochEnd', 'diverged', 'check_data', 'prepared', 'about_run', 'rebuild', 'fine_tune',
-           'load_result']
+           'score_row', 'EpochEnd', 'diverged', 'check_data', 'prepared', 'about_run', 'check_head', 'rebuild',
+           'fine_tune', 'load_result']
 
 # %% ../../nbs/2_vision/recipes.ipynb #18706f26
 import math
@@ -16,7 +16,8 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
-from ..engine.errors import BadValue, did_you_mean
+from ..engine.errors import BadValue, Damaged, did_you_mean
+from ..engine.files import printable
 
 # %% ../../nbs/2_vision/recipes.ipynb #7b6b211f
 def _one_of(name, value, choices):
@@ -464,12 +465,24 @@ def about_run(backbone, recipe: Recipe, train, **others) -> dict:
                 **{k.replace("_", " "): sum_of(v) for k, v in sets.items()})
 
 # %% ../../nbs/2_vision/recipes.ipynb #5012c728
+def check_head(info, path, net, head):
+    "Damaged unless `head`, its weights (C, D) and biases (C,), is one for the classes of run.json on this backbone."
+    n, shapes = len(info["classes"]), [tuple(a.shape) for a in head]
+    if shapes != [(n, net.feature_dim), (n,)]:
+        raise Damaged(f"The weights in {printable(path)} don't fit their run.json: it names {n} classes for a head on {net.feature_dim} features, and theirs has the shapes {shapes}.")
+
+# %% ../../nbs/2_vision/recipes.ipynb #7545dc94
 def rebuild(info: dict):
-    "From a `run.json`: the backbone with random weights, and the fields of its Result."
+    "From a `run.json`: the backbone with random weights, and the fields of its Result. Damaged where it makes no sense."
     from transfer_course.vision.backbones import backbone
-    net = backbone(**{**info["backbone"]["config"], "weights": None})
     known = {f.name for f in fields(Recipe)}
-    recipe = Recipe(**{k: v for k, v in info["recipe"].items() if k in known})
+    try:
+        config = {k: info["backbone"]["config"][k] for k in ("name", "seed")}
+        if not isinstance(config["name"], str): raise TypeError
+        recipe = Recipe(**{k: v for k, v in info["recipe"].items() if k in known})
+        net = backbone(**config, framework=info["framework"], weights=None)
+    except (KeyError, TypeError, AttributeError, OverflowError): raise Damaged("run.json describes no network and recipe that could be built. Copy the run's folder anew, or train again.") from None
+    except BadValue as e: raise Damaged(f"run.json describes a run that can't be built: {printable(str(e)[:400], True)}") from None
     return net, dict(classes=list(info["classes"]), recipe=recipe, history=info.get("history") or [], seconds=info.get("seconds") or 0.0,
                      trainable=info.get("trainable") or 0, stopped=info.get("stopped") or "", best_epoch=info.get("best_epoch"), info=info)
 
