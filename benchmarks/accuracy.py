@@ -48,6 +48,8 @@ def compared(name: str, plain, fast, groups) -> dict:
     from transfer_course.vision.evaluate import paired_interval
 
     plain, fast = np.array(plain), np.array(fast)
+    tested = ~np.isnan(plain).all(0)  # under one seed at least
+    plain, fast, groups = plain[:, tested], fast[:, tested], groups[tested]
     d = paired_interval(fast, plain, groups, level=0.99)
     means = dict(plain=float(np.nanmean(plain)), fast=float(np.nanmean(fast)))
     return dict(name=name, **means, difference=float(d[0]), low=float(d[1]), high=float(d[2]), seeds=len(plain), images=int(len(groups)))
