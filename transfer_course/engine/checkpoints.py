@@ -96,7 +96,7 @@ class Checkpoint:
         "Replaces the last checkpoint, whole or not at all. A disk that won't have it is told once; training goes on."
         if self.path is None: return
         from safetensors.numpy import save
-        about, state = (json.dumps(v, allow_nan=False) for v in (self.about, state))
+        about, state = (json.dumps(v) for v in (self.about, state))
         data = save(tensors, {"about": about, "state": state, "sum": _sum(tensors, about + state)})
         try:
             with atomic_write(self.path) as f: f.write(data)

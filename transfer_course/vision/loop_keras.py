@@ -328,7 +328,8 @@ class Run:
         self.result, self.trainer, self.checkpoint, self.scaling = result, trainer, checkpoint, scaling
         self.best, self.part, self.good, self.epoch, self.diverged = Best(result.recipe.patience), None, saved, 0, False
         trainer.how.device = scaling[1]
-        if saved: self._put_back()
+        if saved:
+            with checkpoint.taken_up(): self._put_back()
         if self.diverged: warnings.warn(result.stopped, stacklevel=4)
 
     def take(self):
@@ -388,7 +389,8 @@ class Phases(Parts):
         "A phase begins, at epoch `first`, or goes on from a state: optimiser, layers held by a callback, frozen part."
         t, go_on = self.trainer, self.epoch > first
         t.optimizer.build(t.trainable_variables)                # or TensorFlow traces the first step twice
-        if go_on: self._go_on()
+        if go_on:
+            with self.checkpoint.taken_up(): self._go_on()
         ask = not go_on or self.good[1]["frozen"]
         self.part = frozen_part(t.body, t.head, self.result.recipe, phase.epochs, sets, valid, *self.scaling, room=not go_on) if ask else None
         t.how.tail = self.part and self.part.tail
