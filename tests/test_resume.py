@@ -173,7 +173,7 @@ def test_the_frozen_part_runs_once_and_the_result_is_the_plain_one(net, parts, m
         images = len(parts.train) * (recipe.views or 1) + len(parts.valid) + 1
         assert sum(seen) == images, "each version of each image goes through the frozen part once"
         with monkeypatch.context() as m:
-            m.setattr(finetune_torch, "_keep", lambda loop, train: None)
+            m.setattr(finetune_torch, "keep", lambda loop, train: None)
             plain = fine_tune(net, parts.train, parts.valid, recipe, progress=False)
         assert np.allclose(fast.step_losses, plain.step_losses, rtol=2e-3)
         monkeypatch.setattr(loop_torch, "on_device", on_device)

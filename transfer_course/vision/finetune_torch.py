@@ -9,17 +9,17 @@ __all__ = ['torch', 'freeze', 'thaw', 'Network', 'linear', 'TorchResult', 'resto
 import copy
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ..engine.checkpoints import Checkpoint
 from ..engine.files import printable
 from ..engine.frameworks import load_torch, torch_device
-from .loop_torch import (Kept, Position, accelerator, compiled, gathered, gradients, halved, on_device, out_of_memory,
-                                               pack, split_at, summed, unpack_model, unpack_optimizer)
+from .loop_torch import (Position, accelerator, compiled, gradients, halved, keep, keeper, on_device, out_of_memory, score,
+                                               summed, take_up, unpack_optimizer)
 from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, about_run, ahead, diverged, fresh_model,
-                                            initial_head, prepared, rate, score_row, second_head, starting_head)
+                                            initial_head, prepared, rate, second_head, starting_head)
 
 torch = load_torch()
 from torch import nn
@@ -111,23 +111,13 @@ class _Loop:
         make = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.SGD
         extra = {} if recipe.optimizer == "adamw" else {"momentum": recipe.momentum}
         self.optimizer = self.accelerator.prepare(make(groups, lr=0.0, weight_decay=recipe.weight_decay, fused=True, **extra))
-        self.kept = _keep(self, train)
+        self.kept = keep(self, train)
         self.model = self.accelerator.prepare(self.plain) if self.accelerator.num_processes > 1 else compiled(self.plain, self.total)
         return self
 
     def batches(self, epoch, first):
         "Batches of an Epoch from number `first` on: pictures, or activations where they are kept."
         return ahead(epoch, self.workers, first) if self.kept is None else (self.kept.batch(epoch, i) for i in range(first, len(epoch)))
-
-def _keep(loop, train):
-    "The activations of the frozen part, where there is one, it pays and they fit the memory; else None."
-    recipe, phase = loop.recipe, loop.phase
-    versions = 1 if not recipe.augment else recipe.views or phase.epochs
-    if versions >= phase.epochs or loop.penalty or len(phase.stages) == len(loop.net.stages): return None
-    cut = split_at(loop.plain.body, [p for s in phase.stages for p in loop.net.stages[s]])
-    if cut is None: return None
-    kept, loop.plain.__dict__["after"] = Kept(loop.net, cut[0], loop.accelerator.device), cut[1]
-    return kept if kept.fits(train, versions) else None
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #cdb29dc4
 def _forward(loop, batch, domain):
@@ -207,41 +197,6 @@ def _epoch(loop, at, data, bar, save):
         save()
     return at.loss / at.seen, at.right / at.seen
 
-def _score(loop, result, valid):
-    "`valid_loss` and `valid_accuracy`; the part behind what is frozen runs alone where activations are kept."
-    if valid is None or not len(valid): return score_row(result, None)
-    acc = loop.accelerator
-    mine = valid.subset(np.arange(acc.process_index, len(valid), acc.num_processes)) if acc.num_processes > 1 else valid
-    Z = result.logits(mine) if loop.kept is None else _from_kept(loop, mine)
-    return score_row(result, valid, gathered(acc, Z, len(valid)))
-
-def _from_kept(loop, valid):
-    "Logits (N, C) of images whose activations are kept."
-    loop.plain.eval()
-    with torch.no_grad():
-        parts = loop.kept.of(valid, valid.batch, "valid").split(32)
-        return torch.cat([loop.plain(x.to(loop.accelerator.device), kept=True).float().cpu() for x in parts]).numpy()
-
-# %% ../../nbs/2_vision/12_finetune_torch.ipynb #2af08307
-def _take_up(found, result, loop, best):
-    "Fill everything from a checkpoint but the optimiser, which its phase makes; returns the position."
-    tensors, state = found
-    best.from_state(state["best"], unpack_model(tensors, loop.plain))
-    result.history, result.stopped = state["history"], state["stopped"]
-    loop.losses, loop.done, loop.parts = state["losses"], len(state["losses"]), state["parts"]
-    at = Position(**state["at"])
-    if any(type(v) is not type(getattr(at, k)) for k, v in asdict(Position()).items()): raise TypeError("a place that is none")
-    return at
-
-def _keeper(checkpoint, result, loop, best, at):
-    "A function that writes a checkpoint if one is due, or `now`; of several processes the first one does."
-    def save(now=False):
-        "Put the run down."
-        if not loop.accelerator.is_main_process or not (checkpoint.path and (now or checkpoint.due())): return
-        numbers, kept = best.as_state()
-        checkpoint.save(pack(loop.plain, loop.optimizer, kept), dict(at=asdict(at), best=numbers, history=result.history, stopped=result.stopped, losses=loop.losses, parts=loop.parts))
-    return save
-
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #11a6aba1
 def _one_epoch(result, loop, at, data, valid, best, callbacks, bar, save):
     "An epoch with its bookkeeping: history row, best weights, callbacks, reasons to stop."
@@ -250,7 +205,7 @@ def _one_epoch(result, loop, at, data, valid, best, callbacks, bar, save):
     loss, accuracy = _epoch(loop, at, data, bar, save)
     at.next_epoch()
     if not math.isfinite(loss): return diverged(result, at.epoch - 1, best)
-    row = dict(epoch=at.epoch, loss=loss, accuracy=accuracy, **_score(loop, result, valid), lr=loop.phase.lr, trainable=result.trainable, seconds=time.perf_counter() - began)
+    row = dict(epoch=at.epoch, loss=loss, accuracy=accuracy, **score(loop, result, valid), lr=loop.phase.lr, trainable=result.trainable, seconds=time.perf_counter() - began)
     result.history.append(row)
     bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "valid_accuracy") if row.get(k) is not None})
     if not best.offer(at.epoch, row, lambda: _copy(model)): result.stopped = f"no better validation score for {result.recipe.patience} epochs"
@@ -265,9 +220,9 @@ def _train(result, loop, train, valid, todo, source, unlabelled, callbacks, prog
     "Carry out the phases from where the run stands; fills in history and leaves the best weights in the model."
     from tqdm.auto import tqdm
     model, net, recipe, acc, best = result.model, result.backbone, result.recipe, loop.accelerator, Best(result.recipe.patience)
-    with checkpoint.taken_up(): at = _take_up(found, result, loop, best) if found else Position()
-    if not found: best.offer(0, _score(loop, result, valid), lambda: _copy(model))
-    save = _keeper(checkpoint, result, loop, best, at)
+    with checkpoint.taken_up(): at = take_up(found, result, loop, best) if found else Position()
+    if not found: best.offer(0, score(loop, result, valid), lambda: _copy(model))
+    save = keeper(checkpoint, result, loop, best, at)
     with tqdm(total=loop.total, initial=loop.done, desc="fine-tuning (torch)", unit="step", disable=not (progress and acc.is_main_process), leave=False) as bar:
         while at.phase < len(todo.phases):
             phase = todo.phases[at.phase]
