@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import memory
 import numpy as np
 from common import WORK, jpegs, row
 
@@ -33,13 +34,12 @@ def child(command) -> tuple[float, float]:
     began = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(list(map(str, command)), stdout=said, stderr=subprocess.STDOUT, env=environment())
-        _, status, usage = os.wait4(process.pid, 0)
+        _, peak, _ = memory.wait(process)
         took = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen doesn't wait for it again
         if process.returncode:
             said.seek(0)
             raise RuntimeError(f"{command} ended with {process.returncode}: {said.read().decode(errors='replace')[-2000:]}")
-    return took, usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1024)
+    return took, peak
 
 
 def starting(quick: bool, rounds: int) -> dict:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from transfer_course.practice import demo
+from transfer_course.vision.recipes import Recipe
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_the_records_show_what_the_demo_promises():
         assert rows[framework, "fine_tune"]["seeds"] >= 3 and rows[framework, "fine_tune"]["accuracy"] >= 0.60
         assert demo.difference(runs, framework, "fine_tune", "scratch", "noto", data, items).low > 0
     assert set(record["scratch_candidates"]) == set(demo.SETTINGS["scratch"])
-    assert record["settings"]["fine_tune"] == demo.SETTINGS["fine_tune"].to_dict() and record["size"] == demo.SIZE, (
+    assert Recipe(**record["settings"]["fine_tune"]) == demo.SETTINGS["fine_tune"] and record["size"] == demo.SIZE, (
         "the records are of other settings"
     )
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hostile
+import memory
 import numpy as np
 import pytest
 
@@ -45,9 +46,7 @@ class Done:
                 stderr=e,
                 env=env,
             )
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = self.code = os.waitstatus_to_exitcode(status)
-        self.peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+            self.code, self.peak, usage = memory.wait(process)
         self.cpu = usage.ru_utime + usage.ru_stime
         self.out, self.err = out.read_bytes().decode(), err.read_bytes().decode()  # both are UTF-8, whatever the names are
         assert "Traceback" not in self.err, self.err
@@ -225,10 +224,9 @@ with ThreadPoolExecutor(len(sys.argv) - 1) as pool: print(sum(int(a.sum()) for a
 def peak_of(paths):
     """The most memory in MB of a process that reads these pictures, each in a thread of its own."""
     process = subprocess.Popen([sys.executable, "-c", READ, *map(str, paths)], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    code, peak, _ = memory.wait(process)
+    assert code == 0
+    return peak
 
 
 def test_threads_share_one_allowance_of_pixels(tmp_path):

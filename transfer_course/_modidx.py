@@ -247,6 +247,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'transfer_course/engine/engines.py'),
                                                 'transfer_course.engine.engines._kept': ( 'engine/engines.html#_kept',
                                                                                           'transfer_course/engine/engines.py'),
+                                                'transfer_course.engine.engines._load_openvino': ( 'engine/engines.html#_load_openvino',
+                                                                                                   'transfer_course/engine/engines.py'),
                                                 'transfer_course.engine.engines._marked': ( 'engine/engines.html#_marked',
                                                                                             'transfer_course/engine/engines.py'),
                                                 'transfer_course.engine.engines._network': ( 'engine/engines.html#_network',

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import queue
+import sys
 import threading
 import time
 import warnings
@@ -145,9 +146,18 @@ def _gaps(xml: str, weights: bytes, tensors: dict) -> list:
     return [f for f in found if f[0]] if not set(tensors) - {f[0] for f in found} else []
 
 # %% ../../nbs/engine/engines.ipynb #2d2d09a9
+def _load_openvino():
+    "The module, loaded without its telemetry, which would write to the home folder and report each use to its makers."
+    there = sys.modules.get("openvino_telemetry")
+    sys.modules["openvino_telemetry"] = None           # then it takes its own stand-in
+    try: return require("openvino", "fast")
+    finally:
+        if there is None: del sys.modules["openvino_telemetry"]
+        else: sys.modules["openvino_telemetry"] = there
+
 def _convert(torch, net, shape, body):
     "OpenVINO's model of the preprocessing and `body`."
-    model = require("openvino", "fast").convert_model(_traced(torch, _whole(torch, net, body), shape))
+    model = _load_openvino().convert_model(_traced(torch, _whole(torch, net, body), shape))
     model.reshape(list(shape))
     return model
 
@@ -156,7 +166,7 @@ def _with_gaps(torch, net, shape) -> dict:
     import tempfile
     body = _marked(torch, _copy(torch, net))
     with tempfile.TemporaryDirectory() as folder:
-        require("openvino", "fast").save_model(_convert(torch, net, shape, body), f"{folder}/m.xml", compress_to_fp16=False)
+        _load_openvino().save_model(_convert(torch, net, shape, body), f"{folder}/m.xml", compress_to_fp16=False)
         with open(f"{folder}/m.xml", encoding="utf-8") as f: xml = f.read()
         with open(f"{folder}/m.bin", "rb") as f: weights = bytearray(f.read())
     gaps = _gaps(xml, weights, _tensors(body))
@@ -199,7 +209,7 @@ def _network(net) -> str:
 
 def _openvino_model(torch, net, shape):
     "OpenVINO's model of the backbone, and the bytes that hold its weights."
-    ov = require("openvino", "fast")
+    ov = _load_openvino()
     about = {"what": "openvino 1", "network": _network(net), "shape": list(shape), "versions": [ov.__version__, torch.__version__]}
     kept, body = _kept(about), _copy(torch, net)
     if kept is None: _keep(about, kept := _with_gaps(torch, net, shape))
@@ -211,7 +221,7 @@ def _openvino_model(torch, net, shape):
 def _streams(torch) -> int: return min(2, torch.get_num_threads())
 
 def _openvino(net, shape, kind="openvino", precision="f32"):
-    ov, torch = require("openvino", "fast"), load_torch()
+    ov, torch = _load_openvino(), load_torch()
     model, weights = _openvino_model(torch, net, shape)
     streams = _streams(torch)
     how = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -339,7 +349,7 @@ def _processor() -> str:
 def _about(net, height, width, kinds) -> dict:
     torch = load_torch()
     gpu = torch.cuda.get_device_name() if "cuda" in kinds else ""
-    ov = require("openvino", "fast").__version__ if "openvino" in kinds else ""
+    ov = _load_openvino().__version__ if "openvino" in kinds else ""
     return {"what": "choice 1", "machine": [platform.node(), platform.machine(), _processor(), os.cpu_count(), gpu], "threads": torch.get_num_threads(),
             "network": _network(net), "size": [height, width], "kinds": kinds, "versions": [torch.__version__, ov]}
 
