@@ -271,6 +271,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'transfer_course/engine/engines.py'),
                                                 'transfer_course.engine.engines._processor': ( 'engine/engines.html#_processor',
                                                                                                'transfer_course/engine/engines.py'),
+                                                'transfer_course.engine.engines._promising': ( 'engine/engines.html#_promising',
+                                                                                               'transfer_course/engine/engines.py'),
                                                 'transfer_course.engine.engines._seconds': ( 'engine/engines.html#_seconds',
                                                                                              'transfer_course/engine/engines.py'),
                                                 'transfer_course.engine.engines._shape': ( 'engine/engines.html#_shape',

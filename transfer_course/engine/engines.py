@@ -270,6 +270,11 @@ def candidates(net, bf16: bool=False) -> list[str]:
     kinds = ["plain", "folded", "frozen"] + ["openvino"] * installed("openvino")
     return kinds + (["openvino-bf16"] * installed("openvino") + ["torch-bf16"]) * bf16
 
+def _promising(net, bf16: bool=False) -> list[str]:
+    "The candidates worth a measurement: without its instructions torch imitates bf16, some twenty times slower than float32."
+    imitated = "torch-bf16" in (kinds := candidates(net, bf16)) and not load_torch().ops.mkldnn._is_mkldnn_bf16_supported()
+    return [k for k in kinds if k != "torch-bf16" or not imitated]
+
 # %% ../../nbs/engine/engines.ipynb #c1a9d4ed
 def _pictures(n: int, height: int, width: int) -> np.ndarray:
     "n pictures of nothing, uint8 (n, H, W, 3), always the same."
@@ -330,7 +335,7 @@ def measure(net, height: int, width: int, bf16: bool=False) -> dict:
     images, report = _pictures(shape[0] + 3, height, width), {}
     engines = {"plain": _plain(net, shape)}
     reference = engines["plain"](images)
-    for kind in candidates(net, bf16)[1:]:
+    for kind in _promising(net, bf16)[1:]:
         if engine := _usable(kind, net, shape, images, reference, report): engines[kind] = engine
     seconds = {k: _seconds(e, images) for k, e in engines.items()}
     for kind in [k for k in seconds if seconds[k] < 2 * min(seconds.values())] * (ROUNDS - 1):     # turn by turn: a busy moment hits all
@@ -361,7 +366,7 @@ def choose(net,                    # a backbone
           ) -> str:                # the name of an engine
     "The engine to use: the one asked for, the only one, or the fastest here, measured the first time."
     if engine != "auto": return _asked(net, engine, bf16)
-    kinds = candidates(net, bf16)
+    kinds = _promising(net, bf16)
     if len(kinds) == 1: return kinds[0]
     about = _about(net, height, width, kinds)
     found = _measured.get(_sum(about)) or _kept(about)
