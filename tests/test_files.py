@@ -24,12 +24,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nobody import as_nobody
 from PIL import Image, ImageFile
 
 from transfer_course.engine import files
 from transfer_course.engine.errors import BadValue, Damaged, NoRoom, NotFound, UserMistake
 from transfer_course.engine.files import (
-    Skipped,
     Unreadable,
     asset,
     atomic_write,
@@ -70,29 +70,6 @@ def reason(source, **options):
     with pytest.raises(Unreadable) as e:
         read_image(source, **options)
     return e.value.reason
-
-
-def as_nobody(function):
-    """What `function` returns where permissions bind it: root forks and becomes nobody."""
-    if os.geteuid() != 0:
-        return function()
-    back, forth = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            answer = repr(function())
-        except BaseException as e:
-            answer = repr(f"{type(e).__name__}: {e}")
-        os.write(forth, answer.encode())
-        os._exit(0)
-    os.close(forth)
-    with os.fdopen(back, "rb") as f:
-        answer = f.read().decode()
-    os.waitpid(pid, 0)
-    return eval(answer, {"Skipped": Skipped})
 
 
 # --- every mode -----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import hostile
 import memory
 import numpy as np
 import pytest
+from nobody import as_nobody
 
 from transfer_course import cli
 from transfer_course.engine.files import Unreadable, printable, read_image
@@ -252,25 +253,6 @@ def test_no_mode_takes_more_than_fourteen_bytes_a_pixel(tmp_path, mode):
 
 
 # --- permissions ----------------------------------------------------------------------------------------------------------
-
-
-def as_nobody(function):
-    """What `function` gives, as JSON, where permissions bind it: root forks and becomes nobody."""
-    if os.geteuid() != 0:
-        return function()
-    back, forth = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-        os.write(forth, json.dumps(function()).encode())
-        os._exit(0)
-    os.close(forth)
-    with os.fdopen(back, "rb") as f:
-        answer = f.read()
-    assert os.waitpid(pid, 0)[1] == 0
-    return json.loads(answer)
 
 
 def test_what_may_not_be_read_is_listed():

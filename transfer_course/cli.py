@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON line and nothing else on stdout.")]
+BackboneName = Annotated[str, typer.Option(help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded.")]
 
 
 class Framework(StrEnum):
@@ -104,9 +105,7 @@ def demo(
 def fine_tune(
     folder: Annotated[Path, typer.Argument(help="A folder with one folder of images per class.")],
     framework: Annotated[Framework, typer.Option(help="Which library trains.")] = Framework.torch,
-    backbone: Annotated[
-        str, typer.Option(help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded.")
-    ] = "efficientnet_lite0",
+    backbone: BackboneName = "efficientnet_lite0",
     strategy: Annotated[str, typer.Option(help="lp_ft, fine_tune, gradual, head, probe or scratch.")] = "lp_ft",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images; by default the strategy's.")] = None,
     size: Annotated[int, typer.Option(help="Side in pixels that images are resized to.")] = 128,
@@ -151,9 +150,7 @@ def extract(
     folder: Annotated[Path, typer.Argument(help="A tree of images, with or without one folder per class.")],
     out: Annotated[Path, typer.Option(help="Folder for features.npy, index.csv and extract.json.")],
     framework: Annotated[Framework, typer.Option(help="Which library runs the network.")] = Framework.torch,
-    backbone: Annotated[
-        str, typer.Option(help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded.")
-    ] = "efficientnet_lite0",
+    backbone: BackboneName = "efficientnet_lite0",
     size: Annotated[int, typer.Option(help="Side in pixels that images are resized to.")] = 224,
     bf16: Annotated[bool, typer.Option("--bf16", help="Allow bfloat16 where it is faster: features are off by some thousandths.")] = False,
     fast_jpeg: Annotated[

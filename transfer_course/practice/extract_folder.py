@@ -20,7 +20,7 @@ from ..engine.engines import EngineFailed, LazyEngine, build, choose
 from ..engine.errors import BadValue, InUse, NotFound, UserMistake
 from ..engine.extraction import RowFile, _bar, _checked, ahead
 from ..engine.files import Unreadable, atomic_write, disk_mistake, list_images, os_reason, printable, read_image
-from ..engine.frameworks import check_framework, load_torch
+from ..engine.frameworks import check_framework, processes
 from ..engine.runs import _SAY, _held, _mine, jsonable, state_of, versions
 from ..vision.backbones import backbone as load_backbone
 from ..vision.datasets import _class_of
@@ -193,27 +193,20 @@ def _clear(out: Path):
         with suppress(OSError): path.unlink()
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #1a433bab
-class _Alone:
-    "A team of one process."
-    rank, world, main = 0, 1, True
-    def tell(self, value): return value
-    def wait(self): pass
-    def leave(self): pass
-
-class _Team(_Alone):
-    "The processes that torchrun started."
+class _Team:
+    "The processes that torchrun started, or one alone."
     def __init__(self):
-        from accelerate import PartialState
-        self.state = PartialState(cpu=not load_torch().cuda.is_available())
+        self.state = processes()
         self.rank, self.world, self.main = self.state.process_index, self.state.num_processes, self.state.is_main_process
+        self.wait = self.state.wait_for_everyone
     def tell(self, value):
         "What the first process says, for all."
+        if self.world == 1: return value
         from accelerate.utils import broadcast_object_list
         return broadcast_object_list([value])[0]
-    def wait(self): self.state.wait_for_everyone()
-    def leave(self): self.state.destroy_process_group()
-
-def _team(): return _Team() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else _Alone()
+    def leave(self):
+        "The end of working together."
+        if self.world > 1: self.state.destroy_process_group()
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #ada5eb0e
 def _prepare(folder, out, net, state, options):
@@ -264,7 +257,7 @@ def extract_folder(folder,                     # a tree of images, with or witho
                    progress: bool = True, say=lambda text="": None) -> dict | None:
     "Features of every readable image below `folder`; returns what extract.json says (in other processes than the first: None)."
     _check(folder, framework, size)
-    team, folder, out = _team(), Path(folder), Path(out)
+    team, folder, out = _Team(), Path(folder), Path(out)
     options = {"size": size, "bf16": bf16, "fast_jpeg": fast_jpeg}
     if not team.main: return _follow(folder, out, load_backbone(backbone, framework), team)
     told = []

@@ -15,7 +15,7 @@ import numpy as np
 from ..engine.checkpoints import Checkpoint
 from ..engine.files import printable
 from ..engine.frameworks import load_keras
-from .loop_keras import Adam, Fit, Forward, Steps, scaler, working
+from .loop_keras import Adam, Fit, Forward, Steps, leaves, scaler, working
 from .recipes import (Epoch, EpochEnd, Recipe, Result, Step, about_run, ahead, diverged, fresh_model,
                                             initial_head, prepared, rate, second_head, starting_head)
 
@@ -23,10 +23,8 @@ keras = load_keras()
 from keras import layers, ops
 
 # %% ../../nbs/2_vision/13_finetune_keras.ipynb #84ab08d1
-def _leaves(model): return [l for l in model._flatten_layers(include_self=False) if not isinstance(l, keras.Model)]
-
 def _switch(model, prefixes, on, batch_norm="train"):
-    flags = {l: l.trainable for l in _leaves(model)}
+    flags = {l: l.trainable for l in leaves(model)}
     if on: model.trainable = True            # opens a frozen container, and everything in it, so the layers' own flags come after
     for layer, was in flags.items():
         held = batch_norm == "frozen" and isinstance(layer, layers.BatchNormalization)

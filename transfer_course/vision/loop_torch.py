@@ -119,11 +119,8 @@ class Kept:
     @torch.no_grad()
     def batch(self, epoch, i) -> dict:
         "Batch `i` of an Epoch with activations in the place of the pictures."
-        out, sets = {}, [epoch.train, *(data for data, _ in epoch.extra.values())]
-        for stream, (data, (name, rows)) in enumerate(zip(sets, epoch.rows(i).items())):
-            out[f"{name}images"] = self.of(data, lambda r: epoch.images(data, r, stream), (stream, epoch.version if epoch.recipe.augment else 0))[rows]
-            if name != "unlabelled_": out[f"{name}labels"] = data.labels[rows]
-        return out
+        version = epoch.version if epoch.recipe.augment else 0
+        return epoch.batch(i, lambda data, rows, stream: self.of(data, lambda r: epoch.images(data, r, stream), (stream, version))[rows])
 
 # %% ../../nbs/2_vision/loop_torch.ipynb #e56724e7
 def keep(loop, train):

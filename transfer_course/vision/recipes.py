@@ -191,13 +191,17 @@ class Epoch:
         "Rows of batch `i`: of the training data, and of `source` and `unlabelled` where given."
         return {"": self._mine(self.parts[i]), **{name + "_": self._mine(parts[i]) for name, (_, parts) in self.extra.items()}}
 
-    def __getitem__(self, i):
-        if not 0 <= i < len(self): raise IndexError(i)
+    def batch(self, i, images: Callable) -> dict:
+        "Batch `i` with what `images(data, rows, stream)` gives for the rows of each data set, and their labels."
         out, sets = {}, [self.train, *(data for data, _ in self.extra.values())]
         for stream, (data, (name, rows)) in enumerate(zip(sets, self.rows(i).items())):
-            out[f"{name}images"] = self.images(data, rows, stream)
+            out[f"{name}images"] = images(data, rows, stream)
             if name != "unlabelled_": out[f"{name}labels"] = data.labels[rows]
         return out
+
+    def __getitem__(self, i):
+        if not 0 <= i < len(self): raise IndexError(i)
+        return self.batch(i, self.images)
 
 # %% ../../nbs/2_vision/recipes.ipynb #7008ee95
 def ahead(epoch: Epoch, workers: int = 1, first: int = 0):
