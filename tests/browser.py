@@ -142,7 +142,8 @@ class Lab:
         self.process = subprocess.Popen(command, env=env, stdout=self.log, stderr=subprocess.STDOUT)
         try:
             wait("JupyterLab to start", 90, self._up)
-        except BaseException:
+        except BaseException as e:
+            e.add_note(f"the server's log: {self._said()}")
             self.stop()
             raise
 
@@ -151,10 +152,12 @@ class Lab:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value), encoding="utf-8")
 
+    def _said(self):
+        self.log.seek(0)
+        return self.log.read()[-3000:].decode(errors="replace")
+
     def _up(self):
-        if self.process.poll() is not None:
-            self.log.seek(0)
-            raise AssertionError(f"JupyterLab ended: {self.log.read()[-800:].decode(errors='replace')}")
+        assert self.process.poll() is None, "JupyterLab ended"
         with contextlib.suppress(OSError):
             return self.ask("status")
 
