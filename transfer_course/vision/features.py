@@ -56,24 +56,29 @@ GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)     # inverse strengths of regularisation t
 def linear_probe(Z: np.ndarray,      # (N, D) features
                  y: np.ndarray,      # (N,) labels
                  groups=None,        # (N,) identities, kept together in cross-validation
-                 grid=GRID           # values of C to choose from
-                ):                   # a fitted scikit-learn pipeline (scaler, classifier)
-    "Balanced logistic regression on standardised features; C by cross-validated log-loss inside the given data."
+                 grid=GRID,          # values of C to choose from
+                 roots: bool = False,   # of the features' square roots, centred only; for features of at least 0, such as means after ReLU
+                 balanced: bool = True  # every class weighs the same; without it every image does, as plain accuracy counts
+                ):                   # a fitted scikit-learn pipeline, its last two steps a scaler and a classifier
+    "Logistic regression on standardised features; C by cross-validated log-loss inside the given data, unless the grid has one value."
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
     from threadpoolctl import threadpool_limits
     Z, y = np.asarray(Z, np.float64), np.asarray(y)
     if Z.ndim != 2 or len(Z) != len(y): raise BadValue(f"Features {Z.shape} and labels {y.shape} don't belong together: (N, D) and (N,) are expected.")
     if len(np.unique(y)) < 2: raise BadValue("A probe needs at least two classes in its training data.")
-    scaler = StandardScaler().fit(Z)
-    fit = lambda i, C: LogisticRegression(C=C, max_iter=500, tol=1e-4, class_weight="balanced").fit(X[i], y[i])
+    if roots and (Z < 0).any(): raise BadValue(f"Square roots need features of at least 0; the least is {Z.min():.3g}. Leave out roots=True.")
+    first = [FunctionTransformer(np.sqrt)] if roots else []
+    Z = np.sqrt(Z) if roots else Z
+    scaler = StandardScaler(with_std=not roots).fit(Z)
+    fit = lambda i, C: LogisticRegression(C=C, max_iter=500, tol=1e-4, class_weight="balanced" if balanced else None).fit(X[i], y[i])
     with threadpool_limits(1 if Z.size < 1e7 else None):        # a small fit has its threads wait for each other longer than they work
         U, S, V = np.linalg.svd(scaler.transform(Z), full_matrices=False)
         X = U * S
         best = fit(np.arange(len(y)), _best_c(X, y, _folds(y, groups), grid, fit))
     best.coef_, best.n_features_in_ = best.coef_ @ V, Z.shape[1]
-    return make_pipeline(scaler, best)
+    return make_pipeline(*first, scaler, best)
 
 # %% ../../nbs/2_vision/11_features.ipynb #eb56864e
 def _best_c(X, y, folds, grid, fit):
@@ -95,6 +100,7 @@ def _best_c(X, y, folds, grid, fit):
 # %% ../../nbs/2_vision/11_features.ipynb #4bb3882b
 def head_from_probe(probe, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     "The pipeline as one linear layer: weights (D, C) and biases (C,), float32. Classes the probe never saw get logits far below."
+    if len(probe) > 2: raise BadValue("A probe of square roots is no linear layer of the features. Fit it without roots=True.")
     scaler, model = probe[0], probe[-1]
     coef, bias = model.coef_, model.intercept_
     if len(model.classes_) == 2 and len(coef) == 1: coef, bias = np.concatenate([-coef, coef]) / 2, np.concatenate([-bias, bias]) / 2

@@ -6,6 +6,7 @@
 __all__ = ['torch', 'freeze', 'thaw', 'Network', 'linear', 'TorchResult', 'restore', 'fine_tune']
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #e6045756
+import contextlib
 import copy
 import math
 import time
@@ -16,7 +17,7 @@ import numpy as np
 from ..engine.checkpoints import Checkpoint
 from ..engine.files import printable
 from ..engine.frameworks import load_torch, torch_device
-from .loop_torch import (Position, accelerator, compiled, gradients, halved, keep, keeper, on_device, out_of_memory, score,
+from .loop_torch import (Folded, Position, accelerator, compiled, gradients, halved, keep, keeper, on_device, out_of_memory, score,
                                                summed, take_up, unpack_optimizer)
 from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, about_run, ahead, diverged, fresh_model,
                                             initial_head, prepared, rate, second_head, starting_head)
@@ -112,8 +113,15 @@ class _Loop:
         extra = {} if recipe.optimizer == "adamw" else {"momentum": recipe.momentum}
         self.optimizer = self.accelerator.prepare(make(groups, lr=0.0, weight_decay=recipe.weight_decay, fused=True, **extra))
         self.kept = keep(self, train)
+        self.folded = self._folded(train)
         self.model = self.accelerator.prepare(self.plain) if self.accelerator.num_processes > 1 else compiled(self.plain, self.total)
         return self
+
+    def _folded(self, train):
+        "What folds the BatchNorms that this phase holds, where that pays: on a CPU."
+        if self.accelerator.device.type != "cpu": return contextlib.nullcontext()
+        held = [m for m in _norms(self.plain.body, [""]) if _stay_in_eval in m._forward_pre_hooks.values()]
+        return Folded(self.plain.body, held, on_device(self.net, train.batch([0]), self.accelerator.device))
 
     def batches(self, epoch, first):
         "Batches of an Epoch from number `first` on: pictures, or activations where they are kept."
@@ -128,7 +136,7 @@ def _forward(loop, batch, domain):
     x = x.to(device) if kept else on_device(loop.net, x, device)
     labels = batch.get(prefix + "labels")
     y = None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)).to(device)
-    with loop.accelerator.autocast(): features, logits = loop.model(x, both=True, domain=domain, kept=kept)
+    with loop.accelerator.autocast(), loop.folded: features, logits = loop.model(x, both=True, domain=domain, kept=kept)
     return features.float(), logits.float(), y
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #a5ecb51a

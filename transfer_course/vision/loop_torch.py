@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['torch', 'COMPILE_STEPS', 'on_device', 'parts_of', 'gradients', 'out_of_memory', 'halved', 'split_at', 'Kept', 'keep',
-           'Position', 'pack', 'under', 'unpack_model', 'unpack_optimizer', 'take_up', 'keeper', 'accelerator',
-           'summed', 'gathered', 'score', 'compiled']
+           'Folded', 'Position', 'pack', 'under', 'unpack_model', 'unpack_optimizer', 'take_up', 'keeper',
+           'accelerator', 'summed', 'gathered', 'score', 'compiled']
 
 # %% ../../nbs/2_vision/loop_torch.ipynb #ee44c017
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 
+from ..engine.engines import conv_norms
 from ..engine.errors import BadValue
 from ..engine.frameworks import load_torch
 from .backbones import Backbone
@@ -132,6 +134,38 @@ def keep(loop, train):
     if cut is None: return None
     kept, loop.plain.__dict__["after"] = Kept(loop.net, cut[0], loop.accelerator.device), cut[1]
     return kept if kept.fits(train, versions) else None
+
+# %% ../../nbs/2_vision/loop_torch.ipynb #f01ded02
+def _scaled(conv, norm, x):
+    "The convolution `conv` with `norm`'s scale and shift in its weights."
+    scale = norm.weight*torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean*scale
+    conv.__dict__["weight"] = conv.weight*scale[:, None, None, None]                     # before its parameters, for this call
+    conv.__dict__["bias"] = shift if conv._parameters["bias"] is None else shift + conv._parameters["bias"]*scale
+    try: return type(conv).forward(conv, x)
+    finally: del conv.__dict__["weight"], conv.__dict__["bias"]
+
+def _passed(norm, x): return norm.act(norm.drop(x)) if hasattr(norm, "act") else x      # timm's has its activation inside
+
+class Folded:
+    "While entered, the `norms` that stand behind a convolution and learn nothing are a part of it. Empty where that changes the output of `body`."
+    def __init__(self, body, norms, x):
+        self.pairs = [(c, n) for c, n in ((getattr(m, a), getattr(m, b)) for m, a, b in conv_norms(body)) if any(n is k for k in norms) and self._fit(c, n)]
+        was = body.training
+        with torch.no_grad():
+            want = body.eval()(x)
+            with self: same = torch.allclose(body(x), want, rtol=1e-3, atol=1e-4*float(want.abs().mean()))
+        body.train(was)
+        if not same: self.pairs = []
+
+    @staticmethod
+    def _fit(conv, norm): return not any(p.requires_grad for p in norm.parameters()) and norm.affine and norm.track_running_stats and not {"forward", "weight"} & {*conv.__dict__, *norm.__dict__}
+
+    def __enter__(self):
+        for conv, norm in self.pairs: conv.forward, norm.forward = partial(_scaled, conv, norm), partial(_passed, norm)
+
+    def __exit__(self, *error):
+        for conv, norm in self.pairs: del conv.forward, norm.forward
 
 # %% ../../nbs/2_vision/loop_torch.ipynb #36e9e30b
 @dataclass
