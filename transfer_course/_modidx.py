@@ -789,8 +789,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'transfer_course/practice/extract_folder.py'),
                                                          'transfer_course.practice.extract_folder._prepare': ( '6_practice/extract_folder.html#_prepare',
                                                                                                                'transfer_course/practice/extract_folder.py'),
-                                                         'transfer_course.practice.extract_folder._raise': ( '6_practice/extract_folder.html#_raise',
-                                                                                                             'transfer_course/practice/extract_folder.py'),
                                                          'transfer_course.practice.extract_folder._result': ( '6_practice/extract_folder.html#_result',
                                                                                                               'transfer_course/practice/extract_folder.py'),
                                                          'transfer_course.practice.extract_folder._rows_of': ( '6_practice/extract_folder.html#_rows_of',

@@ -110,20 +110,22 @@ _SAY = {"run": "{} holds a finished run. Choose another folder (--out), or delet
         "other": "{} is not empty and holds no run. Choose another folder (--out) or a new one.",
         "file": "{} is a file. Choose a folder (--out)."}
 
-def _refuse(folder, *states):
+def _refuse(state, folder, *states):
     "BadValue if the folder is in one of these states."
-    if (state := state_of(folder)) in states: raise BadValue(_SAY[state].format(printable(folder, True)))
+    if state in states: raise BadValue(_SAY[state].format(printable(folder, True)))
 
 @contextmanager
 def claim_folder(folder,        # where a run will be saved; made if need be
-                 resume=False): # also take a folder with an interrupted or a finished run
+                 resume=False,  # also take a folder with an interrupted or a finished run
+                 state=state_of # says what a folder holds; another kind of work than runs has its own
+                ):
     "Hold `folder` for this process: InUse if another one does, BadValue if it holds something else."
-    folder, key, was = Path(folder), os.path.realpath(folder), state_of(folder)
+    folder, key, was = Path(folder), os.path.realpath(folder), state(folder)
     if key in _mine: raise InUse(f"{printable(folder, True)} is being written by this process already. Choose another folder.")
-    _refuse(folder, "other", "file", *([] if resume else ["run"]))
+    _refuse(was, folder, "other", "file", *([] if resume else ["run"]))
     try:
         with _held(folder, key):
-            if not resume: _refuse(folder, "run", "unfinished")   # only now: an unfinished run may be another process's
+            if not resume: _refuse(state(folder), folder, "run", "unfinished")   # only now: an unfinished run may be another process's
             yield folder
     finally:
         if was == "absent":
@@ -182,7 +184,7 @@ def save_run(folder,      # new, empty, or one that holds a run, which is replac
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     info = {"format": 1, "framework": framework, "created": now, "versions": {}} | jsonable(info) | {"format": 1, "framework": framework}
     info["versions"] = info["versions"] or versions()
-    _refuse(folder, "other", "file")
+    _refuse(state_of(folder), folder, "other", "file")
     with nullcontext() if key in _mine else _held(folder, key): _replace(folder, name, write_model, info)
     return folder
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.engines import EngineFailed, LazyEngine, build, choose
-from ..engine.errors import BadValue, InUse, NotFound, UserMistake
+from ..engine.errors import BadValue, NotFound, UserMistake
 from ..engine.extraction import RowFile, _bar, _checked, ahead
 from ..engine.files import Unreadable, atomic_write, disk_mistake, list_images, os_reason, printable, read_image
 from ..engine.frameworks import check_framework, processes
-from ..engine.runs import _SAY, _held, _mine, jsonable, state_of, versions
+from ..engine.runs import claim_folder, jsonable, state_of, versions
 from ..vision.backbones import backbone as load_backbone
 from ..vision.datasets import _class_of
 from ..vision.features import fingerprint
@@ -41,21 +41,10 @@ def _state(out) -> str:    # absent | empty | run | unfinished | other | file
 @contextmanager
 def _claimed(out: Path, resume: bool):
     "Hold `out` for this process and yield its state; InUse if another one does, BadValue if it holds something else."
-    key, was = os.path.realpath(out), _state(out)
-    refuse = lambda *states: states and _state(out) in states and _raise(BadValue(_SAY[_state(out)].format(printable(out, True))))
-    if key in _mine: raise InUse(f"{printable(out, True)} is being written by this process already. Choose another folder.")
-    refuse("other", "file", *[] if resume else ["run"])
-    try:
-        with _held(out, key):
-            if not resume: refuse("run", "unfinished")      # only now: an unfinished one may be another process's
-            yield _state(out)
-            if _state(out) == "run":
-                with suppress(OSError): (out/".lock").unlink()    # while it is held: who waits for it sees that it is gone
-    finally:
-        if was == "absent":
-            with suppress(OSError): out.rmdir()
-
-def _raise(error): raise error
+    with claim_folder(out, resume, _state):
+        yield _state(out)
+        if _state(out) == "run":
+            with suppress(OSError): (out/".lock").unlink()    # while it is held: who waits for it sees that it is gone
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #8d148d0d
 def _check(folder, framework, size):
