@@ -83,7 +83,10 @@ def growing(quick: bool, rounds: int) -> dict:
             rows.append(row("f", name, "none", n / ours[n][0], None, "images/s", (), None, note))
     small, middle, large = sizes
     rows.append(row("f", f"peak memory, {large:,} files", "the limit", ours[large][1], LIMIT_MB, "MB", [LIMIT_MB / ours[large][1]], 1.0))
-    marginal = [(b - a) / (ours[b][0] - ours[a][0]) for a, b in ((small, middle), (middle, large))]
+    added = [ours[b][0] - ours[a][0] for a, b in ((small, middle), (middle, large))]
+    if min(added) <= 0:  # so few files that starting takes all the time
+        return {"rows": rows}
+    marginal = [(middle - small) / added[0], (large - middle) / added[1]]
     note = "images/s of the files added, so that starting does not count; 1 is linear"
     name = f"time grows with the folder: {middle:,} → {large:,}"
     rows.append(row("f", name, f"{small:,} → {middle:,}", marginal[1], marginal[0], "images/s", [marginal[1] / marginal[0]], 0.8, note))

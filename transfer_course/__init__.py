@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 # then runs six times slower. A short spin keeps the speed of a quiet machine. It is read when torch or scikit-learn is loaded, so it stands here.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# Large pictures in Pillow's usual blocks of 16 MB stay with a thread's allocator when they are freed; larger blocks go back to the system.
+os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
 
 
 class _TritonFirst:

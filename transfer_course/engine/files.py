@@ -222,7 +222,7 @@ def _eight_bits(values: np.ndarray  # (H, W) integers or floats
 
 # %% ../../nbs/engine/files.ipynb #0496d808
 def _on_white(im: Image.Image) -> Image.Image:
-    im, white = im.convert("RGBA"), Image.new("RGB", im.size, "white")
+    im, white = im if im.mode == "RGBA" else im.convert("RGBA"), Image.new("RGB", im.size, "white")    # convert would copy it
     white.paste(im, mask=im)
     return white
 
