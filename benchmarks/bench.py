@@ -126,7 +126,7 @@ def main(argv=None) -> int:
     """Read the arguments; 0, or 1 if a section broke."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, such as a,c")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each pair that is timed")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each pair that is timed; seeds in (b) and (c)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; the figures mean nothing")
     parser.add_argument("--again", action="store_true", help="forget the peers' finished runs in out/bench")
     parser.add_argument("--together", action="store_true", help="all sections in one process: a crash of one ends them all")
