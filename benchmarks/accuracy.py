@@ -90,30 +90,30 @@ def jpeg_scale(data, size: int, seeds) -> dict:
 
 
 @contextmanager
-def no_kept_prefix():
-    """The frozen part runs in every epoch, as if its activations did not fit into the memory."""
-    from transfer_course.vision import loop_torch
+def step_by_step():
+    """The frozen part runs in every epoch, as if its activations did not fit into the memory, and a held BatchNorm stands for itself."""
+    from transfer_course.vision.loop_torch import Folded, Kept
 
-    real = loop_torch.Kept.fits
-    loop_torch.Kept.fits = lambda self, data, versions: False
+    fits, fit = Kept.fits, Folded._fit
+    Kept.fits, Folded._fit = lambda self, data, versions: False, staticmethod(lambda conv, norm: False)
     try:
         yield
     finally:
-        loop_torch.Kept.fits = real
+        Kept.fits, Folded._fit = fits, staticmethod(fit)
 
 
 def tuning(data, seeds, **how) -> list[dict]:
-    """Fine-tuning: the frozen part run once, and a few augmented views kept instead of a fresh one every epoch."""
+    """Fine-tuning: the frozen part run once and BatchNorm folded, and a few augmented views kept instead of a fresh one every epoch."""
     views = dict(augment=0.5, **how)
     plain, kept, fresh, few = [], [], [], []
     for s in seeds:
-        with no_kept_prefix():
+        with step_by_step():
             plain.append(tuned(data, s, **how))
             fresh.append(tuned(data, s, **views))
         kept.append(tuned(data, s, **how))
         few.append(tuned(data, s, views=4, **views))
     return [
-        compared("fine-tuning: frozen part run once", plain, kept, data.groups),
+        compared("fine-tuning: frozen part run once, held BatchNorm folded", plain, kept, data.groups),
         compared("fine-tuning: 4 kept views, not a fresh one an epoch", fresh, few, data.groups),
     ]
 
