@@ -77,12 +77,17 @@ def run_all(names, quick: bool, seeds) -> dict[str, np.ndarray]:
     return {name: np.array(c) for name, c in curves.items()}
 
 
+def seeds_of(curves: np.ndarray) -> str:
+    """How many, in words."""
+    return f"{len(curves)} seed{'s' * (len(curves) > 1)}"
+
+
 def time_to(section: str, mine: np.ndarray, name: str, theirs: np.ndarray, floor: float, title: str) -> dict:
     """Seconds to first reach the peer's best mean accuracy over the seeds, for both; the seeds give the spread."""
-    mean = theirs[..., 1].mean(0)
+    title, mean = f"{title}, {seeds_of(theirs)}", theirs[..., 1].mean(0)
     best = int(mean.argmax())
     got = np.flatnonzero(mine[..., 1].mean(0) >= mean[best] - 1e-9)
-    said = f"accuracy {mean[best]:.3f} (seeds: {len(theirs)}) after epoch {best + 1} of {len(mean)}; the whole run takes {theirs[:, -1, 0].mean():.0f} s"
+    said = f"accuracy {mean[best]:.3f} after epoch {best + 1} of {len(mean)}; the whole run takes {theirs[:, -1, 0].mean():.0f} s"
     if not len(got):
         reached = f"not reached: ours at most {mine[..., 1].mean(0).max():.3f} after {mine[:, -1, 0].mean():.1f} s; {said}"
         return row(section, title, name, None, theirs[:, best, 0].mean(), "s", [0.0], floor, reached)
@@ -100,7 +105,16 @@ def equal_time(mine: np.ndarray, rivals: dict) -> dict:
     epoch = int(rivals[winner][..., 1].mean(0).argmax())
     at = int(np.where(in_time, mine[..., 1].mean(0), -1).argmax())
     ratios = mine[:, at, 1] / np.maximum(rivals[winner][:, epoch, 1], 1e-9) if in_time.any() else [0.0]
-    r = row("c", "accuracy at equal time", f"best of all: {winner}", a, rivals[winner][:, epoch, 1].mean(), "accuracy", ratios, 1.0)
+    r = row(
+        "c",
+        f"accuracy at equal time, {seeds_of(mine)}",
+        f"best of all: {winner}",
+        a,
+        rivals[winner][:, epoch, 1].mean(),
+        "accuracy",
+        ratios,
+        1.0,
+    )
     r["ratio"] = float(a / max(r["theirs"], 1e-9))  # of the means: the middle of three seeds would hide one of them
     r["note"] = f"ours within {limit:.1f} s, the whole time of {fastest}; that peer's best is at {rivals[winner][:, epoch, 0].mean():.0f} s"
     return r
