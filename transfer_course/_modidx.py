@@ -1389,6 +1389,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'transfer_course/vision/finetune_torch.py'),
                                                        'transfer_course.vision.finetune_torch._gradients': ( '2_vision/finetune_torch.html#_gradients',
                                                                                                              'transfer_course/vision/finetune_torch.py'),
+                                                       'transfer_course.vision.finetune_torch._held': ( '2_vision/finetune_torch.html#_held',
+                                                                                                        'transfer_course/vision/finetune_torch.py'),
                                                        'transfer_course.vision.finetune_torch._hold': ( '2_vision/finetune_torch.html#_hold',
                                                                                                         'transfer_course/vision/finetune_torch.py'),
                                                        'transfer_course.vision.finetune_torch._loss': ( '2_vision/finetune_torch.html#_loss',

@@ -45,8 +45,10 @@ def freeze(model: nn.Module, prefixes=("",)) -> nn.Module:
     for norm in _norms(model, prefixes): _hold(norm)
     return model
 
+def _held(norm): return _stay_in_eval in norm._forward_pre_hooks.values()
+
 def _hold(norm):
-    if _stay_in_eval not in norm._forward_pre_hooks.values(): norm.register_forward_pre_hook(_stay_in_eval)
+    if not _held(norm): norm.register_forward_pre_hook(_stay_in_eval)
     norm.eval()
 
 def thaw(model: nn.Module, prefixes=("",), batch_norm: str = "train") -> nn.Module:
@@ -119,8 +121,9 @@ class _Loop:
 
     def _folded(self, train):
         "What folds the BatchNorms that this phase holds, where that pays: on a CPU."
-        if self.accelerator.device.type != "cpu": return contextlib.nullcontext()
-        held = [m for m in _norms(self.plain.body, [""]) if _stay_in_eval in m._forward_pre_hooks.values()]
+        body_rests = self.kept is not None and not self.phase.stages         # only the head runs in a step
+        if body_rests or self.accelerator.device.type != "cpu": return contextlib.nullcontext()
+        held = [m for m in _norms(self.plain.body, [""]) if _held(m)]
         return Folded(self.plain.body, held, on_device(self.net, train.batch([0]), self.accelerator.device))
 
     def batches(self, epoch, first):
