@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import time
@@ -127,15 +129,31 @@ def first_of_each_class(labels, most: int) -> np.ndarray:
     return np.concatenate([np.flatnonzero(labels == c)[:most] for c in np.unique(labels)])
 
 
+def conditions() -> dict:
+    """What a peer's run has to have in common with ours beside it: threads, libraries, and the peers as they are written."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from transfer_course.practice.records import machine
+
+    found = {}
+    for name in ("torch", "torchvision", "tensorflow", "keras", "fastai", "timm", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    written = hashlib.sha256((HERE / "peers.py").read_bytes()).hexdigest()
+    return {"machine": machine(), "threads": os.environ.get("OMP_NUM_THREADS"), "versions": found, "peers": written}
+
+
 def remembered(name: str, make):
-    """What `make()` gave, kept in a work file: a broken bench goes on where it stopped."""
-    file = WORK / "runs" / f"{name}.json"
-    if file.exists():
-        return json.loads(file.read_text(encoding="utf-8"))
+    """What `make()` gave, kept in a work file: a broken bench goes on where it stopped. Made anew under other conditions."""
+    file, now = WORK / "runs" / f"{name}.json", conditions()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["conditions"] == now:
+            return kept["value"]
     value = make()
     file.parent.mkdir(parents=True, exist_ok=True)
     whole = file.with_suffix(".part")
-    whole.write_text(json.dumps(value), encoding="utf-8")
+    whole.write_text(json.dumps({"conditions": now, "value": value}), encoding="utf-8")
     whole.replace(file)
     return value
 

@@ -60,16 +60,16 @@ def fastai_there() -> bool:
     return installed("fastai")
 
 
-def run_all(names, quick: bool, seeds) -> dict[str, np.ndarray]:
-    """Curves of ours and of the peers as arrays (seeds, epochs, 2): seconds and accuracy. Turn by turn, one seed after the other; a peer's
-    run takes minutes and is kept in a work file, so that a broken bench goes on."""
+def run_all(mine, names, quick: bool, seeds) -> dict[str, np.ndarray]:
+    """Curves of ours (`mine`, under its function's name) and of the peers as arrays (seeds, epochs, 2): seconds and accuracy. Turn by turn,
+    one seed after the other; a peer's run takes minutes and is kept in a work file, so that a broken bench goes on."""
     size, curves = SIZES[quick]["size"], {}
     for warm in (ours, peers.tutorial):  # imports, and the engine's measurement, which is remembered for good
         warm(noto_folder(99, size, most=2), 99, size=size, epochs=1)
     for seed in seeds:
         folder = noto_folder(seed, size, most=2 if quick else None)
-        for name, (call, how) in {"ours": (ours, dict(epochs=1) if quick else {}), "ours, frozen": (frozen, {})}.items():
-            curves.setdefault(name, []).append(call(folder, seed, size=size, **how))
+        how = dict(epochs=1) if quick and mine is ours else {}
+        curves.setdefault(mine.__name__, []).append(mine(folder, seed, size=size, **how))
         for name, (call, how) in {n: (PEERS[n][0], PEERS[n][2 if quick else 1]) for n in names}.items():
             key = f"{name}-{seed}-{size}{'-quick' if quick else ''}".replace(" ", "_")
             points = remembered(key, lambda c=call, h=how, f=folder, s=seed: c(f, s, size=size, **h))
@@ -122,15 +122,15 @@ def equal_time(mine: np.ndarray, rivals: dict) -> dict:
 
 def frozen_section(quick: bool, rounds: int) -> dict:
     """Rows of (b)."""
-    c = run_all(["tutorial, frozen"], quick, range(1 if quick else rounds))
+    c = run_all(frozen, ["tutorial, frozen"], quick, range(1 if quick else rounds))
     title = "frozen backbone, time to the peer's best"
-    return {"rows": [time_to("b", c["ours, frozen"], "tutorial, frozen", c["tutorial, frozen"], 15, title)]}
+    return {"rows": [time_to("b", c["frozen"], "tutorial, frozen", c["tutorial, frozen"], 15, title)]}
 
 
 def tuned_section(quick: bool, rounds: int) -> dict:
     """Rows of (c)."""
     names = [n for n in PEERS if n != "tutorial, frozen" and (fastai_there() or "fastai" not in n)]
-    c = run_all(names, quick, range(1 if quick else rounds))
+    c = run_all(ours, names, quick, range(1 if quick else rounds))
     rows = [time_to("c", c["ours"], n, c[n], PEERS[n][3], "fine-tuning, time to the peer's best") for n in names]
     rows.append(equal_time(c["ours"], {n: c[n] for n in names}))
     curves = {n: v.mean(0).round(4).tolist() for n, v in c.items()}

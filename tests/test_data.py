@@ -439,6 +439,24 @@ def test_lazy_and_in_memory_are_the_same(nasty, monkeypatch):
         lazy.batch([0])
 
 
+def test_pixels_whose_sums_are_known_stay_what_they_are(nasty, monkeypatch):
+    """Else features of other pixels would be kept under the old ones' sum."""
+    memory = image_folder(nasty, size=16)
+    for data in (memory, memory.subset([0, 1])):
+        with pytest.raises(ValueError, match="read-only"):
+            data.images[0] = 0
+    monkeypatch.setattr(images, "KEEP_BYTES", 0)
+    lazy, picked = image_folder(nasty, size=16), memory.names.tolist().index("cats/plain.jpg") if "cats/plain.jpg" in memory.names else 0
+    picture(99).save(lazy.paths[picked], "PNG")
+    for read in (lambda: lazy.batch([picked]), lambda: lazy.images):
+        with pytest.raises(UserMistake, match="has changed since it was first read"):
+            read()
+    assert (image_folder(nasty, size=16).images[picked] != memory.images[picked]).any()
+    own = blank([0, 1])
+    own.images[0] = 7
+    assert own.digests()[0] != own.digests()[1]
+
+
 def test_lazy_images_are_kept_when_they_fit(tmp_path):
     paths = []
     for i in range(3):

@@ -170,6 +170,46 @@ def test_a_limit_on_file_size_is_one_sentence(tmp_path):
     assert state_of(tmp_path / "run") in ("empty", "absent")
 
 
+@pytest.mark.parametrize("error", [OSError(116, "Stale file handle"), MemoryError()])
+def test_a_checkpoint_that_cannot_be_written_is_told_once_and_tried_again(tmp_path, monkeypatch, error):
+    from transfer_course.engine import checkpoints
+
+    kept, write = checkpoints.Checkpoint(tmp_path, {}), checkpoints.atomic_write
+
+    def broken(path):
+        raise error
+
+    monkeypatch.setattr(checkpoints, "atomic_write", broken)
+    with pytest.warns(UserWarning, match="No checkpoint could be written.*Training goes on") as said:
+        kept.save({"w": np.ones(3)}, {"epoch": 1})
+        kept.save({"w": np.ones(3)}, {"epoch": 2})
+    assert len(said) == 1 and kept.load() is None
+    monkeypatch.setattr(checkpoints, "atomic_write", write)
+    kept.save({"w": np.ones(3)}, {"epoch": 3})
+    assert kept.load()[1] == {"epoch": 3}
+
+
+def test_what_can_hold_nothing_out_is_refused_before_training(tmp_path, capsys, monkeypatch):
+    from PIL import Image
+
+    for c in "ab":
+        (tmp_path / "photos" / c).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (40, 40), (0, 0, ord(c))).save(tmp_path / "photos" / c / f"{i}.png")
+    monkeypatch.setattr(own_folder, "fine_tune", lambda *a, **k: pytest.fail("it trained"))
+    refused(capsys, tmp_path / "photos", tmp_path / "run", "Add a different picture")
+    assert not (tmp_path / "run").exists()
+
+
+def test_keras_under_torchrun_is_refused(monkeypatch, tmp_path, photos):
+    from types import SimpleNamespace
+
+    alone = SimpleNamespace(process_index=0, num_processes=2, is_main_process=True, wait_for_everyone=lambda: None)
+    monkeypatch.setattr(own_folder, "processes", lambda: alone)
+    with pytest.raises(UserMistake, match="without torchrun"):
+        own_folder.tune_folder(photos, tmp_path / "run", framework="keras")
+
+
 def test_an_old_run_stays_when_the_new_one_finds_no_room(disk):
     folder = disk(2) / "run"
     info = {"backbone": {}, "classes": [], "versions": {"a": 1}}

@@ -146,6 +146,69 @@ def test_features_of_two_engines_are_kept_apart():
     assert (plain != folded).any() and (extract(net, data, progress=False, engine="plain") == plain).all()
 
 
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_the_same_weights_in_another_graph_have_features_of_their_own(framework):
+    from dataclasses import replace
+
+    from transfer_course import backbone, extract
+    from transfer_course.engine.frameworks import load_keras
+
+    net, data = backbone("small_cnn", framework, weights=None), ImageDataset(pictures()[:8].repeat(2, 1).repeat(2, 2))
+    mean = extract(net, data, progress=False)
+    if framework == "torch":
+        net.model.pool[0] = torch.nn.AdaptiveMaxPool2d(1)
+    else:
+        layers = load_keras().layers
+        most = layers.GlobalMaxPooling2D()(net.model.layers[-1].input)
+        net = replace(net, model=load_keras().Model(net.model.input, most))
+    most = extract(net, data, progress=False)
+    assert (most >= mean).all() and (most > mean).any()
+    assert np.abs(most - net.features(data.images)).max() < 1e-4
+
+
+def test_what_a_hook_changes_is_neither_kept_nor_hurried(folder):
+    from transfer_course import extract
+
+    net, data = tiny(), ImageDataset(pictures())
+    whole = extract(net, data, progress=False)
+    hook = next(m for m in net.model.modules() if isinstance(m, torch.nn.Conv2d)).register_forward_hook(lambda m, x, out: 0 * out)
+    without = extract(net, data, progress=False)
+    assert (without != whole).any() and np.abs(without - net.features(data.images)).max() < 1e-6
+    hook.remove()
+    assert (extract(net, data, progress=False) == whole).all()
+
+
+def test_a_keras_layer_that_is_set_otherwise_is_traced_anew():
+    from transfer_course import backbone, extract
+    from transfer_course.engine.frameworks import load_keras
+
+    net, data = backbone("small_cnn", "keras", weights=None), ImageDataset(pictures())
+    before = extract(net, data, progress=False)
+    layer = next(l for l in net.model.layers if getattr(l, "activation", None) is not None or "relu" in type(l).__name__.lower())
+    if getattr(layer, "activation", None) is not None:
+        layer.activation = load_keras().activations.tanh
+    else:
+        layer.negative_slope = 0.5
+    after = extract(net, data, progress=False)
+    fresh = load_keras().models.clone_model(net.model)
+    fresh.set_weights(net.model.get_weights())
+    assert np.abs(after - before).max() > 1e-3
+    assert np.abs(after - np.asarray(fresh(net.preprocess(data.images)))).max() < 1e-4
+
+
+def test_bf16_that_the_processor_has_not_leaves_the_choice_as_it_is(monkeypatch):
+    asked = []
+    monkeypatch.setattr(engines, "measure", lambda net, h, w, kinds=None: asked.append(kinds) or {"kind": kinds[-1], "report": {}})
+    if len(HERE) == 1:
+        pytest.skip("one engine only")
+    for has, last in ((False, HERE[-1]), (True, "torch-bf16")):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
+        asked.clear()
+        assert choose(tiny(), 24, 24, bf16=True) == last
+        assert all(set(kinds[1:-1]) <= {*HERE, "openvino-bf16"} for kinds in asked)
+    assert asked == [["plain", HERE[-1], *(["openvino-bf16"] if "openvino" in HERE else []), "torch-bf16"]], "the other engines are not measured again"
+
+
 def test_the_choice_is_remembered_and_a_broken_memory_is_measured_again(folder, monkeypatch):
     asked = []
     monkeypatch.setattr(engines, "measure", lambda *a: asked.append(1) or {"kind": "folded", "report": {}})

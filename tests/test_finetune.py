@@ -339,6 +339,16 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_good_weights(framew
     assert np.isfinite(result.predict(images)).all() and len(result.history) < 4
 
 
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("framework", BOTH)
+def test_weights_that_are_no_numbers_after_the_last_finite_loss(framework, validated, small, images):
+    """One step an epoch: its loss is that of the good weights before it, and no later step would tell."""
+    wild = PLAIN.but(lr=1e39, head_lr=1e39, epochs=1, batch_size=64)
+    with pytest.warns(UserWarning, match="the weights became infinite or not a number in epoch 1"):
+        result = fine_tune(small[framework], images, images if validated else None, wild, progress=False)
+    assert "learning rate" in result.stopped and np.isfinite(result.predict(images)).all()
+
+
 @pytest.mark.parametrize("framework", BOTH)
 def test_same_seed_same_bits_other_seed_other_bits(framework, tiny, images):
     recipe = PLAIN.but(augment=0.5, optimizer="adamw", lr=1e-3)

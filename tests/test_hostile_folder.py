@@ -252,6 +252,17 @@ def test_no_mode_takes_more_than_fourteen_bytes_a_pixel(tmp_path, mode):
     assert peak_of(sorted(tmp_path.iterdir())) < 100 + 14 * 100
 
 
+@pytest.mark.stress
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_one_row_of_deep_grey_is_read_in_strips_too(tmp_path, mode):
+    from PIL import Image
+
+    form, suffix = ("PNG", "png") if mode == "I;16" else ("TIFF", "tif")
+    for i in range(2):
+        Image.new(mode, (49_000_000 + i, 1)).save(tmp_path / f"{i}.{suffix}", form)
+    assert peak_of(sorted(tmp_path.iterdir())) < 100 + 14 * 100
+
+
 # --- permissions ----------------------------------------------------------------------------------------------------------
 
 

@@ -627,10 +627,10 @@ def test_a_checkpoint_that_is_something_else(tmp_path):
     assert not marker.exists()
 
 
-def interrupted(folder):
+def interrupted(folder, framework="torch"):
     """Leave the checkpoint of a run of three epochs that was stopped in its second; gives what goes on with it."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
-    data, net = ImageDataset(pixels, np.arange(8) % 2, ["a", "b"]), backbone("small_cnn", "torch")
+    data, net = ImageDataset(pixels, np.arange(8) % 2, ["a", "b"]), backbone("small_cnn", framework)
 
     def stop(end):
         if end.epoch == 2:
@@ -644,8 +644,8 @@ def interrupted(folder):
     return go
 
 
-def reseal(path, change):
-    """Change (tensors, state) of a checkpoint and make its sum agree, as somebody would who means harm."""
+def reseal(path, change=lambda tensors, state: None, **texts):
+    """Change (tensors, state) of a checkpoint, or the texts beside them, and make its sum agree, as somebody would who means harm."""
     from safetensors import safe_open
     from safetensors.numpy import save_file
 
@@ -655,7 +655,7 @@ def reseal(path, change):
         about, tensors = f.metadata(), {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     state = json.loads(about["state"])
     change(tensors, state)
-    about["state"] = json.dumps(state)
+    about |= {"state": json.dumps(state)} | texts
     about["sum"] = checkpoints._sum(tensors, about["about"] + about["state"])
     save_file(tensors, path, about)
 
@@ -671,13 +671,53 @@ def test_a_checkpoint_made_to_do_harm_is_refused(tmp_path):
         "no tensors": lambda t, s: t.clear(),
         "other shapes": lambda t, s: t.update({k: np.zeros(3, np.float32) for k in t}),
         "text for a list": lambda t, s: s.update(best="x"),
+        "no part": lambda t, s: s.update(parts=0),
+        "a part of text": lambda t, s: s.update(parts="x"),
+        "a history of numbers": lambda t, s: s.update(history=5),
+        "losses by name": lambda t, s: s.update(losses={}),
+        "a phase before the first": lambda t, s: s["at"].update(phase=-9),
+        "a step too far": lambda t, s: s["at"].update(step=10**9),
+        "a score of letters": lambda t, s: s["best"].update(score=["a", "b"]),
+        "moments of another shape": lambda t, s: t.update({"optimizer/0/exp_avg": np.zeros(1, np.float32)}),
+        "moments of nobody": lambda t, s: t.update({"optimizer/999/exp_avg": np.zeros(1, np.float32)}),
+        "half of the moments": lambda t, s: t.pop("optimizer/0/exp_avg_sq"),
+        "best weights of another shape": lambda t, s: t.update({k: np.zeros(3, np.float32) for k in t if k.startswith("best ")}),
+        "what moves is a number": lambda t, s: s.update(moving=3),
+    }
+    for name, change in changes.items():
+        (tmp_path / NAME).write_bytes(data)
+        reseal(tmp_path / NAME, change)
+        assert "does not fit" in refused(go), name
+    for text, why in {"[]": "no whole checkpoint", "null": "no whole checkpoint", json.dumps({"\x1b[2J": 1, "x" * 10**6: 2}): "different"}.items():
+        (tmp_path / NAME).write_bytes(data)
+        reseal(tmp_path / NAME, about=text)
+        assert why in (said := refused(go)) and "\x1b" not in said and len(said) < 500
+    (tmp_path / NAME).write_bytes(data)
+    reseal(tmp_path / NAME)
+    assert len(go().history) == 3
+
+
+def test_a_keras_checkpoint_made_to_do_harm_is_refused(tmp_path):
+    go = interrupted(tmp_path, "keras")
+    data = (tmp_path / NAME).read_bytes()
+    changes = {
+        "no state": lambda t, s: s.clear(),
+        "no epoch": lambda t, s: s.update(epoch="x"),
+        "an epoch before the first": lambda t, s: s.update(epoch=-1),
+        "no piece": lambda t, s: s.update(pieces=0),
+        "held by a number": lambda t, s: s.update(held=3),
+        "a history of numbers": lambda t, s: s.update(history=5),
+        "a score of letters": lambda t, s: s["best"].update(score=["a", "b"]),
+        "no tensors": lambda t, s: t.clear(),
+        "best weights of another shape": lambda t, s: t.update({k: np.zeros(3, np.float32) for k in t if k.startswith("state/")}),
+        "moments of another shape": lambda t, s: t.update({k: np.zeros(3, np.float32) for k in t if k.startswith("optimizer/")}),
     }
     for name, change in changes.items():
         (tmp_path / NAME).write_bytes(data)
         reseal(tmp_path / NAME, change)
         assert "does not fit" in refused(go), name
     (tmp_path / NAME).write_bytes(data)
-    reseal(tmp_path / NAME, lambda t, s: None)
+    reseal(tmp_path / NAME)
     assert len(go().history) == 3
 
 

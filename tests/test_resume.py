@@ -173,10 +173,75 @@ def test_the_frozen_part_runs_once_and_the_result_is_the_plain_one(net, parts, m
         images = len(parts.train) * (recipe.views or 1) + len(parts.valid) + 1
         assert sum(seen) == images, "each version of each image goes through the frozen part once"
         with monkeypatch.context() as m:
-            m.setattr(finetune_torch, "keep", lambda loop, train: None)
+            m.setattr(finetune_torch, "keep", lambda *a, **k: None)
             plain = fine_tune(net, parts.train, parts.valid, recipe, progress=False)
         assert np.allclose(fast.step_losses, plain.step_losses, rtol=2e-3)
         monkeypatch.setattr(loop_torch, "on_device", on_device)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_frozen_part_that_a_callback_thaws_learns_also_after_a_kill(net, parts, kept, tmp_path, monkeypatch):
+    """Whether its activations were kept or not."""
+    if not kept:
+        monkeypatch.setattr(finetune_torch, "keep", lambda *a, **k: None)
+    recipe = Recipe(epochs=4, batch_size=16, train_from="stage6", lr=1e-3, optimizer="sgd", schedule="constant")
+
+    def open_up(end):
+        if end.epoch == 2:
+            finetune_torch.thaw(end.result.backbone.model, ["blocks.4."])
+
+    def tune(*more, **how):
+        return fine_tune(net, parts.train, None, recipe, callbacks=[open_up, *more], progress=False, **how)
+
+    once, name = tune(), "blocks.4.0.conv_pw.weight"
+    start = net.model.state_dict()[name]
+    assert not torch.equal(once.backbone.model.state_dict()[name], start)
+    assert float((once.backbone.model.state_dict()["blocks.4.0.bn1.running_mean"] - net.model.state_dict()["blocks.4.0.bn1.running_mean"]).abs().max())
+
+    def gone(end):
+        if end.epoch == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        tune(gone, checkpoint=tmp_path)
+    assert not moved(snapshot(once.model), snapshot(tune(checkpoint=tmp_path).model))
+
+
+def test_whether_the_frozen_part_is_kept_is_not_decided_anew(net, parts, tmp_path, monkeypatch):
+    recipe, asked = Recipe(epochs=3, batch_size=16, train_from="stage6", lr=1e-3), []
+    fits = loop_torch.Kept.fits
+    once = fine_tune(net, parts.train, parts.valid, recipe, progress=False)
+
+    def gone(end):
+        if end.epoch == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fine_tune(net, parts.train, parts.valid, recipe, progress=False, checkpoint=tmp_path, callbacks=[gone])
+    monkeypatch.setattr(loop_torch.Kept, "fits", lambda self, data, n, room=True: (asked.append(room), not room and fits(self, data, n, room))[1])
+    again = fine_tune(net, parts.train, parts.valid, recipe, progress=False, checkpoint=tmp_path)
+    assert asked == [False] and not moved(snapshot(once.model), snapshot(again.model))
+
+
+def test_a_large_second_set_is_not_kept(net, parts, monkeypatch):
+    """An epoch takes as many of its images as of the first set: all of them would be more work, not less."""
+    seen, keep = [], finetune_torch.keep
+    monkeypatch.setattr(finetune_torch, "keep", lambda *a, **k: (seen.append(keep(*a, **k)), seen[-1])[1])
+    recipe = Recipe(epochs=2, batch_size=8, train_from="top", lr=1e-3)
+    few = parts.train.subset(np.arange(8))
+    fine_tune(net, few, None, recipe, source=parts.train, progress=False)
+    fine_tune(net, parts.train, None, recipe, source=few, progress=False)
+    assert [k is None for k in seen] == [True, False]
+
+
+def test_gradient_checkpointing_goes_together_with_folding(net, parts):
+    import copy
+
+    recipe, thrifty = Recipe(epochs=1, batch_size=16, optimizer="sgd", lr=1e-3), copy.copy(net)
+    thrifty.model = copy.deepcopy(net.model)
+    thrifty.model.set_grad_checkpointing(True)
+    a, b = (fine_tune(n, parts.train, None, recipe, progress=False) for n in (net, thrifty))
+    assert np.allclose(a.step_losses, b.step_losses, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

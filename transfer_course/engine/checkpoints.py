@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import BadValue, Damaged, UserMistake
-from .files import atomic_write, printable
+from .files import atomic_write, os_reason, printable
 
 # %% ../../nbs/engine/checkpoints.ipynb #89d7bbc4
 def _sum(tensors: dict, text: str) -> str:
@@ -38,12 +38,12 @@ def _differences(then: dict, now: dict, at: str = ""):
 
 # %% ../../nbs/engine/checkpoints.ipynb #a1d0a465
 def _short(value):
-    text = json.dumps(value) if not isinstance(value, str) else value
+    text = printable(value if isinstance(value, str) else json.dumps(value), True)
     return text if len(text) < 40 else text[:12] + "…"
 
 def _same_run(path, then: dict, now: dict):
     for name, a, b in _differences(then, now):
-        raise BadValue(f"{printable(path, True)} was begun with different {name}: {_short(a)} then, {_short(b)} now. "
+        raise BadValue(f"{printable(path, True)} was begun with different {_short(name)}: {_short(a)} then, {_short(b)} now. "
                        "Give the same again to go on (--resume), or choose another folder (--out).")
 
 # %% ../../nbs/engine/checkpoints.ipynb #e1f31a4d
@@ -59,7 +59,9 @@ def _read(path) -> tuple[dict, dict]:
             about = f.metadata() or {}
             tensors = {name: f.get_tensor(name) for name in f.keys()}
         if about["sum"] != _sum(tensors, about["about"] + about["state"]): raise ValueError
-        return tensors, {k: json.loads(about[k]) for k in ("about", "state")}
+        texts = {k: json.loads(about[k]) for k in ("about", "state")}
+        if not all(isinstance(v, dict) for v in texts.values()): raise ValueError
+        return tensors, texts
     except Exception: raise Damaged(f"{printable(path, True)} is no whole checkpoint. Delete it to begin this run anew, or choose another folder (--out).") from None
 
 # %% ../../nbs/engine/checkpoints.ipynb #1293f103
@@ -71,7 +73,7 @@ class Checkpoint:
                 ):
         given = os.environ.get("TRANSFER_COURSE_CHECKPOINT_SECONDS")
         self.every = float(given) if given else SECONDS if every is None else every
-        self.path, self.about, self.last = None if folder is None else Path(folder)/NAME, json.loads(json.dumps(about)), time.monotonic()
+        self.path, self.about, self.last, self.told = None if folder is None else Path(folder)/NAME, json.loads(json.dumps(about)), time.monotonic(), False
 
     def load(self) -> tuple[dict, dict] | None:
         "(arrays by name, state) of the last `save`, or None. BadValue if it is another run's, Damaged if it is not whole."
@@ -96,12 +98,19 @@ class Checkpoint:
         "Replaces the last checkpoint, whole or not at all. A disk that won't have it is told once; training goes on."
         if self.path is None: return
         from safetensors.numpy import save
-        about, state = (json.dumps(v) for v in (self.about, state))
-        data = save(tensors, {"about": about, "state": state, "sum": _sum(tensors, about + state)})
         try:
+            about, state = (json.dumps(v) for v in (self.about, state))
+            data = save(tensors, {"about": about, "state": state, "sum": _sum(tensors, about + state)})
             with atomic_write(self.path) as f: f.write(data)
-        except UserMistake as e: warnings.warn(f"{e} Training goes on without checkpoints; what is there stays.", stacklevel=2); self.path = None
+            self.told = False
+        except (UserMistake, OSError, MemoryError) as e: self._tell(e)
         self.last = time.monotonic()
+
+    def _tell(self, error):
+        "Once until it works again."
+        why = str(error) if isinstance(error, UserMistake) else f"No checkpoint could be written to {printable(self.path, True)}: {os_reason(error) if isinstance(error, OSError) else 'not enough memory'}."
+        if not self.told: warnings.warn(f"{why} Training goes on; what is there stays, and the next checkpoint is tried again.", stacklevel=3)
+        self.told = True
 
     def clear(self) -> None:
         "Deletes the checkpoint and what a killed write left beside it."

@@ -284,9 +284,9 @@ def candidates(net, bf16: bool=False) -> list[str]:
     return kinds + (["openvino-bf16"] * installed("openvino") + ["torch-bf16"]) * bf16
 
 def _promising(net, bf16: bool=False) -> list[str]:
-    "The candidates worth a measurement: without its instructions torch imitates bf16, some twenty times slower than float32."
+    "The candidates worth a measurement: without its instructions torch imitates bf16, some twenty times slower than float32, and OpenVINO goes on in float32."
     imitated = "torch-bf16" in (kinds := candidates(net, bf16)) and not load_torch().ops.mkldnn._is_mkldnn_bf16_supported()
-    return [k for k in kinds if k != "torch-bf16" or not imitated]
+    return [k for k in kinds if "bf16" not in k or not imitated]
 
 # %% ../../nbs/engine/engines.ipynb #c1a9d4ed
 def _pictures(n: int, height: int, width: int) -> np.ndarray:
@@ -342,13 +342,13 @@ def _fastest(seconds: dict) -> str:
     return best
 
 # %% ../../nbs/engine/engines.ipynb #a83aefeb
-def measure(net, height: int, width: int, bf16: bool=False) -> dict:
-    "The engine for this backbone, image size and machine: dict(kind, report), by a measurement of some seconds."
+def measure(net, height: int, width: int, kinds=None) -> dict:
+    "The engine for this backbone, image size and machine: dict(kind, report), by a measurement of some seconds; `plain` and `kinds` take part."
     shape = _shape(net, height, width)
     images, report = _pictures(shape[0] + 3, height, width), {}
     engines = {"plain": _plain(net, shape)}
     reference = engines["plain"](images)
-    for kind in _promising(net, bf16)[1:]:
+    for kind in [k for k in kinds or _promising(net) if k != "plain"]:
         if engine := _usable(kind, net, shape, images, reference, report): engines[kind] = engine
     seconds = {k: _seconds(e, images) for k, e in engines.items()}
     for kind in [k for k in seconds if seconds[k] < 2 * min(seconds.values())] * (ROUNDS - 1):     # turn by turn: a busy moment hits all
@@ -379,11 +379,17 @@ def choose(net,                    # a backbone
           ) -> str:                # the name of an engine
     "The engine to use: the one asked for, the only one, or the fastest here, measured the first time."
     if engine != "auto": return _asked(net, engine, bf16)
-    kinds = _promising(net, bf16)
+    kind = _fastest_of(net, height, width, _promising(net))
+    halves = [k for k in _promising(net, True) if "bf16" in k] if bf16 else []
+    found = _fastest_of(net, height, width, list(dict.fromkeys(["plain", kind, *halves]))) if halves else kind
+    return found if "bf16" in found else kind
+
+def _fastest_of(net, height, width, kinds) -> str:
+    "The fastest of these, measured the first time."
     if len(kinds) == 1: return kinds[0]
     about = _about(net, height, width, kinds)
     found = _measured.get(_sum(about)) or _kept(about)
-    if not isinstance(found, dict) or found.get("kind") not in kinds: _keep(about, found := measure(net, height, width, bf16))
+    if not isinstance(found, dict) or found.get("kind") not in kinds: _keep(about, found := measure(net, height, width, kinds))
     _measured[_sum(about)] = found
     return found["kind"]
 

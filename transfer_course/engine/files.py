@@ -196,9 +196,8 @@ _DECODING, _READING = _Allowance(100_000_000), _Allowance(200_000_000)    # pixe
 
 # %% ../../nbs/engine/files.ipynb #d8c22608
 def _strips(values):
-    "Some rows at a time, as float32: a copy of the whole would take four times the picture's memory."
-    step = max(1, 2**20 // values.shape[1])
-    for i in range(0, len(values), step): yield slice(i, i + step), values[i:i + step].astype(np.float32)
+    "A million values at a time, as float32: a copy of the whole would take four times the picture's memory."
+    for i in range(0, values.size, 2**20): yield slice(i, i + 2**20), values.reshape(-1)[i:i + 2**20].astype(np.float32)
 
 def _extent(values) -> tuple[float, float]:
     "The least and the greatest finite value."
@@ -217,7 +216,7 @@ def _eight_bits(values: np.ndarray  # (H, W) integers or floats
     scale = np.float32(255 / (high - low))
     for s, v in _strips(values):
         v = np.nan_to_num(v, nan=low, posinf=high, neginf=low)
-        out[s] = np.rint(np.clip(v * scale - np.float32(low) * scale, 0, 255))
+        out.reshape(-1)[s] = np.rint(np.clip(v * scale - np.float32(low) * scale, 0, 255))
     return out
 
 # %% ../../nbs/engine/files.ipynb #0496d808
@@ -375,7 +374,9 @@ def sha256_array(array: np.ndarray) -> str:
     array = np.asarray(array)
     if array.dtype.hasobject: raise BadValue("An array of Python objects has no checksum; expected numbers.")
     array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-    return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
+    h = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    h.update(array.reshape(-1).view(np.uint8))
+    return h.hexdigest()
 
 # %% ../../nbs/engine/files.ipynb #689d1931
 _CANT = {errno.ENOSPC: (NoRoom, "the disk is full. Free some space or choose another folder."),

@@ -79,6 +79,7 @@ def tune_folder(folder,                      # one folder of images per class
     "Hold out a fifth of the images, train on the rest, score, save model, report and card; returns the summary that the command line prints."
     began, us = time.perf_counter(), processes()
     _check(folder, framework, size, workers)
+    if framework == "keras" and us.num_processes > 1: raise BadValue("Keras uses several devices from one process: start it without torchrun.")
     recipe, tell = default_recipe(strategy, epochs, seed), say if us.is_main_process else lambda text="": None
     with claim_folder(out, resume) if us.is_main_process else nullcontext():
         if not (done := resume and state_of(out) == "run"):
@@ -99,6 +100,7 @@ def _opened(folder, backbone, framework, strategy, size, seed, say):
     "The folder's images, their parts, and the network to start from."
     data = image_folder(folder, size=size)
     parts = data.split(valid=0.2, test=0, seed=seed)
+    if not len(parts.valid): raise BadValue(f"No picture of {printable(folder, True)} can be held out: each class has a single one, or copies of it. Add a different picture to at least one class.")
     for text in (*data.warnings, f"{len(parts.train)} images to train on, {len(parts.valid)} held out, {len(data.classes)} classes, {len(data.skipped)} skipped."): say(text)
     return data, parts, load_backbone(backbone, framework, seed=seed, **({"weights": None} if strategy == "scratch" else {}))
 

@@ -13,7 +13,7 @@ import numpy as np
 from ..engine.errors import BadValue, did_you_mean
 from ..engine.files import asset, printable, sha256_file
 from ..engine.frameworks import check_framework, keras_forward, load_torch, seeded
-from .catalogue import CATALOGUE, Network, as_found, build_network, classifier, digest, load_weights, timm_network
+from .catalogue import CATALOGUE, Network, as_found, build_network, classifier, described, digest, load_weights, timm_network
 
 # %% ../../nbs/2_vision/10_backbones.ipynb #0b47432b
 def available_backbones() -> list[dict]:
@@ -118,8 +118,12 @@ class KerasBackbone(Backbone):
     def _layout(self, x): return x
 
     def _run(self, batches):
-        if self._graph is None or self._graph[0] is not self.model: self._graph = (self.model, keras_forward(self.model))
+        if self._graph is None or self._graph[0] is not self.model: self._graph = (self.model, keras_forward(self.model), described(self.model))
         return [np.asarray(self._graph[1](x), np.float32) for x in batches]
+
+    def follow(self, layers: str) -> None:
+        "Trace anew where the layers are no longer those that were traced; `layers` is what `described` says now."
+        if self._graph is not None and self._graph[2] != layers: self._graph = None
 
     def _names(self): return [layer.name for layer in self.model.layers if layer.weights]
 

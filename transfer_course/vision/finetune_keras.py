@@ -183,8 +183,11 @@ class _Watch(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         "History row, best weights, callbacks, reasons to stop."
         r, best = self.result, self.run.best
-        if self.run.diverged: diverged(r, epoch, best); return self.run.keep()
-        row = dict(epoch=epoch + 1, loss=self.total / sum(map(len, self.batches.data.parts)), accuracy=float(self.model.hits.result()), **self.run.score(self.valid),
+        scores = self.run.score(self.valid) if not self.run.diverged and self.run.finite() else {"valid_loss": math.nan}
+        if not math.isfinite(scores["valid_loss"] or 0):
+            self.model.stop_training, self.run.diverged = True, True
+            diverged(r, epoch, best); return self.run.keep()
+        row = dict(epoch=epoch + 1, loss=self.total / sum(map(len, self.batches.data.parts)), accuracy=float(self.model.hits.result()), **scores,
                    lr=self.phase.lr, trainable=r.trainable, seconds=time.perf_counter() - self.began)
         r.history.append(row)
         self.bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "valid_accuracy") if row.get(k) is not None})

@@ -17,8 +17,8 @@ import numpy as np
 from ..engine.checkpoints import Checkpoint
 from ..engine.files import printable
 from ..engine.frameworks import load_torch, torch_device
-from .loop_torch import (Folded, Position, accelerator, compiled, gradients, halved, keep, keeper, on_device, out_of_memory, score,
-                                               summed, take_up, unpack_optimizer)
+from .loop_torch import (Folded, Position, accelerator, compiled, finite, gradients, halved, keep, keeper, on_device, out_of_memory,
+                                               same_buffers, score, summed, take_up, unpack_optimizer)
 from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, about_run, ahead, diverged, fresh_model,
                                             initial_head, prepared, rate, second_head, starting_head)
 
@@ -47,6 +47,9 @@ def freeze(model: nn.Module, prefixes=("",)) -> nn.Module:
 
 def _held(norm): return _stay_in_eval in norm._forward_pre_hooks.values()
 
+def _release(norm):
+    for key in [k for k, hook in norm._forward_pre_hooks.items() if hook is _stay_in_eval]: del norm._forward_pre_hooks[key]
+
 def _hold(norm):
     if not _held(norm): norm.register_forward_pre_hook(_stay_in_eval)
     norm.eval()
@@ -57,8 +60,7 @@ def thaw(model: nn.Module, prefixes=("",), batch_norm: str = "train") -> nn.Modu
     held = {id(p) for m in norms for p in m.parameters()} if batch_norm == "frozen" else set()
     for name, p in model.named_parameters():
         if name.startswith(tuple(prefixes)) and id(p) not in held: p.requires_grad_(True)
-    for m in norms if batch_norm == "train" else ():
-        for key in [k for k, hook in m._forward_pre_hooks.items() if hook is _stay_in_eval]: del m._forward_pre_hooks[key]
+    for m in norms if batch_norm == "train" else (): _release(m)
     return model
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #6688a873
@@ -104,27 +106,44 @@ class _Loop:
     def __init__(self, net, model, recipe, penalty, total, workers, acc):
         self.net, self.plain, self.recipe, self.penalty, self.total, self.workers, self.accelerator = net, model, recipe, penalty, total, workers, acc
         self.start = {n: p.detach().clone() for n, p in model.named_parameters() if n.startswith("body.")} if penalty else {}
-        self.done, self.losses, self.parts, self.kept = 0, [], 1, None
+        self.done, self.losses, self.parts, self.kept, self.resumed = 0, [], 1, None, {}
 
-    def begin(self, phase, train):
+    def begin(self, phase, sets, valid):
         "A phase has its own optimiser, so its own moments; body and heads are two groups, for two rates. What it leaves frozen runs once."
         self.phase, recipe = phase, self.recipe
+        if self.resumed: self._as_it_was()
         heads = [p for n, p in self.plain.named_parameters() if not n.startswith("body.")]
         groups = [{"params": list(self.plain.body.parameters()), "part": "body"}, {"params": heads, "part": "head"}]
         make = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.SGD
         extra = {} if recipe.optimizer == "adamw" else {"momentum": recipe.momentum}
         self.optimizer = self.accelerator.prepare(make(groups, lr=0.0, weight_decay=recipe.weight_decay, fused=True, **extra))
-        self.kept = keep(self, train)
-        self.folded = self._folded(train)
+        self.kept = keep(self, sets, valid, room=not self.resumed) if self.resumed.get("kept", True) else None
+        self.mark, self.resumed = self.kept and self.kept.mark(), {}
+        self.folded = self._folded(sets[0])
         self.model = self.accelerator.prepare(self.plain) if self.accelerator.num_processes > 1 else compiled(self.plain, self.total)
         return self
 
     def _folded(self, train):
         "What folds the BatchNorms that this phase holds, where that pays: on a CPU."
-        body_rests = self.kept is not None and not self.phase.stages         # only the head runs in a step
-        if body_rests or self.accelerator.device.type != "cpu": return contextlib.nullcontext()
-        held = [m for m in _norms(self.plain.body, [""]) if _held(m)]
-        return Folded(self.plain.body, held, on_device(self.net, train.batch([0]), self.accelerator.device))
+        held = [m for m in _norms(self.plain.body if self.kept is None else self.plain.after, [""]) if _held(m)]      # of what runs in a step
+        if not held or self.accelerator.device.type != "cpu": return contextlib.nullcontext()
+        return Folded(self.plain.body, held, on_device(self.net, train.batch([0]), self.accelerator.device), _held)
+
+    def rests(self) -> dict:
+        "Names of the parameters that move and of the norms that are held, for a checkpoint: a callback may have changed them."
+        return {"moving": [n for n, p in self.plain.named_parameters() if p.requires_grad], "held": [n for n, m in self.plain.named_modules() if _held(m)]}
+
+    def _as_it_was(self):
+        for n, p in self.plain.named_parameters(): p.requires_grad_(n in self.resumed["moving"])
+        for n, m in self.plain.named_modules():
+            if n in self.resumed["held"]: _hold(m)
+            elif _held(m): _release(m)
+
+    def look_again(self, train):
+        "After callbacks: what rests no more is not taken from before, and moments are there for what has begun to move."
+        if self.kept is not None and self.mark != self.kept.mark(): self.kept = None; self.folded = self._folded(train)
+        if self.recipe.optimizer == "sgd" and self.recipe.momentum:
+            for p in (p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad): self.optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
 
     def batches(self, epoch, first):
         "Batches of an Epoch from number `first` on: pictures, or activations where they are kept."
@@ -139,7 +158,7 @@ def _forward(loop, batch, domain):
     x = x.to(device) if kept else on_device(loop.net, x, device)
     labels = batch.get(prefix + "labels")
     y = None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)).to(device)
-    with loop.accelerator.autocast(), loop.folded: features, logits = loop.model(x, both=True, domain=domain, kept=kept)
+    with loop.accelerator.autocast(): features, logits = loop.model(x, both=True, domain=domain, kept=kept)
     return features.float(), logits.float(), y
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #a5ecb51a
@@ -159,7 +178,8 @@ def _gradients(loop, batch, share):
     "Loss and hits of a batch, its gradient in the network; in as many parts as the memory asks for."
     while True:
         loop.optimizer.zero_grad()
-        try: return gradients(lambda part: _loss(loop, part), batch, loop.accelerator.backward, loop.parts, share * loop.accelerator.num_processes)
+        try:
+            with loop.folded: return gradients(lambda part: _loss(loop, part), batch, loop.accelerator.backward, loop.parts, share * loop.accelerator.num_processes)
         except Exception as e:
             if not out_of_memory(e): raise
             loop.parts = halved(loop.parts, len(batch["labels"]), loop.recipe.batch_norm == "train", loop.accelerator.num_processes)
@@ -215,13 +235,16 @@ def _one_epoch(result, loop, at, data, valid, best, callbacks, bar, save):
     model.train()
     loss, accuracy = _epoch(loop, at, data, bar, save)
     at.next_epoch()
-    if not math.isfinite(loss): return diverged(result, at.epoch - 1, best)
-    row = dict(epoch=at.epoch, loss=loss, accuracy=accuracy, **score(loop, result, valid), lr=loop.phase.lr, trainable=result.trainable, seconds=time.perf_counter() - began)
+    same_buffers(loop.accelerator, model)
+    scores = score(loop, result, valid) if math.isfinite(loss) and finite(model) else {"valid_loss": math.nan}
+    if not math.isfinite(scores["valid_loss"] or 0): return diverged(result, at.epoch - 1, best)
+    row = dict(epoch=at.epoch, loss=loss, accuracy=accuracy, **scores, lr=loop.phase.lr, trainable=result.trainable, seconds=time.perf_counter() - began)
     result.history.append(row)
     bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "valid_accuracy") if row.get(k) is not None})
     if not best.offer(at.epoch, row, lambda: _copy(model)): result.stopped = f"no better validation score for {result.recipe.patience} epochs"
     end = EpochEnd(at.epoch, row, result)
     for callback in callbacks: callback(end)
+    if callbacks: loop.look_again(data.train)
     if end.why and not result.stopped: result.stopped = end.why
 
 def _copy(model): return {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -231,6 +254,7 @@ def _train(result, loop, train, valid, todo, source, unlabelled, callbacks, prog
     "Carry out the phases from where the run stands; fills in history and leaves the best weights in the model."
     from tqdm.auto import tqdm
     model, net, recipe, acc, best = result.model, result.backbone, result.recipe, loop.accelerator, Best(result.recipe.patience)
+    sets = [d for d in (train, source, unlabelled) if d is not None]
     with checkpoint.taken_up(): at = take_up(found, result, loop, best) if found else Position()
     if not found: best.offer(0, score(loop, result, valid), lambda: _copy(model))
     save = keeper(checkpoint, result, loop, best, at)
@@ -238,7 +262,7 @@ def _train(result, loop, train, valid, todo, source, unlabelled, callbacks, prog
         while at.phase < len(todo.phases):
             phase = todo.phases[at.phase]
             _set_moving(model, net, phase.stages, todo.batch_norm or recipe.batch_norm)
-            result.trainable = _trainable(loop.begin(phase, train).plain)
+            result.trainable = _trainable(loop.begin(phase, sets, valid).plain)
             with checkpoint.taken_up(): found = unpack_optimizer(found[0], loop.optimizer) if found else None
             while at.turn < phase.epochs and not result.stopped:
                 _one_epoch(result, loop, at, Epoch(train, recipe, at.epoch, source, unlabelled, acc.process_index, acc.num_processes), valid, best, callbacks, bar, save)

@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.errors import BadValue, did_you_mean
-from ..engine.files import read_image, sha256_array, sha256_file
+from ..engine.files import Unreadable, image_and_sum, sha256_array, sha256_file
 
 # %% ../../nbs/2_vision/images.ipynb #c9e4ec84
 class _InMemory:
     "Pixels in one array."
     def __init__(self, images, digests=None):
-        self.images, self.size, self._digests = images, _side(images), digests
+        self.images, self.size, self._digests = images if digests is None else _sealed(images), _side(images), digests
 
     def __len__(self): return len(self.images)
 
@@ -41,6 +41,12 @@ class _InMemory:
         "A sha256 for each image."
         return list(self._digests) if self._digests else [sha256_array(im) for im in self.images]
 
+def _sealed(images):
+    "The array as one that can't be written to: its sums are known and would no longer be right."
+    images = images.view()
+    images.flags.writeable = False
+    return images
+
 def _side(images):
     "The side of square images in pixels, else (height, width)."
     h, w = images.shape[1:3]
@@ -49,11 +55,14 @@ def _side(images):
 # %% ../../nbs/2_vision/images.ipynb #404ebfdf
 KEEP_BYTES = 2**30  # decoded images that take less than this stay in memory
 
-def _read_all(paths, size, draft=False):
-    images = np.empty((len(paths), size, size, 3), np.uint8)
-    def read(i): images[i] = read_image(paths[i], size, draft=draft)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: list(pool.map(read, range(len(paths))))
-    return images
+def _read_all(paths, size, draft=False, digests=None):
+    "Images and digests of these files; Unreadable where a file is no longer the one whose digest is given."
+    images, digests = np.empty((len(paths), size, size, 3), np.uint8), digests or [None] * len(paths)
+    def read(i):
+        images[i], file_sum = image_and_sum(paths[i], size, draft=draft)
+        if digests[i] not in (None, found := _digest(file_sum, size, draft)): raise Unreadable(paths[i], "it has changed since it was first read. Read the folder again")
+        return found
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: return images, list(pool.map(read, range(len(paths))))
 
 def _digest(file_sum, size, draft=False): return hashlib.sha256(f"{file_sum} {size}{' draft' if draft else ''}".encode()).hexdigest()
 
@@ -68,13 +77,14 @@ class _OnDisk:
     def all(self):
         "(N,H,W,3) uint8, kept where they are small enough."
         if self._kept is not None: return self._kept
-        images = _read_all(self.paths, self.size, self.draft)
-        if images.nbytes < KEEP_BYTES: self._kept = images
+        images, self._digests = _read_all(self.paths, self.size, self.draft, self._digests)
+        if images.nbytes < KEEP_BYTES: self._kept = images = _sealed(images)
         return images
 
     def take(self, i):
         "The images at these indices."
-        return _read_all([self.paths[j] for j in i], self.size, self.draft) if self._kept is None else self._kept[i]
+        if self._kept is not None: return self._kept[i]
+        return _read_all([self.paths[j] for j in i], self.size, self.draft, self._digests and [self._digests[j] for j in i])[0]
 
     def subset(self, i):
         "A store of the files at these indices."

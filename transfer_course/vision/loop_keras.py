@@ -18,7 +18,7 @@ import numpy as np
 
 from ..engine.errors import UserMistake
 from ..engine.frameworks import load_keras
-from .recipes import Best, score_row
+from .recipes import Best, check_state, score_row
 
 keras = load_keras()
 from keras import layers, ops, tree
@@ -282,6 +282,7 @@ def frozen_part(body, head, recipe, epochs, sets, valid, host, device, room=True
     import psutil
     part = Frozen(body, at, host, device, head)
     n = versions * sum(len(d) for d in sets) + (0 if valid is None else len(valid))
+    if n > epochs * len(sets[0]) * len(sets) + (0 if valid is None else len(valid)): return None       # of another set an epoch takes as many images as of the first
     return part if not room or n * part.bytes(sets[0].batch(np.arange(1))[0]) <= psutil.virtual_memory().available / 4 else None
 
 # %% ../../nbs/2_vision/loop_keras.ipynb #0e48dc80
@@ -317,7 +318,7 @@ class Run:
         self.best, self.part, self.good, self.epoch, self.diverged = Best(result.recipe.patience), None, saved, 0, False
         trainer.how.device = scaling[1]
         if saved:
-            with checkpoint.taken_up(): self._put_back()
+            with checkpoint.taken_up(): self._check_saved(); self._put_back()
         if self.diverged: warnings.warn(result.stopped, stacklevel=4)
 
     def take(self):
@@ -328,6 +329,16 @@ class Run:
         for k in set(first.values()): tensors |= _numbered(k, kept[k])
         return tensors, dict(epoch=self.epoch, best=numbers, first=first, history=list(r.history), losses=list(r.step_losses), stopped=r.stopped, trainable=r.trainable,
                              diverged=self.diverged, pieces=self.trainer.how.pieces, frozen=self.part is not None, held=[l.name for l in leaves(self.trainer.body) if not l.trainable])
+
+    def _check_saved(self):
+        (tensors, s), shapes = self.good, [w.shape for w in self.result.model.weights]
+        check_state(s, s["epoch"], s["pieces"] - 1, s["trainable"])
+        same = all([a.shape for a in _values(f, tensors)] == shapes for f in s["first"].values())
+        if not same or [type(s[k]) for k in ("held", "frozen", "diverged")] != [list, bool, bool]: raise ValueError("a state of another run")
+
+    def finite(self) -> bool:
+        "Whether every weight and every statistic is a number."
+        return all(np.isfinite(v.numpy()).all() for v in self.trainer.variables)
 
     def _put_back(self):
         "To the last good state, but for the optimiser, whose variables a phase makes."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['torch', 'COMPILE_STEPS', 'on_device', 'parts_of', 'gradients', 'out_of_memory', 'halved', 'split_at', 'Kept', 'keep',
            'Folded', 'Position', 'pack', 'under', 'unpack_model', 'unpack_optimizer', 'take_up', 'keeper',
-           'accelerator', 'summed', 'gathered', 'score', 'compiled']
+           'accelerator', 'summed', 'same_buffers', 'gathered', 'score', 'finite', 'compiled']
 
 # %% ../../nbs/2_vision/loop_torch.ipynb #ee44c017
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from ..engine.engines import conv_norms
 from ..engine.errors import BadValue
 from ..engine.frameworks import load_torch
 from .backbones import Backbone
-from .recipes import score_row
+from .recipes import check_state, score_row
 
 torch = load_torch()
 from torch import nn
@@ -105,11 +105,15 @@ class Kept:
     "Activations at the cut, for each data set of an epoch (`stream` 0: training) and each augmented version."
     def __init__(self, net, before, device): self.net, self.before, self.device, self.done = net, before, device, {}
 
-    def fits(self, data, versions: int) -> bool:
-        "Whether all activations take less than a quarter of the free memory, judged by one image."
+    def fits(self, data, n: int, room: bool = True) -> bool:
+        "Whether what comes out is one tensor and, with `room`, that of `n` images takes less than a quarter of the free memory, judged by one image."
         import psutil
         with torch.no_grad(): one = self.before(on_device(self.net, data.batch([0]), self.device))
-        return isinstance(one, torch.Tensor) and one.nbytes*len(data)*versions < psutil.virtual_memory().available/4
+        return isinstance(one, torch.Tensor) and (not room or one.nbytes*n < psutil.virtual_memory().available/4)
+
+    def mark(self) -> list:
+        "Changes with any tensor of the frozen part, and when one begins to move."
+        return [(t.data_ptr(), t._version, t.requires_grad) for t in (*self.before.parameters(), *self.before.buffers())]
 
     def of(self, data, images, key):
         "All activations of a data set, in the memory of the CPU; `images(rows)` gives the pictures."
@@ -125,15 +129,16 @@ class Kept:
         return epoch.batch(i, lambda data, rows, stream: self.of(data, lambda r: epoch.images(data, r, stream), (stream, version))[rows])
 
 # %% ../../nbs/2_vision/loop_torch.ipynb #e56724e7
-def keep(loop, train):
-    "The activations of the frozen part, where there is one, it pays and they fit the memory; else None."
-    recipe, phase = loop.recipe, loop.phase
+def keep(loop, sets, valid=None, room: bool = True):
+    "The activations of the frozen part, where there is one, it pays and (with `room`) they fit the memory; else None. `sets` are those of an epoch, the training set first."
+    recipe, phase, n = loop.recipe, loop.phase, sum(map(len, sets))
     versions = 1 if not recipe.augment else recipe.views or phase.epochs
-    if versions >= phase.epochs or loop.penalty or len(phase.stages) == len(loop.net.stages): return None
+    pays = versions < phase.epochs and versions*n <= phase.epochs*len(sets[0])*len(sets)     # of another set an epoch takes as many images as of the first
+    if not pays or loop.penalty or len(phase.stages) == len(loop.net.stages): return None
     cut = split_at(loop.plain.body, [p for s in phase.stages for p in loop.net.stages[s]])
     if cut is None: return None
     kept, loop.plain.__dict__["after"] = Kept(loop.net, cut[0], loop.accelerator.device), cut[1]
-    return kept if kept.fits(train, versions) else None
+    return kept if kept.fits(sets[0], versions*n + (0 if valid is None else len(valid)), room) else None
 
 # %% ../../nbs/2_vision/loop_torch.ipynb #f01ded02
 def _scaled(conv, norm, x):
@@ -147,9 +152,15 @@ def _scaled(conv, norm, x):
 
 def _passed(norm, x): return norm.act(norm.drop(x)) if hasattr(norm, "act") else x      # timm's has its activation inside
 
+def _watched(conv, norm) -> bool:
+    "Whether a hook looks between the two, where other numbers pass when they are one."
+    everywhere = [getattr(nn.modules.module, f"_global_{kind}_hooks", None) for kind in ("forward", "forward_pre", "backward", "backward_pre")]
+    return any([*everywhere, conv._forward_hooks, conv._backward_hooks, conv._backward_pre_hooks, norm._forward_hooks, norm._backward_hooks, len(norm._forward_pre_hooks) > 1])
+
 class Folded:
     "While entered, the `norms` that stand behind a convolution and learn nothing are a part of it. Empty where that changes the output of `body`."
-    def __init__(self, body, norms, x):
+    def __init__(self, body, norms, x, still=lambda norm: True):     # `still`: whether a norm is held, asked at every entrance
+        self.still = still
         self.pairs = [(c, n) for c, n in ((getattr(m, a), getattr(m, b)) for m, a, b in conv_norms(body)) if any(n is k for k in norms) and self._fit(c, n)]
         was = body.training
         with torch.no_grad():
@@ -159,13 +170,16 @@ class Folded:
         if not same: self.pairs = []
 
     @staticmethod
-    def _fit(conv, norm): return not any(p.requires_grad for p in norm.parameters()) and norm.affine and norm.track_running_stats and not {"forward", "weight"} & {*conv.__dict__, *norm.__dict__}
+    def _fit(conv, norm):
+        plain = {n for n, _ in conv.named_parameters()} <= {"weight", "bias"} and not {"forward", "weight"} & {*conv.__dict__, *norm.__dict__}
+        return plain and norm.affine and norm.track_running_stats and not any(p.requires_grad for p in norm.parameters())
 
     def __enter__(self):
-        for conv, norm in self.pairs: conv.forward, norm.forward = partial(_scaled, conv, norm), partial(_passed, norm)
+        self.entered = [(c, n) for c, n in self.pairs if self._fit(c, n) and self.still(n) and not _watched(c, n)]
+        for conv, norm in self.entered: conv.forward, norm.forward = partial(_scaled, conv, norm), partial(_passed, norm)
 
     def __exit__(self, *error):
-        for conv, norm in self.pairs: del conv.forward, norm.forward
+        for conv, norm in self.entered: del conv.forward, norm.forward
 
 # %% ../../nbs/2_vision/loop_torch.ipynb #36e9e30b
 @dataclass
@@ -208,9 +222,13 @@ def unpack_model(tensors: dict, model) -> dict:
     return {kind.removeprefix("best "): {k: v.to(device) for k, v in under(tensors, f"{kind}/").items()} for kind in kinds}
 
 def unpack_optimizer(tensors: dict, optimizer) -> None:
-    "Fill the optimiser's moments, each laid out in memory as its parameter."
-    state = {}
+    "Fill the optimiser's moments, each laid out in memory as its parameter; ValueError where they are not its own."
+    state, params = {}, [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in under(tensors, "optimizer/").items(): state.setdefault(int(name.split("/")[0]), {})[name.split("/")[1]] = value
+    names = {"step", "exp_avg", "exp_avg_sq"} if "betas" in optimizer.param_groups[0] else {"momentum_buffer"}
+    for i, moments in state.items():       # a fused optimiser writes wherever it believes its moments to be
+        right = {k: v.is_floating_point() and v.shape == (() if k == "step" else params[i].shape) for k, v in moments.items()}
+        if i < 0 or set(moments) != names or not all(right.values()): raise ValueError(f"moments of parameter {i}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -221,11 +239,21 @@ def unpack_optimizer(tensors: dict, optimizer) -> None:
 def take_up(found, result, loop, best):
     "Fill everything from a checkpoint but the optimiser, which its phase makes; returns the position."
     tensors, state = found
-    best.from_state(state["best"], unpack_model(tensors, loop.plain))
+    at = _place(state["at"], loop)
+    check_state(state, at.epoch, state["parts"] - 1)
+    shapes, kept = {k: v.shape for k, v in loop.plain.state_dict().items()}, unpack_model(tensors, loop.plain)
+    if any({k: v.shape for k, v in s.items()} != shapes for s in kept.values()): raise ValueError("weights of another network")
+    best.from_state(state["best"], kept)
     result.history, result.stopped = state["history"], state["stopped"]
     loop.losses, loop.done, loop.parts = state["losses"], len(state["losses"]), state["parts"]
-    at = Position(**state["at"])
+    loop.resumed = {"kept": state["kept"], "moving": set(state["moving"]), "held": set(state["held"])}
+    return at
+
+def _place(numbers: dict, loop) -> Position:
+    "The position that a checkpoint tells; TypeError or ValueError where there is none like it."
+    at = Position(**numbers)
     if any(type(v) is not type(getattr(at, k)) for k, v in asdict(Position()).items()): raise TypeError("a place that is none")
+    if min(at.phase, at.turn, at.epoch, at.step, at.right, at.seen) < 0 or at.step > loop.total or at.step and not at.seen: raise ValueError("a place that is none")
     return at
 
 def keeper(checkpoint, result, loop, best, at):
@@ -234,7 +262,8 @@ def keeper(checkpoint, result, loop, best, at):
         "Put the run down."
         if not loop.accelerator.is_main_process or not (checkpoint.path and (now or checkpoint.due())): return
         numbers, kept = best.as_state()
-        checkpoint.save(pack(loop.plain, loop.optimizer, kept), dict(at=asdict(at), best=numbers, history=result.history, stopped=result.stopped, losses=loop.losses, parts=loop.parts))
+        checkpoint.save(pack(loop.plain, loop.optimizer, kept), dict(at=asdict(at), best=numbers, history=result.history, stopped=result.stopped, losses=loop.losses,
+                                                                     parts=loop.parts, kept=loop.kept is not None, **loop.rests()))
     return save
 
 # %% ../../nbs/2_vision/loop_torch.ipynb #555fdb57
@@ -251,6 +280,11 @@ def summed(accelerator, *values: float) -> list[float]:
     kind = torch.float32 if accelerator.device.type == "mps" else torch.float64
     return accelerator.reduce(torch.tensor(values, dtype=kind, device=accelerator.device), "sum").tolist()
 
+def same_buffers(accelerator, model) -> None:
+    "Every process goes on with the mean of all processes' statistics: the network that is scored is the one that is kept."
+    for b in model.buffers() if accelerator.num_processes > 1 else ():
+        if b.is_floating_point(): b.copy_(accelerator.reduce(b, "mean"))
+
 def gathered(accelerator, mine: np.ndarray, n: int) -> np.ndarray:
     "Rows (n, C) of which each process has computed every `num_processes`-th, together again."
     if accelerator.num_processes == 1: return mine
@@ -265,8 +299,12 @@ def score(loop, result, valid):
     if valid is None or not len(valid): return score_row(result, None)
     acc = loop.accelerator
     mine = valid.subset(np.arange(acc.process_index, len(valid), acc.num_processes)) if acc.num_processes > 1 else valid
-    Z = result.logits(mine) if loop.kept is None else _from_kept(loop, mine)
+    Z = np.zeros((0, len(result.classes)), np.float32) if not len(mine) else result.logits(mine) if loop.kept is None else _from_kept(loop, mine)
     return score_row(result, valid, gathered(acc, Z, len(valid)))
+
+def finite(model) -> bool:
+    "Whether every weight and every statistic is a number."
+    return all(bool(torch.isfinite(v).all()) for v in model.state_dict().values() if v.is_floating_point())
 
 def _from_kept(loop, valid):
     "Logits (N, C) of images whose activations are kept."

@@ -6,8 +6,8 @@
 __all__ = ['Recipe', 'Phase', 'Plan', 'register_strategy', 'strategies', 'plan', 'batches_of', 'Epoch', 'ahead', 'rate',
            'initial_head', 'starting_head', 'second_head', 'fresh_model', 'snapshot', 'moved', 'assert_frozen',
            'what_moves', 'stage_sizes', 'tell_what_moves', 'Step', 'softmax', 'loss_and_accuracy', 'Best', 'Result',
-           'score_row', 'EpochEnd', 'diverged', 'check_data', 'prepared', 'about_run', 'check_head', 'rebuild',
-           'fine_tune', 'load_result']
+           'score_row', 'EpochEnd', 'check_state', 'diverged', 'check_data', 'prepared', 'about_run', 'check_head',
+           'rebuild', 'fine_tune', 'load_result']
 
 # %% ../../nbs/2_vision/recipes.ipynb #18706f26
 import math
@@ -323,7 +323,7 @@ class Best:
             self._keep_good(row.get("loss", math.inf), take())
             return True
         score = (row["valid_accuracy"], -row["valid_loss"])
-        if self.score is None or score > self.score: self.score, self.epoch, self.state, self.bad = score, epoch, take(), 0
+        if math.isfinite(row["valid_loss"]) and (self.score is None or score > self.score): self.score, self.epoch, self.state, self.bad = score, epoch, take(), 0
         else: self.bad += 1
         return self.patience is None or self.bad < self.patience
 
@@ -419,11 +419,19 @@ class EpochEnd:
         "End training after this epoch."
         self.why = why
 
+def check_state(state: dict, *counts: int) -> None:
+    "ValueError where what a checkpoint tells of a run (`best`, `history`, `losses`, `stopped`, counts from 0) can't be so."
+    best, number = state["best"], lambda v: type(v) in (int, float)
+    score, whole = best["score"] or [], [c for c in (best["bad"], best["epoch"], *counts) if c is not None]
+    right = type(score) is list and len(score) in (0, 2) and all(map(number, score)) and (best["lowest"] is None or number(best["lowest"]))
+    lists = all(type(state[k]) is list for k in ("history", "losses")) and all(map(number, state["losses"])) and all(type(r) is dict for r in state["history"])
+    if not (right and lists and type(state["stopped"]) is str and all(type(c) is int and c >= 0 for c in whole)): raise ValueError("numbers that are none")
+
 def diverged(result, epoch: int, best: Best):
-    "Note in the result, and warn, that the loss stopped being a number; `best.state` becomes what to go back to."
+    "Note in the result, and warn, that the loss or the weights stopped being numbers; `best.state` becomes what to go back to."
     import warnings
     if best.state is None: best.state = best.good
-    result.stopped = (f"the loss became infinite or not a number in epoch {epoch + 1}; the last good weights are kept. "
+    result.stopped = (f"the loss or the weights became infinite or not a number in epoch {epoch + 1}; the last good weights are kept. "
                       "Try a learning rate ten times smaller, a longer warm-up, or check the images.")
     warnings.warn(result.stopped, stacklevel=3)
 
@@ -449,12 +457,12 @@ def prepared(backbone, framework, train, valid, recipe, source=None, unlabelled=
     return recipe, todo
 
 def about_run(backbone, recipe: Recipe, train, **others) -> dict:
-    "What decides a run's weights, for a checkpoint: recipe, backbone's weights, classes, and the sums of all data sets by name."
+    "What decides a run's weights, for a checkpoint: recipe, backbone, classes, and the sums of all data sets by name."
     import hashlib, json
-    from transfer_course.vision.catalogue import digest
+    from transfer_course.vision.features import fingerprint
     sets = {k: v for k, v in {"training_images": train, **others}.items() if v is not None}
     sum_of = lambda d: hashlib.sha256(json.dumps([d.digests(), d.labels.tolist(), list(d.classes)]).encode()).hexdigest()
-    return dict(framework=backbone.framework, backbone=backbone.name, weights=digest(backbone.model), recipe=recipe.to_dict(),
+    return dict(framework=backbone.framework, backbone=backbone.name, weights=fingerprint(backbone), recipe=recipe.to_dict(),
                 **{k.replace("_", " "): sum_of(v) for k, v in sets.items()})
 
 # %% ../../nbs/2_vision/recipes.ipynb #5012c728
