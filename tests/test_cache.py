@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfer_course.engine import cache as cache_module
+from transfer_course.engine import extraction
 from transfer_course.engine.cache import FeatureCache, cache_dir
 from transfer_course.engine.errors import BadValue
-from transfer_course.engine.extraction import cached_features, extract_features
+from transfer_course.engine.extraction import RowFile, cached_features, extract_features
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX files")
 DIM = 40
@@ -477,3 +478,54 @@ def test_the_bar_is_on_stderr_and_says_the_time_left(folder, capfd):
     assert capfd.readouterr() == ("", "")
     extract_features(means, [x], 30, 3)
     assert "features: 100%" in capfd.readouterr().err
+
+
+def test_rows_are_written_plainly_and_whole(tmp_path, monkeypatch):
+    rng, want = np.random.default_rng(0), np.zeros((500, 7), np.float32)
+    rows = RowFile(tmp_path / "rows.npy", 500, 7)
+    map_ = np.memmap
+
+    def mapped(path, dtype, mode, *args):  # a map that is written to shares pages, and dies with SIGBUS on a full disk
+        assert mode == "r"
+        return map_(path, dtype, mode, *args)
+
+    monkeypatch.setattr(np, "memmap", mapped)
+    for positions in (np.arange(64, 128), rng.permutation(500)[:300], [3, 2, 1], [7, 8, 7], [499], []):
+        new = rng.normal(size=(len(positions), 7))
+        rows[positions] = new
+        want[np.asarray(positions, int)] = new
+        assert (rows[positions] == want[np.asarray(positions, int)]).all()
+    rows[[0, 5]] = 1.5
+    want[[0, 5]] = 1.5
+    assert (np.load(tmp_path / "rows.npy") == want).all()
+
+    class Slow(list):  # a disk that takes a few bytes at a time
+        def write(self, data):
+            self.append(bytes(data[:10]))
+            return min(10, len(data))
+
+    extraction._write_all(slow := Slow(), want)
+    assert b"".join(slow) == want.tobytes()
+
+
+FULL = """
+import sys
+import numpy as np
+from transfer_course.engine import extraction
+from transfer_course.engine.errors import NoRoom
+extraction._reserve = lambda f, size: f.truncate(size)     # some network disks cannot reserve
+rows = extraction.RowFile(sys.argv[1] + "/rows.npy", 1000, 1280)
+try: rows[np.arange(1000)] = np.ones((1000, 1280))
+except NoRoom as e: print(e)
+"""
+
+
+@posix
+def test_a_disk_that_fills_is_said_and_kills_nobody(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True)
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+    assert done.returncode == 0 and "can't be written: the disk is full." in done.stdout, done

@@ -8,10 +8,11 @@ __all__ = ['ahead', 'extract_features', 'RowFile', 'cached_features']
 # %% ../../nbs/engine/extraction.ipynb #864a9d0c
 import errno
 import os
+import secrets
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 from tqdm import tqdm
@@ -129,7 +130,7 @@ def _reserve(f, size: int):
         if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
 
 class RowFile:
-    "(n, dim) float32 rows in a .npy file, written and read through a memory map of a few rows at a time."
+    "(n, dim) float32 rows in a .npy file, of which a few at a time are in memory."
     HEADER = 128      # bytes
     def __init__(self, path, n: int, dim: int,
                  new: bool=True):     # begin the file, with zeros; else go on with it
@@ -148,20 +149,26 @@ class RowFile:
         with open(self.path, "r+b") as f: f.write(b"\x93NUMPY\x01\x00" + (self.HEADER - 10).to_bytes(2, "little") + text.ljust(self.HEADER - 11).encode() + b"\n")
 
 # %% ../../nbs/engine/extraction.ipynb #87ec5052
-def _map(rows: RowFile, positions, mode):
-    "The stretch of the file that holds `positions`, and where they are in it."
-    low, high = int(np.min(positions)), int(np.max(positions)) + 1
-    return np.memmap(rows.path, "<f4", mode, rows.HEADER + 4 * low * rows.dim, (high - low, rows.dim)), np.asarray(positions) - low
+def _write_all(f, data):
+    "Write until all of `data` is out: a file without a buffer may take a part of it."
+    data = memoryview(data).cast("B")
+    while data: data = data[f.write(data):]
 
 def _set(self, positions, values):
-    "The rows at these positions."
-    if len(positions): part, at = _map(self, positions, "r+"); part[at] = values
+    "The rows at these positions, by plain writes: two machines' maps would share a page, and one on a disk that fills kills the process."
+    if not len(positions): return
+    positions, values = np.asarray(positions), np.ascontiguousarray(np.broadcast_to(values, (len(positions), self.dim)), "<f4")
+    cuts = [0, *np.flatnonzero(np.diff(positions) != 1) + 1, len(positions)]      # runs of consecutive rows
+    try:
+        with open(self.path, "r+b", buffering=0) as f:
+            for i, j in zip(cuts, cuts[1:]): f.seek(self.HEADER + 4 * self.dim * int(positions[i])); _write_all(f, values[i:j])
+    except OSError as e: raise disk_mistake(e, self.path) from e
 
 def _get(self, positions) -> np.ndarray:
-    "The rows at these positions, (k, dim)."
+    "The rows at these positions, (k, dim), through a memory map of the stretch that holds them."
     if not len(positions): return np.zeros((0, self.dim), np.float32)
-    part, at = _map(self, positions, "r")
-    return part[at]
+    low, high = int(np.min(positions)), int(np.max(positions)) + 1
+    return np.memmap(self.path, "<f4", "r", self.HEADER + 4 * low * self.dim, (high - low, self.dim))[np.asarray(positions) - low]
 
 def _whole(self) -> np.ndarray:
     "All rows, as a memory map that is only read."
