@@ -529,3 +529,43 @@ def test_a_disk_that_fills_is_said_and_kills_nobody(tmp_path):
     finally:
         subprocess.run(["umount", "-l", tmp_path], check=True)
     assert done.returncode == 0 and "can't be written: the disk is full." in done.stdout, done
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_file_of_features_appears_whole_or_not_at_all(tmp_path, older):
+    x, names, out = pictures(30), [str(i) for i in range(30)], tmp_path / "f.npy"
+    call = lambda network, **k: cached_features("k", names, lambda i: x[i], network, 3, batch_size=8, progress=False, out=out, **k)  # noqa: E731
+    before = cached_features("k", names, lambda i: x[i] // 2, means, 3, cache=False, progress=False, out=out) if older else None
+    kept = out.read_bytes() if older else b""
+
+    def looking(images):
+        assert (out.read_bytes() == kept) if older else not out.exists()
+        return means(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        call(Counter(stop=2))
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["f.npy"] * older and (not older or out.read_bytes() == kept)
+    rows = call(looking, cache=False)
+    assert isinstance(rows, np.memmap) and os.path.samefile(rows.filename, out) and (rows == means(x).astype(np.float32)).all()
+    assert (np.load(out) == rows).all() and sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["f.npy"]
+    assert before is None or (before == means(x // 2).astype(np.float32)).all()  # who had mapped the older one still has it
+
+
+def test_a_folder_in_the_place_of_the_file_is_said_before_the_work(tmp_path):
+    network = Counter()
+    with pytest.raises(BadValue, match="there is a folder of this name"):
+        cached_features("k", ["a"], lambda i: pictures(1), network, 3, progress=False, out=tmp_path)
+    assert not network.sizes
+
+
+@posix
+def test_killed_it_leaves_no_file_that_looks_whole(tmp_path):
+    code = """
+import os, signal, sys
+import numpy as np
+from transfer_course.engine.extraction import cached_features
+def network(images): os.kill(os.getpid(), signal.SIGKILL)
+cached_features("k", ["a"], lambda i: np.zeros((1, 4, 4, 3), np.uint8), network, 3, progress=False, out=sys.argv[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "f.npy")])
+    assert done.returncode == -signal.SIGKILL and not (tmp_path / "f.npy").exists()

@@ -353,6 +353,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'transfer_course/engine/extraction.py'),
                                                    'transfer_course.engine.extraction._Writer.missing': ( 'engine/extraction.html#_writer.missing',
                                                                                                           'transfer_course/engine/extraction.py'),
+                                                   'transfer_course.engine.extraction._appearing': ( 'engine/extraction.html#_appearing',
+                                                                                                     'transfer_course/engine/extraction.py'),
                                                    'transfer_course.engine.extraction._bar': ( 'engine/extraction.html#_bar',
                                                                                                'transfer_course/engine/extraction.py'),
                                                    'transfer_course.engine.extraction._checked': ( 'engine/extraction.html#_checked',

@@ -177,6 +177,22 @@ def _whole(self) -> np.ndarray:
 
 RowFile.__setitem__, RowFile.__getitem__, RowFile.whole = _set, _get, _whole
 
+# %% ../../nbs/engine/extraction.ipynb #5e0a77c4
+@contextmanager
+def _appearing(out, n: int, dim: int):
+    "A `RowFile` that gets the name `out` when the block ends well; until then an older file stays there, and of a failure nothing."
+    out = os.fsdecode(os.path.realpath(out))      # what a link points to is written, not the link
+    if os.path.isdir(out): raise disk_mistake(OSError(errno.EISDIR, "is a directory"), out)
+    rows = RowFile(f"{out}.{secrets.token_hex(4)}.part", n, dim)
+    try:
+        yield rows
+        try: rows.whole(); os.replace(rows.path, out)
+        except OSError as e: raise disk_mistake(e, out) from e
+    except BaseException:
+        with suppress(OSError): os.unlink(rows.path)
+        raise
+    rows.path = out
+
 # %% ../../nbs/engine/extraction.ipynb #64c54c6a
 def cached_features(key: str,             # all that decides the numbers: weights' sum, preprocessing, engine
                     digests: list[str],   # N names by content
@@ -184,20 +200,20 @@ def cached_features(key: str,             # all that decides the numbers: weight
                     features,             # uint8 (B, H, W, 3) -> (B, dim)
                     dim: int, *, batch_size: int=32, cache: bool=True, progress: bool=True, label: str="features",
                     streams: int=1,       # batches in the network at once
-                    out=None              # a new .npy file: the rows go there, and memory does not grow with N
+                    out=None              # a .npy file: the rows go there, and memory does not grow with N
                    ) -> np.ndarray:       # (N, dim) float32; a read-only memory map of `out` if that is given
     "Features of N images, each distinct one computed once in a lifetime of the cache."
     if batch_size < 1: raise BadValue(f"batch_size is {batch_size}; expected 1 or more.")
     first, which = _first_of_each(digests)
-    rows = np.empty((len(digests), dim), np.float32) if out is None else RowFile(out, len(digests), dim)
     store = _Writer(key, dim, digests) if cache else None
-    todo = store.missing(first, rows) if cache else first
-    batches, done = _loaded(load, todo, batch_size), len(first) - len(todo)
-    try:
-        for at, new in _stream(features, batches, todo, dim, progress and len(todo) > 0, label, done, streams):
-            rows[todo[at:at + len(new)]] = new
-            if cache: store.add(todo[at:at + len(new)], new)
-    finally:
-        if cache: store.flush()
-    for i in _parts(np.setdiff1d(np.arange(len(which)), first)): rows[i] = rows[first[which[i]]]
+    with nullcontext(np.empty((len(digests), dim), np.float32)) if out is None else _appearing(out, len(digests), dim) as rows:
+        todo = store.missing(first, rows) if cache else first
+        batches, done = _loaded(load, todo, batch_size), len(first) - len(todo)
+        try:
+            for at, new in _stream(features, batches, todo, dim, progress and len(todo) > 0, label, done, streams):
+                rows[todo[at:at + len(new)]] = new
+                if cache: store.add(todo[at:at + len(new)], new)
+        finally:
+            if cache: store.flush()
+        for i in _parts(np.setdiff1d(np.arange(len(which)), first)): rows[i] = rows[first[which[i]]]
     return rows if out is None else rows.whole()
