@@ -158,6 +158,44 @@ def test_nothing_readable_and_no_folder(place):
     assert not (place / "none2").exists()
 
 
+def test_what_a_kill_leaves_beside_is_nothing(place, whole):
+    out = place / "left"
+    out.mkdir()
+    for name in (".0123456789abcdef.tmp", ".lock", ".lock.pid"):  # killed while the plan was written
+        (out / name).write_text("half")
+    assert module._state(out) == "empty"
+    extract_folder(place / "photos", out, size=SIZE, progress=False)
+    assert sorted(os.listdir(out)) == ["extract.json", "features.npy", "index.csv"]
+    for name in (".0123456789abcdef.tmp", ".plan.json", ".journal-0"):  # killed while it tidied up
+        (out / name).write_text("half")
+    extract_folder(place / "photos", out, size=SIZE, resume=True, progress=False)
+    assert sorted(os.listdir(out)) == ["extract.json", "features.npy", "index.csv"]
+    (out / "extract.json").rename(out / "0123456789abcdef.tmp")
+    assert module._state(out) == "other"
+
+
+def test_a_finished_one_is_not_another_folders(place, whole):
+    with pytest.raises(BadValue, match="The images have changed since .*whole was begun"):
+        extract_folder(place / "photos/cats", place / "whole", size=SIZE, resume=True, progress=False)
+
+
+def test_folders_that_cannot_be_looked_into(place, monkeypatch):
+    with pytest.raises(NotFound, match="There is no folder"):
+        extract_folder(place / ("x" * 300), place / "none3", progress=False)
+    forbidden, scan = place / "forbidden", os.scandir
+    forbidden.mkdir()
+
+    def scandir(path):
+        if Path(path) == forbidden:  # permissions do not bind root
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(BadValue, match="forbidden cannot be read: permission denied. Mend that"):
+        extract_folder(forbidden, place / "none3", progress=False)
+    assert not (place / "none3").exists()
+
+
 def test_two_processes_on_one_folder(place):
     with module._claimed(place / "held", False), pytest.raises(InUse, match="already"):
         extract_folder(place / "photos", place / "held", size=SIZE, progress=False)

@@ -807,6 +807,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'transfer_course/practice/extract_folder.py'),
                                                          'transfer_course.practice.extract_folder._state': ( '6_practice/extract_folder.html#_state',
                                                                                                              'transfer_course/practice/extract_folder.py'),
+                                                         'transfer_course.practice.extract_folder._sum': ( '6_practice/extract_folder.html#_sum',
+                                                                                                           'transfer_course/practice/extract_folder.py'),
                                                          'transfer_course.practice.extract_folder._take_part': ( '6_practice/extract_folder.html#_take_part',
                                                                                                                  'transfer_course/practice/extract_folder.py'),
                                                          'transfer_course.practice.extract_folder._work': ( '6_practice/extract_folder.html#_work',

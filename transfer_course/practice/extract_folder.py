@@ -7,8 +7,10 @@ __all__ = ['BLOCK', 'extract_folder']
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #423bb365
 import csv
+import hashlib
 import json
 import os
+import re
 import time
 import zlib
 from contextlib import contextmanager, suppress
@@ -21,21 +23,22 @@ from ..engine.errors import BadValue, NotFound, UserMistake
 from ..engine.extraction import RowFile, _bar, _checked, ahead
 from ..engine.files import Unreadable, atomic_write, disk_mistake, list_images, os_reason, printable, read_image
 from ..engine.frameworks import check_framework, processes
-from ..engine.runs import claim_folder, jsonable, state_of, versions
+from ..engine.runs import _NOTHING, claim_folder, jsonable, state_of, versions
 from ..vision.backbones import backbone as load_backbone
 from ..vision.datasets import _class_of
 from ..vision.features import fingerprint
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #d42f8af0
 _DONE, _PLAN, _ROWS, _JOURNAL = "extract.json", ".plan.json", ".features.part", ".journal-"
+_LEFT = re.compile(r"\.[0-9a-f]{16}\.tmp")    # what `atomic_write` leaves when it is killed
 BLOCK = 64       # images in a block
 
 def _state(out) -> str:    # absent | empty | run | unfinished | other | file
     "As `state_of` a run: `run` is a finished extraction, `unfinished` an interrupted one."
     state = state_of(out)
     if state in ("absent", "empty", "file"): return state
-    names = set(os.listdir(out))
-    return "run" if _DONE in names else "unfinished" if _PLAN in names else "other"
+    names = {n for n in os.listdir(out) if n not in _NOTHING and not _LEFT.fullmatch(n)}
+    return "run" if _DONE in names else "unfinished" if _PLAN in names else "other" if names else "empty"
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #1955f83b
 @contextmanager
@@ -51,8 +54,8 @@ def _check(folder, framework, size):
     "What can be said before anything heavy is loaded."
     check_framework(framework)
     if isinstance(size, bool) or not isinstance(size, int) or not 16 <= size <= 2048: raise BadValue(f"size is {size}; expected a whole number of pixels from 16 to 2048.")
-    if not Path(folder).exists(): raise NotFound(f"There is no folder '{printable(folder, True)}'. Give a folder of images.")
-    if not Path(folder).is_dir(): raise BadValue(f"{printable(folder, True)} is a file; expected a folder of images.")
+    if not os.path.exists(folder): raise NotFound(f"There is no folder '{printable(folder, True)}'. Give a folder of images.")
+    if not os.path.isdir(folder): raise BadValue(f"{printable(folder, True)} is a file; expected a folder of images.")
 
 def _listed(folder) -> tuple[list, list]:
     "[path below `folder`, bytes, time of change] of each file that could be an image, and [path, reason] of the others."
@@ -60,7 +63,9 @@ def _listed(folder) -> tuple[list, list]:
     for f in files:
         try: info = os.stat(f); found.append([os.path.relpath(f, folder), info.st_size, info.st_mtime_ns])
         except OSError: found.append([os.path.relpath(f, folder), -1, -1])
-    if not found: raise BadValue(f"There is no image in {printable(folder, True)}.")
+    if not found:
+        if why := dict(left_out).get(printable(folder)): raise BadValue(f"{printable(folder, True)} {why}. Mend that, or give another folder.")
+        raise BadValue(f"There is no image in {printable(folder, True)}.")
     return found, [list(s) for s in left_out]
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #afb07b11
@@ -83,6 +88,8 @@ def _plan(folder, out, net, state, **options) -> dict:
     return plan
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #c92720e1
+def _sum(files) -> str: return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
 def _same(old, new, out) -> dict:
     "`old`, or BadValue that says in what `new` differs."
     for key, value in new["settings"].items():
@@ -170,7 +177,7 @@ def _close(folder, out: Path, plan, skipped: dict, seconds: float, computed: int
     if not len(good): raise BadValue(f"None of the {len(files)} image files in {printable(folder, True)} can be read; the first one: {next(iter(skipped.values()))}.")
     _features(out, RowFile(out/_ROWS, len(files), s["dim"], new=False), good)
     _index(folder, out, files, good)
-    info = {"format": 1, "folder": printable(folder), **s, "n": len(good), "skipped": sorted(left_out, key=lambda e: e["path"]), "seconds": round(seconds, 2),
+    info = {"format": 1, "folder": printable(folder), **s, "files_sha256": _sum(files), "n": len(good), "skipped": sorted(left_out, key=lambda e: e["path"]), "seconds": round(seconds, 2),
             "images_per_s": round(computed / max(seconds, 1e-9), 1), "processes": team.world, "versions": versions()}
     with atomic_write(out/_DONE, "w") as f: json.dump(jsonable(info), f, ensure_ascii=False, indent=1)
     _clear(out)
@@ -178,7 +185,7 @@ def _close(folder, out: Path, plan, skipped: dict, seconds: float, computed: int
 
 def _clear(out: Path):
     "Remove what was only needed on the way."
-    for path in [out/_PLAN, out/_ROWS, out/".features.new", *out.glob(f"{_JOURNAL}*")]:
+    for path in [out/_PLAN, out/_ROWS, out/".features.new", *out.glob(f"{_JOURNAL}*"), *(p for p in out.iterdir() if _LEFT.fullmatch(p.name))]:
         with suppress(OSError): path.unlink()
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #1a433bab
@@ -208,17 +215,19 @@ def _prepare(folder, out, net, state, options):
     done = _finished(out, RowFile(out/_ROWS, n, dim, new=not whole))
     return plan, [b for b in range(-(-n // BLOCK)) if b not in done]
 
-def _result(out: Path, net, options) -> dict:
+def _result(folder, out: Path, net, options) -> dict:
     "What a finished extraction says, if it is the one that is asked for."
     info = json.loads((out/_DONE).read_text(encoding="utf-8"))
-    _same({"settings": info, "files": 0}, {"settings": _settings(net, **options, kind=info["engine"]), "files": 0}, out)
+    now = {"settings": _settings(net, **options, kind=info["engine"]), "files": _sum(_listed(folder)[0])}
+    _same({"settings": info, "files": info.get("files_sha256")}, now, out)
+    _clear(out)      # it was killed, perhaps, when only that was left to do
     return info
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #237f3cdb
 def _lead(folder, out, net, options, resume, team, progress, say):
     "The first process's part: claim the folder, plan, work, finish."
     with _claimed(out, resume) as state:
-        if state == "run": team.tell(None); return _result(out, net, options)
+        if state == "run": team.tell(None); return _result(folder, out, net, options)
         plan, blocks = _prepare(folder, out, net, state, options)
         begin = time.perf_counter()
         todo = sum(len(_rows_of(b, len(plan["files"]), {})) for b in blocks)
