@@ -196,6 +196,41 @@ def test_folders_that_cannot_be_looked_into(place, monkeypatch):
     assert not (place / "none3").exists()
 
 
+def test_blocks_are_whole_batches_and_few_wait(monkeypatch):
+    for size in (16, 64, 160, 224, 225, 256, 384, 512, 1000, 2048):
+        for batch in (8, 16, 32, 64):
+            block = module._block(size, batch)
+            assert block % batch == 0 and (block == 64 if size <= 224 else block == batch or block * size**2 <= 64 * 224**2)
+            for cores, streams, world in ((1, 1, 1), (2, 2, 1), (64, 1, 1), (64, 2, 1), (64, 2, 8)):
+                monkeypatch.setattr(os, "cpu_count", lambda n=cores: n)
+                threads, depth = module._in_flight({"block": block, "size": size}, streams, world)
+                blocks = depth + 1 + (streams + 1 if streams > 1 else 0)
+                assert 1 <= threads <= 8 and 0 <= depth <= 16
+                assert depth == 0 or blocks * block * size**2 * 3 <= module.ROOM
+                assert size > 224 or (threads, depth) == (t := max(1, min(8, cores // world)), 2 * t)
+
+
+def test_large_images_do_not_fill_the_memory(place, whole, monkeypatch):
+    import weakref
+
+    alive, most, decode = set(), [], module._decode
+
+    def counted(*args):
+        block, images, skipped = decode(*args)
+        alive.add(block)
+        weakref.finalize(images.base if images.base is not None else images, alive.discard, block)
+        most.append(len(alive))
+        return block, images, skipped
+
+    monkeypatch.setattr(module, "_decode", counted)
+    monkeypatch.setattr(module, "BLOCK", 16)
+    monkeypatch.setattr(module, "ROOM", 5 * 16 * SIZE**2 * 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    info = extract_folder(place / "photos", place / "bounded", size=SIZE, progress=False)
+    assert info["block"] == 16 and len(most) == 13 and max(most) <= 6  # one more: a block is counted before another is let go
+    assert (place / "bounded/features.npy").read_bytes() == whole[1]
+
+
 def test_two_processes_on_one_folder(place):
     with module._claimed(place / "held", False), pytest.raises(InUse, match="already"):
         extract_folder(place / "photos", place / "held", size=SIZE, progress=False)
