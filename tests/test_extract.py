@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transfer_course.engine.errors import BadValue, InUse, NotFound
+from transfer_course.engine.errors import BadValue, Damaged, InUse, NotFound
 from transfer_course.engine.extraction import RowFile
 from transfer_course.engine.files import read_image
 from transfer_course.practice import extract_folder as module
@@ -229,6 +229,74 @@ def test_large_images_do_not_fill_the_memory(place, whole, monkeypatch):
     info = extract_folder(place / "photos", place / "bounded", size=SIZE, progress=False)
     assert info["block"] == 16 and len(most) == 13 and max(most) <= 6  # one more: a block is counted before another is let go
     assert (place / "bounded/features.npy").read_bytes() == whole[1]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_blocks_that_got_lost_are_done_again(place, whole, monkeypatch, times):
+    out, work, calls = place / f"lost{times}", module._work, []
+
+    def forgetful(*args):  # as another machine that reported its end, and whose last line never reached the disk
+        work(*args)
+        calls.append(args[4])
+        journal = out / ".journal-0"
+        if len(calls) <= times:
+            journal.write_bytes(b"\n".join(journal.read_bytes().splitlines()[:-1]) + b"\n")
+
+    monkeypatch.setattr(module, "_work", forgetful)
+    if times == 2:
+        with pytest.raises(Damaged, match=r"^14 rows could not be kept in .*lost2: .* run again with --resume\.$"):
+            extract_folder(place / "photos", out, size=SIZE, progress=False)
+        assert module._state(out) == "unfinished" and not (out / "extract.json").exists()
+    info = extract_folder(place / "photos", out, size=SIZE, progress=False, resume=times == 2)
+    assert [list(c) for c in calls] == [[0, 1, 2, 3], [3], [3]][: times + 1]
+    assert (out / "features.npy").read_bytes() == whole[1] and info["skipped"] == whole[0]["skipped"]
+
+
+def test_lines_of_the_journal_are_whole_though_the_disk_takes_them_in_parts(place, whole, monkeypatch):
+    import builtins
+    import io
+
+    class Slow(io.FileIO):
+        def write(self, data):
+            return super().write(bytes(data[:5]))
+
+    real = builtins.open
+    monkeypatch.setattr(module, "open", lambda f, m="r", *a, **k: Slow(f, m) if ".journal" in str(f) else real(f, m, *a, **k), raising=False)
+    calls, work = [], module._work
+    monkeypatch.setattr(module, "_work", lambda *args: (calls.append(1), work(*args)))
+    extract_folder(place / "photos", place / "slowly", size=SIZE, progress=False)
+    assert len(calls) == 1 and (place / "slowly/features.npy").read_bytes() == whole[1]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), PermissionError(13, "Permission denied"), MemoryError()])
+def test_what_the_system_refused_is_read_again_when_resumed(place, whole, monkeypatch, error):
+    from transfer_course.engine import files
+
+    out, content = place / f"away-{type(error).__name__}", files._content
+
+    def away(path, max_bytes):
+        if str(path).endswith("000.jpg"):
+            raise error if isinstance(error, MemoryError) else files._Refused(files._why_no_file(path, error))
+        return content(path, max_bytes)
+
+    with monkeypatch.context() as m:
+        m.setattr(files, "_content", away)
+        stopped(m, 3, out, place)
+    reasons = [r for e in module._lines(out) for r in e["skipped"].values()]
+    assert any(r.startswith(("cannot be read: ", "too many pixels for this memory")) for r in reasons)
+    info = extract_folder(place / "photos", out, size=SIZE, progress=False, resume=True)
+    assert (out / "features.npy").read_bytes() == whole[1] and info["skipped"] == whole[0]["skipped"]
+
+
+def test_of_two_lines_for_a_block_the_better_one_counts(place):
+    rows = RowFile(place / "two.npy", 2, 1)
+    plan = {"files": [["a", 1, 1], ["b", 1, 1]], "settings": {"block": 2}}
+    (place / "two").mkdir()
+    bad, good = ({"block": 0, "sum": module.zlib.crc32(bytes(4 * n)), "skipped": s} for n, s in ((1, {"1": "no such file"}), (2, {})))
+    for first, second in ((bad, good), (good, bad)):
+        (place / "two/.journal-0").write_text(json.dumps(first) + "\n")
+        (place / "two/.journal-1").write_text(json.dumps(second) + "\n")
+        assert module._finished(place / "two", rows, plan) == {0: {}}
 
 
 def test_two_processes_on_one_folder(place):

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.engines import EngineFailed, LazyEngine, build, choose
-from ..engine.errors import BadValue, NotFound, UserMistake
-from ..engine.extraction import RowFile, _bar, _checked, ahead
+from ..engine.errors import BadValue, Damaged, NotFound, UserMistake
+from ..engine.extraction import RowFile, _bar, _checked, _write_all, ahead
 from ..engine.files import Unreadable, atomic_write, disk_mistake, list_images, os_reason, printable, read_image
-from ..engine.frameworks import check_framework, processes
+from ..engine.frameworks import _Alone, check_framework, processes
 from ..engine.runs import _NOTHING, claim_folder, jsonable, state_of, versions
 from ..vision.backbones import backbone as load_backbone
 from ..vision.datasets import _class_of
@@ -113,6 +113,10 @@ def _lines(out: Path) -> list:
             with suppress(ValueError): found.append(json.loads(line))
     return [e for e in found if isinstance(e, dict) and {"block", "sum", "skipped"} <= set(e)]
 
+_PASSING = re.compile("cannot be read: |no such file$|a link that leads nowhere$|too many pixels( for this memory)?$")     # as `read_image` says it
+
+def _passing(skipped: dict) -> bool: return any(map(_PASSING.match, skipped.values()))    # the system's reasons, not the files'
+
 def _blocks(plan) -> range: return range(-(-len(plan["files"]) // plan["settings"]["block"]))
 
 def _rows_of(block: int, plan, skipped: dict) -> list:
@@ -123,7 +127,8 @@ def _rows_of(block: int, plan, skipped: dict) -> list:
 def _finished(out: Path, rows: RowFile, plan) -> dict:
     "Block -> {number of the image: why it was skipped}, of all blocks whose rows are right."
     right = lambda e: zlib.crc32(rows[_rows_of(e["block"], plan, e["skipped"])].tobytes()) == e["sum"]
-    return {e["block"]: e["skipped"] for e in _lines(out) if right(e)}
+    best_last = sorted(_lines(out), key=lambda e: (-len(e["skipped"]), not _passing(e["skipped"])))     # a block that was read again has two
+    return {e["block"]: e["skipped"] for e in best_last if right(e)}
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #877268f6
 def _decode(folder, plan, block: int):
@@ -157,11 +162,11 @@ def _work(folder, out, plan, engine, blocks, team, progress):
     loaded = ahead(lambda b: _decode(folder, plan, b), blocks, *_in_flight(s, engine.streams, team.world))
     ours = min(len(files), s["block"] * len(blocks) * team.world)
     with open(out/f"{_JOURNAL}{team.rank}", "ab", buffering=0) as journal, _bar(len(files), "features", progress, len(files) - ours) as bar:
-        journal.write(b"\n")     # ends a line that was cut off
+        _write_all(journal, b"\n")     # ends a line that was cut off
         for block, new, skipped in _run(engine, loaded):
             mine = _rows_of(block, plan, skipped)
             rows[mine] = new = _checked(new, mine, s["dim"])
-            journal.write(json.dumps({"block": block, "sum": zlib.crc32(new.tobytes()), "skipped": skipped}).encode() + b"\n")
+            _write_all(journal, json.dumps({"block": block, "sum": zlib.crc32(new.tobytes()), "skipped": skipped}).encode() + b"\n")
             bar.update(min(bar.total - bar.n, s["block"] * team.world))
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #29ce0322
@@ -207,8 +212,8 @@ def _clear(out: Path):
 # %% ../../nbs/6_practice/extract_folder.ipynb #1a433bab
 class _Team:
     "The processes that torchrun started, or one alone."
-    def __init__(self):
-        self.state = processes()
+    def __init__(self, state=None):
+        self.state = state or processes()
         self.rank, self.world, self.main = self.state.process_index, self.state.num_processes, self.state.is_main_process
         self.wait = self.state.wait_for_everyone
     def tell(self, value):
@@ -229,7 +234,7 @@ def _prepare(folder, out, net, state, options):
     if not whole:
         for path in out.glob(f"{_JOURNAL}*"): path.unlink()
     done = _finished(out, RowFile(out/_ROWS, n, dim, new=not whole), plan)
-    return plan, [b for b in _blocks(plan) if b not in done]
+    return plan, [b for b in _blocks(plan) if b not in done or _passing(done[b])]
 
 def _result(folder, out: Path, net, options) -> dict:
     "What a finished extraction says, if it is the one that is asked for."
@@ -251,8 +256,7 @@ def _lead(folder, out, net, options, resume, team, progress, say):
         team.tell((plan, blocks))
         _take_part(folder, out, net, plan, blocks, team, progress)
         team.wait()
-        rows = RowFile(out/_ROWS, len(plan["files"]), net.feature_dim, new=False)
-        skipped = {i: why for reasons in _finished(out, rows, plan).values() for i, why in reasons.items()}
+        skipped = _complete(folder, out, net, plan, progress)
         return _close(folder, out, plan, skipped, time.perf_counter() - begin, todo, team)
 
 def _take_part(folder, out, net, plan, blocks, team, progress):
@@ -260,6 +264,18 @@ def _take_part(folder, out, net, plan, blocks, team, progress):
     s = plan["settings"]
     engine = LazyEngine(net, s["size"], s["size"], s["engine"], s["weights"])
     _work(folder, out, plan, engine, blocks[team.rank::team.world], team, progress and team.main)
+
+# %% ../../nbs/6_practice/extract_folder.ipynb #9d4e1b06
+def _complete(folder, out, net, plan, progress) -> dict:
+    "{number of the image: why it was skipped}, when every block is right in the file; what got lost of others' work is done again, here."
+    rows = RowFile(out/_ROWS, len(plan["files"]), plan["settings"]["dim"], new=False)
+    for last in (False, True):
+        done = _finished(out, rows, plan)
+        lost = [b for b in _blocks(plan) if b not in done]
+        if not lost: return {str(i): done[b][str(i)] for b in _blocks(plan) for i in _rows_of(b, plan, {}) if str(i) in done[b]}
+        if not last: _take_part(folder, out, net, plan, lost, _Team(_Alone()), progress)
+    n = sum(len(_rows_of(b, plan, {})) for b in lost)
+    raise Damaged(f"{n} rows could not be kept in {printable(out, True)}: what the disk gives back is not what was written. Check the disk, then run again with --resume.")
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #97c97bc7
 def extract_folder(folder,                     # a tree of images, with or without class folders
