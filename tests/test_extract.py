@@ -299,6 +299,72 @@ def test_of_two_lines_for_a_block_the_better_one_counts(place):
         assert module._finished(place / "two", rows, plan) == {0: {}}
 
 
+@pytest.mark.parametrize("kind, words", [("openvino", "OpenVINO is not installed.*. Install it, or"), ("cuda", ".*. Go on where it can, or")])
+def test_an_engine_that_is_not_here_is_said(place, monkeypatch, kind, words):
+    from transfer_course.engine import engines
+    from transfer_course.engine.errors import MissingExtra
+
+    def missing(*args):
+        raise MissingExtra("OpenVINO is not installed. Install it with: pip install 'transfer_course[fast]'")
+
+    out = place / f"begun-with-{kind}"
+    stopped(monkeypatch, 1, out, place)
+    plan = json.loads((out / ".plan.json").read_text())
+    plan["settings"]["engine"] = kind
+    (out / ".plan.json").write_text(json.dumps(plan))
+    monkeypatch.setitem(engines.ENGINES, kind, missing)
+    with pytest.raises(BadValue, match=rf"was begun with the engine '{kind}', which can't run here \({words} choose another folder"):
+        extract_folder(place / "photos", out, size=SIZE, resume=True, progress=False)
+
+
+class Several:
+    """What accelerate says in one process of two that torchrun started."""
+
+    num_processes = 2
+
+    def __init__(self, rank):
+        self.process_index, self.is_main_process = rank, rank == 0
+
+    def wait_for_everyone(self):
+        raise AssertionError("nobody works")
+
+    def destroy_process_group(self):
+        self.left = True
+
+
+def test_others_load_nothing_before_the_first_process_has(place, monkeypatch):
+    state = Several(1)
+    monkeypatch.setattr(module, "processes", lambda: state)
+    monkeypatch.setattr(module._Team, "tell", lambda self, value: None)
+    assert extract_folder(place / "photos", place / "none4", backbone="wrong", progress=False) is None and state.left
+
+
+def test_the_farewell_does_not_hide_what_went_wrong(place, monkeypatch):
+    said = []
+
+    def tell(self, value):
+        said.append(value)
+        raise RuntimeError("Connection closed by peer")  # the others are gone already
+
+    monkeypatch.setattr(module, "processes", lambda: Several(0))
+    monkeypatch.setattr(module._Team, "tell", tell)
+    with pytest.raises((BadValue, NotFound), match="wrong"):
+        extract_folder(place / "photos", place / "none4", backbone="wrong", progress=False)
+    assert said == [None]
+
+
+def test_processes_wait_long_for_one_another(monkeypatch):
+    import types
+
+    from transfer_course.engine import frameworks
+
+    asked = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", types.SimpleNamespace(PartialState=lambda **options: asked.update(options)))
+    frameworks.processes()
+    assert asked["timeout"].total_seconds() > 24 * 3600
+
+
 def test_two_processes_on_one_folder(place):
     with module._claimed(place / "held", False), pytest.raises(InUse, match="already"):
         extract_folder(place / "photos", place / "held", size=SIZE, progress=False)
@@ -368,3 +434,5 @@ def test_two_processes_of_torchrun_share_the_work(place, whole):
     assert done.stderr.count("still to do") == 1
     again = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, env=environment)
     assert again.returncode != 0 and again.stderr.count("error: ") == 1 and "holds a finished run" in again.stderr
+    wrong = subprocess.run([*command, "--out", str(place / "never"), "--backbone", "wrong"], capture_output=True, text=True, env=environment)
+    assert wrong.returncode != 0 and wrong.stderr.count("error: ") == 1 and "There is no backbone 'wrong'" in wrong.stderr, wrong.stderr

@@ -63,8 +63,9 @@ class _Alone:
 def processes():
     "accelerate's PartialState under `torchrun` (`process_index`, `num_processes`, `is_main_process`, `wait_for_everyone()`); the same without accelerate where a program runs alone."
     if os.environ.get("WORLD_SIZE", "1") in ("", "1"): return _Alone()
-    torch = load_torch()
-    return importlib.import_module("accelerate").PartialState(cpu=not torch.cuda.is_available())
+    from datetime import timedelta
+    torch = load_torch()     # a week: who has less to do waits for the others, and gloo's half hour or NCCL's ten minutes would end that
+    return importlib.import_module("accelerate").PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
 # %% ../../nbs/engine/frameworks.ipynb #966553f0
 _BACKENDS = {"tensorflow": "tensorflow", "torch": "torch", "jax": "jax", "numpy": "numpy", "openvino": "openvino"}

@@ -213,14 +213,18 @@ def _clear(out: Path):
 class _Team:
     "The processes that torchrun started, or one alone."
     def __init__(self, state=None):
-        self.state = state or processes()
+        self.state, self.told = state or processes(), False
         self.rank, self.world, self.main = self.state.process_index, self.state.num_processes, self.state.is_main_process
         self.wait = self.state.wait_for_everyone
     def tell(self, value):
         "What the first process says, for all."
+        self.told = True
         if self.world == 1: return value
         from accelerate.utils import broadcast_object_list
         return broadcast_object_list([value])[0]
+    def farewell(self):
+        "Where the first process has said nothing yet: the others need not wait for a plan that never comes."
+        with suppress(Exception): self.told or self.tell(None)      # whatever went wrong before is told, and not this
     def leave(self):
         "The end of working together."
         if self.world > 1: self.state.destroy_process_group()
@@ -250,6 +254,7 @@ def _lead(folder, out, net, options, resume, team, progress, say):
     with _claimed(out, resume) as state:
         if state == "run": team.tell(None); return _result(folder, out, net, options)
         plan, blocks = _prepare(folder, out, net, state, options)
+        if blocks: _engine(out, net, plan["settings"])       # what can't run is said before the others begin
         begin = time.perf_counter()
         todo = sum(len(_rows_of(b, plan, {})) for b in blocks)
         say(f"{len(plan['files'])} image files, {todo} still to do; {net.name} at {plan['settings']['size']} px by the engine '{plan['settings']['engine']}'.")
@@ -259,11 +264,18 @@ def _lead(folder, out, net, options, resume, team, progress, say):
         skipped = _complete(folder, out, net, plan, progress)
         return _close(folder, out, plan, skipped, time.perf_counter() - begin, todo, team)
 
+# %% ../../nbs/6_practice/extract_folder.ipynb #41f7ac58
+def _engine(out, net, s: dict):
+    "The plan's engine, which another machine or another day may have chosen; BadValue if it can't be built."
+    try: build(net, s["size"], s["size"], s["engine"], s["weights"])
+    except EngineFailed as e:
+        why, how = (e.__cause__ if isinstance(e.__cause__, UserMistake) else e), "Install it" if "openvino" in s["engine"] else "Go on where it can"
+        raise BadValue(f"{printable(out, True)} was begun with the engine '{s['engine']}', which can't run here ({str(why).rstrip('.')}). {how}, or choose another folder (--out).") from e
+    return LazyEngine(net, s["size"], s["size"], s["engine"], s["weights"])
+
 def _take_part(folder, out, net, plan, blocks, team, progress):
     "This process's share of the blocks."
-    s = plan["settings"]
-    engine = LazyEngine(net, s["size"], s["size"], s["engine"], s["weights"])
-    _work(folder, out, plan, engine, blocks[team.rank::team.world], team, progress and team.main)
+    if mine := blocks[team.rank::team.world]: _work(folder, out, plan, _engine(out, net, plan["settings"]), mine, team, progress and team.main)
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #9d4e1b06
 def _complete(folder, out, net, plan, progress) -> dict:
@@ -289,19 +301,16 @@ def extract_folder(folder,                     # a tree of images, with or witho
     _check(folder, framework, size)
     team, folder, out = _Team(), Path(folder), Path(out)
     options = {"size": size, "bf16": bf16, "fast_jpeg": fast_jpeg}
-    if not team.main: return _follow(folder, out, load_backbone(backbone, framework), team)
-    told = []
-    original, team.tell = team.tell, lambda value: (told.append(1), original(value))[1]
-    try: info = _lead(folder, out, load_backbone(backbone, framework), options, resume, team, progress, say)
+    load = lambda: load_backbone(backbone, framework)
+    try: info = _lead(folder, out, load(), options, resume, team, progress, say) if team.main else _follow(folder, out, load, team)
     except OSError as e: raise e if isinstance(e, UserMistake) else disk_mistake(e, out) from e
     finally:
-        if not told: team.tell(None)           # the others need not wait for a plan that never comes
+        if team.main: team.farewell()
     team.leave()
-    return {**info, "out": printable(out)}
+    return info and {**info, "out": printable(out)}
 
-def _follow(folder, out, net, team):
-    "The part of the other processes."
+def _follow(folder, out, load, team):
+    "The part of the other processes, which load nothing before the first one has."
     if (said := team.tell(None)) is not None:
-        _take_part(folder, out, net, *said, team, False)
+        _take_part(folder, out, load(), *said, team, False)
         team.wait()
-    team.leave()
