@@ -261,7 +261,9 @@ def test_lines_of_the_journal_are_whole_though_the_disk_takes_them_in_parts(plac
             return super().write(bytes(data[:5]))
 
     real = builtins.open
-    monkeypatch.setattr(module, "open", lambda f, m="r", *a, **k: Slow(f, m) if ".journal" in str(f) else real(f, m, *a, **k), raising=False)
+    monkeypatch.setattr(
+        module, "open", lambda f, m="r", *a, **k: Slow(f, m) if ".journal" in str(f) else real(f, m, *a, **k), raising=False
+    )
     calls, work = [], module._work
     monkeypatch.setattr(module, "_work", lambda *args: (calls.append(1), work(*args)))
     extract_folder(place / "photos", place / "slowly", size=SIZE, progress=False)
@@ -299,7 +301,9 @@ def test_of_two_lines_for_a_block_the_better_one_counts(place):
         assert module._finished(place / "two", rows, plan) == {0: {}}
 
 
-@pytest.mark.parametrize("kind, words", [("openvino", "OpenVINO is not installed.*. Install it, or"), ("cuda", ".*. Go on where it can, or")])
+@pytest.mark.parametrize(
+    "kind, words", [("openvino", "OpenVINO is not installed.*. Install it, or"), ("cuda", ".*. Go on where it can, or")]
+)
 def test_an_engine_that_is_not_here_is_said(place, monkeypatch, kind, words):
     from transfer_course.engine import engines
     from transfer_course.engine.errors import MissingExtra
@@ -434,5 +438,7 @@ def test_two_processes_of_torchrun_share_the_work(place, whole):
     assert done.stderr.count("still to do") == 1
     again = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, env=environment)
     assert again.returncode != 0 and again.stderr.count("error: ") == 1 and "holds a finished run" in again.stderr
-    wrong = subprocess.run([*command, "--out", str(place / "never"), "--backbone", "wrong"], capture_output=True, text=True, env=environment)
+    wrong = subprocess.run(
+        [*command, "--out", str(place / "never"), "--backbone", "wrong"], capture_output=True, text=True, env=environment
+    )
     assert wrong.returncode != 0 and wrong.stderr.count("error: ") == 1 and "There is no backbone 'wrong'" in wrong.stderr, wrong.stderr
