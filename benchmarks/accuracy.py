@@ -58,7 +58,6 @@ def compared(name: str, plain, fast, groups) -> dict:
 def features(data, seeds) -> list[dict]:
     """Extraction: the chosen engine and bfloat16 beside an eager loop."""
     from transfer_course import extract
-
     from transfer_course.engine.engines import choose
 
     net = peers.lite0()
@@ -94,15 +93,17 @@ def jpeg_scale(data, size: int, seeds) -> dict:
 
 @contextmanager
 def step_by_step():
-    """The frozen part runs in every epoch, as if its activations did not fit into the memory, and a held BatchNorm stands for itself."""
-    from transfer_course.vision.loop_torch import Folded, Kept
+    """The frozen part runs in every epoch, as if its activations did not fit into the memory, a held BatchNorm stands for itself, and every
+    gradient is the library's."""
+    from unittest import mock
 
-    fits, fit = Kept.fits, Folded._fit
-    Kept.fits, Folded._fit = lambda self, *a: False, staticmethod(lambda conv, norm: False)
-    try:
+    from transfer_course.vision.loop_torch import Folded, Kept, Quick
+
+    def never(*_):
+        return False
+
+    with mock.patch.object(Kept, "fits", never), mock.patch.object(Folded, "_fit", never), mock.patch.object(Quick, "_fit", never):
         yield
-    finally:
-        Kept.fits, Folded._fit = fits, staticmethod(fit)
 
 
 def tuning(data, seeds, **how) -> list[dict]:
@@ -116,7 +117,7 @@ def tuning(data, seeds, **how) -> list[dict]:
         kept.append(tuned(data, s, **how))
         few.append(tuned(data, s, views=4, **views))
     return [
-        compared("fine-tuning: frozen part run once, held BatchNorm folded", plain, kept, data.groups),
+        compared("fine-tuning: frozen part run once, BatchNorm folded, small maps", plain, kept, data.groups),
         compared("fine-tuning: 4 kept views, not a fresh one an epoch", fresh, few, data.groups),
     ]
 

@@ -184,11 +184,10 @@ def test_a_keras_layer_that_is_set_otherwise_is_traced_anew():
 
     net, data = backbone("small_cnn", "keras", weights=None), ImageDataset(pictures())
     before = extract(net, data, progress=False)
-    layer = next(l for l in net.model.layers if getattr(l, "activation", None) is not None or "relu" in type(l).__name__.lower())
-    if getattr(layer, "activation", None) is not None:
+    if (layer := next((x for x in net.model.layers if getattr(x, "activation", None) is not None), None)) is not None:
         layer.activation = load_keras().activations.tanh
     else:
-        layer.negative_slope = 0.5
+        next(x for x in net.model.layers if isinstance(x, load_keras().layers.ReLU)).negative_slope = 0.5
     after = extract(net, data, progress=False)
     fresh = load_keras().models.clone_model(net.model)
     fresh.set_weights(net.model.get_weights())
@@ -206,7 +205,9 @@ def test_bf16_that_the_processor_has_not_leaves_the_choice_as_it_is(monkeypatch)
         asked.clear()
         assert choose(tiny(), 24, 24, bf16=True) == last
         assert all(set(kinds[1:-1]) <= {*HERE, "openvino-bf16"} for kinds in asked)
-    assert asked == [["plain", HERE[-1], *(["openvino-bf16"] if "openvino" in HERE else []), "torch-bf16"]], "the other engines are not measured again"
+    assert asked == [["plain", HERE[-1], *(["openvino-bf16"] if "openvino" in HERE else []), "torch-bf16"]], (
+        "the other engines are not measured again"
+    )
 
 
 def test_the_choice_is_remembered_and_a_broken_memory_is_measured_again(folder, monkeypatch):

@@ -688,7 +688,11 @@ def test_a_checkpoint_made_to_do_harm_is_refused(tmp_path):
         (tmp_path / NAME).write_bytes(data)
         reseal(tmp_path / NAME, change)
         assert "does not fit" in refused(go), name
-    for text, why in {"[]": "no whole checkpoint", "null": "no whole checkpoint", json.dumps({"\x1b[2J": 1, "x" * 10**6: 2}): "different"}.items():
+    for text, why in {
+        "[]": "no whole checkpoint",
+        "null": "no whole checkpoint",
+        json.dumps({"\x1b[2J": 1, "x" * 10**6: 2}): "different",
+    }.items():
         (tmp_path / NAME).write_bytes(data)
         reseal(tmp_path / NAME, about=text)
         assert why in (said := refused(go)) and "\x1b" not in said and len(said) < 500

@@ -196,7 +196,11 @@ def test_a_frozen_part_that_a_callback_thaws_learns_also_after_a_kill(net, parts
     once, name = tune(), "blocks.4.0.conv_pw.weight"
     start = net.model.state_dict()[name]
     assert not torch.equal(once.backbone.model.state_dict()[name], start)
-    assert float((once.backbone.model.state_dict()["blocks.4.0.bn1.running_mean"] - net.model.state_dict()["blocks.4.0.bn1.running_mean"]).abs().max())
+    assert float(
+        (once.backbone.model.state_dict()["blocks.4.0.bn1.running_mean"] - net.model.state_dict()["blocks.4.0.bn1.running_mean"])
+        .abs()
+        .max()
+    )
 
     def gone(end):
         if end.epoch == 3:
@@ -218,7 +222,9 @@ def test_whether_the_frozen_part_is_kept_is_not_decided_anew(net, parts, tmp_pat
 
     with pytest.raises(Stopped):
         fine_tune(net, parts.train, parts.valid, recipe, progress=False, checkpoint=tmp_path, callbacks=[gone])
-    monkeypatch.setattr(loop_torch.Kept, "fits", lambda self, data, n, room=True: (asked.append(room), not room and fits(self, data, n, room))[1])
+    monkeypatch.setattr(
+        loop_torch.Kept, "fits", lambda self, data, n, room=True: (asked.append(room), not room and fits(self, data, n, room))[1]
+    )
     again = fine_tune(net, parts.train, parts.valid, recipe, progress=False, checkpoint=tmp_path)
     assert asked == [False] and not moved(snapshot(once.model), snapshot(again.model))
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..engine.checkpoints import Checkpoint
 from ..engine.files import printable
 from ..engine.frameworks import load_torch, torch_device
-from .loop_torch import (Folded, Position, accelerator, compiled, finite, gradients, halved, keep, keeper, on_device, out_of_memory,
+from .loop_torch import (Folded, Position, Quick, accelerator, compiled, finite, gradients, halved, keep, keeper, on_device, out_of_memory,
                                                same_buffers, score, summed, take_up, unpack_optimizer)
 from .recipes import (Best, Epoch, EpochEnd, Recipe, Result, Step, about_run, ahead, diverged, fresh_model,
                                             initial_head, prepared, rate, second_head, starting_head)
@@ -120,6 +120,7 @@ class _Loop:
         self.kept = keep(self, sets, valid, room=not self.resumed) if self.resumed.get("kept", True) else None
         self.mark, self.resumed = self.kept and self.kept.mark(), {}
         self.folded = self._folded(sets[0])
+        self.quick = Quick(self.plain.body) if self.accelerator.device.type == "cpu" else contextlib.nullcontext()
         self.model = self.accelerator.prepare(self.plain) if self.accelerator.num_processes > 1 else compiled(self.plain, self.total)
         return self
 
@@ -179,7 +180,7 @@ def _gradients(loop, batch, share):
     while True:
         loop.optimizer.zero_grad()
         try:
-            with loop.folded: return gradients(lambda part: _loss(loop, part), batch, loop.accelerator.backward, loop.parts, share * loop.accelerator.num_processes)
+            with loop.folded, loop.quick: return gradients(lambda part: _loss(loop, part), batch, loop.accelerator.backward, loop.parts, share * loop.accelerator.num_processes)
         except Exception as e:
             if not out_of_memory(e): raise
             loop.parts = halved(loop.parts, len(batch["labels"]), loop.recipe.batch_norm == "train", loop.accelerator.num_processes)
