@@ -104,6 +104,7 @@ def _opened(folder, backbone, framework, strategy, size, seed, say):
     for text in (*data.warnings, f"{len(parts.train)} images to train on, {len(parts.valid)} held out, {len(data.classes)} classes, {len(data.skipped)} skipped."): say(text)
     return data, parts, load_backbone(backbone, framework, seed=seed, **({"weights": None} if strategy == "scratch" else {}))
 
+# %% ../../nbs/6_practice/own_folder.ipynb #3ca4cf5f
 def _finish(out, result, net, data, parts, size, began):
     "Score, save, and only then drop the checkpoint."
     _write(out, result, _describe(result, net, data, parts, size, began), parts)

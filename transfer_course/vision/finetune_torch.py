@@ -35,6 +35,15 @@ def _stay_in_eval(module, inputs):
 
 def _norms(model, prefixes): return [m for name, m in model.named_modules() if isinstance(m, _NORMS) and f"{name}.".startswith(tuple(prefixes))]
 
+def _held(norm): return _stay_in_eval in norm._forward_pre_hooks.values()
+
+def _release(norm):
+    for key in [k for k, hook in norm._forward_pre_hooks.items() if hook is _stay_in_eval]: del norm._forward_pre_hooks[key]
+
+def _hold(norm):
+    if not _held(norm): norm.register_forward_pre_hook(_stay_in_eval)
+    norm.eval()
+
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #cd686d6f
 def freeze(model: nn.Module, prefixes=("",)) -> nn.Module:
     "Fix parameters and BatchNorm statistics whose names start with one of `prefixes`; works before and after an optimiser is built."
@@ -44,15 +53,6 @@ def freeze(model: nn.Module, prefixes=("",)) -> nn.Module:
             p.grad = None                      # an optimiser skips a parameter without a gradient: no momentum, no weight decay
     for norm in _norms(model, prefixes): _hold(norm)
     return model
-
-def _held(norm): return _stay_in_eval in norm._forward_pre_hooks.values()
-
-def _release(norm):
-    for key in [k for k, hook in norm._forward_pre_hooks.items() if hook is _stay_in_eval]: del norm._forward_pre_hooks[key]
-
-def _hold(norm):
-    if not _held(norm): norm.register_forward_pre_hook(_stay_in_eval)
-    norm.eval()
 
 def thaw(model: nn.Module, prefixes=("",), batch_norm: str = "train") -> nn.Module:
     "Undo `freeze` under `prefixes`; with `batch_norm=\"frozen\"` BatchNorm layers stay as they are."
@@ -100,30 +100,9 @@ def _set_moving(model, net, stages, batch_norm):
 
 def _trainable(model): return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-# %% ../../nbs/2_vision/12_finetune_torch.ipynb #577bc99e
-class _Loop:
-    "The state of one training run."
-    def __init__(self, net, model, recipe, penalty, total, workers, acc):
-        self.net, self.plain, self.recipe, self.penalty, self.total, self.workers, self.accelerator = net, model, recipe, penalty, total, workers, acc
-        self.start = {n: p.detach().clone() for n, p in model.named_parameters() if n.startswith("body.")} if penalty else {}
-        self.done, self.losses, self.parts, self.kept, self.resumed = 0, [], 1, None, {}
-
-    def begin(self, phase, sets, valid):
-        "A phase has its own optimiser, so its own moments; body and heads are two groups, for two rates. What it leaves frozen runs once."
-        self.phase, recipe = phase, self.recipe
-        if self.resumed: self._as_it_was()
-        heads = [p for n, p in self.plain.named_parameters() if not n.startswith("body.")]
-        groups = [{"params": list(self.plain.body.parameters()), "part": "body"}, {"params": heads, "part": "head"}]
-        make = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.SGD
-        extra = {} if recipe.optimizer == "adamw" else {"momentum": recipe.momentum}
-        self.optimizer = self.accelerator.prepare(make(groups, lr=0.0, weight_decay=recipe.weight_decay, fused=True, **extra))
-        self.kept = keep(self, sets, valid, room=not self.resumed) if self.resumed.get("kept", True) else None
-        self.mark, self.resumed = self.kept and self.kept.mark(), {}
-        self.folded = self._folded(sets[0])
-        self.quick = Quick(self.plain.body) if self.accelerator.device.type == "cpu" else contextlib.nullcontext()
-        self.model = self.accelerator.prepare(self.plain) if self.accelerator.num_processes > 1 else compiled(self.plain, self.total)
-        return self
-
+# %% ../../nbs/2_vision/12_finetune_torch.ipynb #647cb9a4
+class _Resting:
+    "What rests in a phase, and what that spares."
     def _folded(self, train):
         "What folds the BatchNorms that this phase holds, where that pays: on a CPU."
         held = [m for m in _norms(self.plain.body if self.kept is None else self.plain.after, [""]) if _held(m)]      # of what runs in a step
@@ -145,6 +124,30 @@ class _Loop:
         if self.kept is not None and self.mark != self.kept.mark(): self.kept = None; self.folded = self._folded(train)
         if self.recipe.optimizer == "sgd" and self.recipe.momentum:
             for p in (p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad): self.optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+
+# %% ../../nbs/2_vision/12_finetune_torch.ipynb #577bc99e
+class _Loop(_Resting):
+    "The state of one training run."
+    def __init__(self, net, model, recipe, penalty, total, workers, acc):
+        self.net, self.plain, self.recipe, self.penalty, self.total, self.workers, self.accelerator = net, model, recipe, penalty, total, workers, acc
+        self.start = {n: p.detach().clone() for n, p in model.named_parameters() if n.startswith("body.")} if penalty else {}
+        self.done, self.losses, self.parts, self.kept, self.resumed = 0, [], 1, None, {}
+
+    def begin(self, phase, sets, valid):
+        "A phase has its own optimiser, so its own moments; body and heads are two groups, for two rates. What it leaves frozen runs once."
+        self.phase, recipe = phase, self.recipe
+        if self.resumed: self._as_it_was()
+        heads = [p for n, p in self.plain.named_parameters() if not n.startswith("body.")]
+        groups = [{"params": list(self.plain.body.parameters()), "part": "body"}, {"params": heads, "part": "head"}]
+        make = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.SGD
+        extra = {} if recipe.optimizer == "adamw" else {"momentum": recipe.momentum}
+        self.optimizer = self.accelerator.prepare(make(groups, lr=0.0, weight_decay=recipe.weight_decay, fused=True, **extra))
+        self.kept = keep(self, sets, valid, room=not self.resumed) if self.resumed.get("kept", True) else None
+        self.mark, self.resumed = self.kept and self.kept.mark(), {}
+        self.folded = self._folded(sets[0])
+        self.quick = Quick(self.plain.body) if self.accelerator.device.type == "cpu" else contextlib.nullcontext()
+        self.model = self.accelerator.prepare(self.plain) if self.accelerator.num_processes > 1 else compiled(self.plain, self.total)
+        return self
 
     def batches(self, epoch, first):
         "Batches of an Epoch from number `first` on: pictures, or activations where they are kept."

@@ -41,6 +41,7 @@ class _InMemory:
         "A sha256 for each image."
         return list(self._digests) if self._digests else [sha256_array(im) for im in self.images]
 
+# %% ../../nbs/2_vision/images.ipynb #05ee856b
 def _sealed(images):
     "The array as one that can't be written to: its sums are known and would no longer be right."
     images = images.view()

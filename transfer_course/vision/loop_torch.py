@@ -157,6 +157,7 @@ def _watched(conv, norm) -> bool:
     everywhere = [getattr(nn.modules.module, f"_global_{kind}_hooks", None) for kind in ("forward", "forward_pre", "backward", "backward_pre")]
     return any([*everywhere, conv._forward_hooks, conv._backward_hooks, conv._backward_pre_hooks, norm._forward_hooks, norm._backward_hooks, len(norm._forward_pre_hooks) > 1])
 
+# %% ../../nbs/2_vision/loop_torch.ipynb #979c5e29
 class Folded:
     "While entered, the `norms` that stand behind a convolution and learn nothing are a part of it. Empty where that changes the output of `body`."
     def __init__(self, body, norms, x, still=lambda norm: True):     # `still`: whether a norm is held, asked at every entrance
@@ -300,6 +301,7 @@ def _place(numbers: dict, loop) -> Position:
     if min(at.phase, at.turn, at.epoch, at.step, at.right, at.seen) < 0 or at.step > loop.total or at.step and not at.seen: raise ValueError("a place that is none")
     return at
 
+# %% ../../nbs/2_vision/loop_torch.ipynb #7dd28f44
 def keeper(checkpoint, result, loop, best, at):
     "A function that writes a checkpoint if one is due, or `now`; of several processes the first one does."
     def save(now=False):

@@ -419,6 +419,7 @@ class EpochEnd:
         "End training after this epoch."
         self.why = why
 
+# %% ../../nbs/2_vision/recipes.ipynb #eecad1ac
 def check_state(state: dict, *counts: int) -> None:
     "ValueError where what a checkpoint tells of a run (`best`, `history`, `losses`, `stopped`, counts from 0) can't be so."
     best, number = state["best"], lambda v: type(v) in (int, float)
