@@ -1187,6 +1187,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'transfer_course/vision/catalogue.py'),
                                                   'transfer_course.vision.catalogue._not_numbers': ( '2_vision/catalogue.html#_not_numbers',
                                                                                                      'transfer_course/vision/catalogue.py'),
+                                                  'transfer_course.vision.catalogue._plain': ( '2_vision/catalogue.html#_plain',
+                                                                                               'transfer_course/vision/catalogue.py'),
                                                   'transfer_course.vision.catalogue._reachable': ( '2_vision/catalogue.html#_reachable',
                                                                                                    'transfer_course/vision/catalogue.py'),
                                                   'transfer_course.vision.catalogue._read_safetensors': ( '2_vision/catalogue.html#_read_safetensors',

@@ -172,6 +172,7 @@ def _decoded(im: Image.Image, least=None) -> Image.Image:
     "The first frame, decoded to its last row; a JPEG at a half, quarter or eighth as long as no side is below `least`."
     try:
         if least: im.draft(None, (least, least))
+        if im.width > 2**16: im.decodermaxblock = 2**24      # Pillow copies what it has of a row with each block that it reads
         im.load()
     except Exception as e: raise _Refused(_reason(e)) from e
     return im

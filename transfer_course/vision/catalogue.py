@@ -323,14 +323,17 @@ def _leaves(model):
         if getattr(layer, "layers", None): yield from _leaves(layer)
         else: yield layer
 
+def _plain(v): return v is None or isinstance(v, (bool, int, float, str)) or isinstance(v, (tuple, list)) and all(map(_plain, v))
+
 def _settings(layer) -> dict:
-    try: return {k: v for k, v in layer.get_config().items() if k not in ("name", "trainable")}
-    except NotImplementedError: return {}
+    "Its public attributes: numbers, texts, names of functions. (Keras's own `get_config` would load TensorFlow on any backend.)"
+    found = {k: v for k, v in vars(layer).items() if not k.startswith("_") and k not in ("name", "trainable", "training", "built")}
+    return {k: v if _plain(v) else v.__name__ for k, v in found.items() if _plain(v) or callable(v) and hasattr(v, "__name__")}
 
 def described(model) -> str:
     "What the layers are and how they are set: no weights, no names that count earlier layers, no addresses in memory."
     if not hasattr(model, "get_weights"): return re.sub(r" at 0x[0-9a-f]+", "", str(model))
-    return json.dumps([[type(layer).__name__, _settings(layer)] for layer in _leaves(model)], sort_keys=True, default=lambda v: type(v).__name__)
+    return json.dumps([[type(layer).__name__, _settings(layer)] for layer in _leaves(model)], sort_keys=True)
 
 # %% ../../nbs/2_vision/catalogue.ipynb #5cbe8d2b
 def load_weights(network, model, path):
