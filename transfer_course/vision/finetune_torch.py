@@ -123,7 +123,7 @@ class _Resting:
         "After callbacks: what rests no more is not taken from before, and moments are there for what has begun to move."
         if self.kept is not None and self.mark != self.kept.mark(): self.kept = None; self.folded = self._folded(train)
         if self.recipe.optimizer == "sgd" and self.recipe.momentum:
-            for p in (p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad): self.optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            for p in (p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad and p not in self.optimizer.state): self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 # %% ../../nbs/2_vision/12_finetune_torch.ipynb #577bc99e
 class _Loop(_Resting):
