@@ -14,12 +14,16 @@ from pathlib import Path
 from .pictures import COLOURS, show
 
 # %% ../../nbs/0_start/claims.ipynb #743f08f4
-def outcome(difference,     # (mean, low, high), as `vision.evaluate.paired_interval` gives it
-            at_least=0.0    # what is claimed
-           ) -> str:        # "holds", "fails" or "unclear"
+def outcome(
+    difference,  # (mean, low, high), as `vision.evaluate.paired_interval` gives it
+    at_least=0.0,  # what is claimed
+) -> str:  # "holds", "fails" or "unclear"; NaN is unclear
     "Where the interval lies."
     mean, low, high = map(float, difference)
-    if not low <= mean <= high: raise ValueError(f"The interval {low:.3g} to {high:.3g} does not hold its mean {mean:.3g}.")
+    if mean < low or mean > high:
+        raise ValueError(
+            f"The interval {low:.3g} to {high:.3g} does not hold its mean {mean:.3g}."
+        )
     return "holds" if low > at_least else "fails" if high < at_least else "unclear"
 
 # %% ../../nbs/0_start/claims.ipynb #0e7e7566
@@ -50,15 +54,50 @@ def _drawn(name, difference, at_least, what):
     return fig
 
 # %% ../../nbs/0_start/claims.ipynb #9e849108
-def claim(name: str,          # "11 probe beats scratch at 5 labels"; begins with the lesson's number
-          difference,         # (mean, low, high) at 99 %, over seeds and test identities
-          at_least=0.0,       # what the difference is claimed to exceed
-          expected="holds",   # "holds", "fails" or "unclear"; a change needs a line in CHANGELOG
-          about="difference in accuracy, 99 % interval"):
-    "Draw, print and record a finding. AssertionError where the outcome is not the expected one."
-    if expected not in ("holds", "fails", "unclear"): raise ValueError(f"expected is {expected!r}; it has to be holds, fails or unclear.")
-    found, (mean, low, high) = outcome(difference, at_least), map(float, difference)
-    _record(name, dict(mean=round(mean, 4), low=round(low, 4), high=round(high, 4), at_least=at_least, expected=expected, outcome=found, about=about))
-    show(_drawn(name, difference, at_least, about), alt=f"{name}: {mean:+.2f}, interval {low:+.2f} to {high:+.2f}, claimed above {at_least}. It {found if found != 'unclear' else 'is unclear'}.")
-    print(f"{name}: {mean:+.3f} ({low:+.3f} to {high:+.3f}), claimed above {at_least:g}: {found}")
-    assert found == expected, f"{name}: expected '{expected}', found '{found}'. Say what was found: change the sentence, then the expectation, and note it in CHANGELOG."
+def _unexpected(name, expected, found):
+    "What to say when the outcome is not the expected one: an error in our own runs."
+    if os.environ.get("TRANSFER_COURSE_STRICT") == "1":
+        raise AssertionError(
+            f"{name}: expected '{expected}', found '{found}'. Change the sentence in "
+            "the lesson, then the expectation, and note it in CHANGELOG."
+        )
+    print(
+        f"The course found '{expected}' here, and your run found '{found}'. "
+        "With another seed, setting or version that can happen: "
+        "compare your interval with the one in the lesson."
+    )
+
+
+def claim(
+    name: str,  # "11 probe beats scratch at 5 labels"; begins with the lesson's number
+    difference,  # (mean, low, high) at 99 %, over models and test identities
+    at_least=0.0,  # what the difference is claimed to exceed
+    expected="holds",  # "holds", "fails" or "unclear"
+    about="difference in accuracy, 99 % interval",
+):
+    """Draw, print and record a finding.
+
+    Another outcome than `expected` is an AssertionError in the course's own runs
+    (`TRANSFER_COURSE_STRICT=1`) and a printed sentence anywhere else.
+    """
+    if expected not in ("holds", "fails", "unclear"):
+        raise ValueError(
+            f"expected is {expected!r}; it has to be holds, fails or unclear."
+        )
+    found = outcome(difference, at_least)
+    mean, low, high = map(float, difference)
+    entry = dict(mean=round(mean, 4), low=round(low, 4), high=round(high, 4))
+    entry |= dict(at_least=at_least, expected=expected, outcome=found, about=about)
+    _record(name, entry)
+    verdict = "is unclear" if found == "unclear" else found
+    words = f"{name}: {mean:+.2f}, interval {low:+.2f} to {high:+.2f}"
+    show(
+        _drawn(name, difference, at_least, about),
+        alt=f"{words}, claimed above {at_least}. It {verdict}.",
+    )
+    print(
+        f"{name}: {mean:+.3f} ({low:+.3f} to {high:+.3f}), "
+        f"claimed above {at_least:g}: {found}"
+    )
+    if found != expected:
+        _unexpected(name, expected, found)
