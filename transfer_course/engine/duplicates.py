@@ -15,7 +15,7 @@ LIKENESS = 0.95  # images that are at least this alike are copies of one another
 COARSE = 0.8  # the least agreement of two images' coarse structure
 NEAREST = 5  # the most candidates that are compared for each image
 DETAIL = 1.5  # standard deviation of the fine structure, in grey levels of 0 to 255
-COLOUR = 15.0  # the most that colours differ, root mean square of Cb and Cr
+COLOUR = 0.5  # the most that colours differ, as a share of how strong they are
 
 # %% ../../nbs/engine/duplicates.ipynb #dup07thu
 def thumbnail(
@@ -47,7 +47,7 @@ _WAVES = _WAVES.astype(np.float32)
 _DOWN, _RIGHT = np.nonzero(np.add.outer(np.arange(10), np.arange(10)) < 10)
 _DOWN, _RIGHT = _DOWN[1:], _RIGHT[1:]  # without the mean
 
-
+# %% ../../nbs/engine/duplicates.ipynb #dup10op2
 def _blurred(x):
     return _BLUR @ x @ _BLUR.T
 
@@ -110,6 +110,12 @@ def _aligned(x, y):
     return moved, explained, weights[:, 0]
 
 # %% ../../nbs/engine/duplicates.ipynb #dup16lik
+def _same_colours(a, b):
+    "Whether Cb and Cr of (n, 8, 8, 2) around 0 differ little; JPEG alone costs up to 3."
+    size = lambda values: np.sqrt(np.square(values).mean((1, 2, 3)))
+    return size(a - b) <= 3 + COLOUR * np.maximum(size(a), size(b))
+
+
 def likeness(
     x: np.ndarray,  # uint8, (n, 1152), as from `thumbnail`
     y: np.ndarray,  # uint8, (n, 1152)
@@ -117,13 +123,13 @@ def likeness(
 ) -> np.ndarray:  # float32, (n,)
     "How alike x[k] and y[k] are after the best small move of y[k], up to 1."
     turn = slice(None, None, -1 if mirrored else 1)
-    apart = ((_colour(x) - _colour(y)[:, :, turn]) ** 2).mean((1, 2, 3)) ** 0.5
+    tinted = _same_colours(_colour(x) - 128, _colour(y)[:, :, turn] - 128)
     x, y = _blurred(_grey(x)), _blurred(_grey(y)[:, :, turn])
     moved, explained, contrast = _aligned(x, y)
     a, b = _inner(_fine(x)), _inner(_fine(moved))
     size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     fine = (a * b).sum(1) / np.maximum(size, 1e-6)
-    fits = (apart <= COLOUR) & (contrast > 0.5) & (contrast < 2)
+    fits = tinted & (contrast > 0.5) & (contrast < 2)
     return np.where(fits, np.minimum(explained, fine), np.float32(0))
 
 # %% ../../nbs/engine/duplicates.ipynb #dup24can
@@ -161,7 +167,7 @@ def _directions(thumbnails):
     coarse = np.concatenate(coarse)
     return coarse / np.maximum(np.linalg.norm(coarse, axis=1, keepdims=True), 1e-6)
 
-
+# %% ../../nbs/engine/duplicates.ipynb #dup25ca2
 def _candidates(thumbnails, labels):
     "Yields (i, j, mirrored): rows i < j of images that may be copies."
     coarse, n = _directions(thumbnails), len(thumbnails)
