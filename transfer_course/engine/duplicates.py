@@ -12,7 +12,7 @@ from PIL import Image
 # %% ../../nbs/engine/duplicates.ipynb #dup05set
 SIDE = 32  # pixels of a thumbnail's side
 LIKENESS = 0.95  # images that are at least this alike are copies of one another
-COARSE = 0.8  # the least agreement of two images' coarse structure
+COARSE = 0.85  # the least agreement of two images' coarse structure
 NEAREST = 5  # the most candidates that are compared for each image
 DETAIL = 1.5  # standard deviation of the fine structure, in grey levels of 0 to 255
 COLOUR = 0.5  # the most that colours differ, as a share of how strong they are
@@ -110,10 +110,14 @@ def _aligned(x, y):
     return moved, explained, weights[:, 0]
 
 # %% ../../nbs/engine/duplicates.ipynb #dup16lik
+def _strength(colours):
+    return np.sqrt(np.square(colours).mean((1, 2, 3)))
+
+
 def _same_colours(a, b):
     "Whether Cb and Cr of (n, 8, 8, 2) around 0 differ little; JPEG alone costs up to 3."
-    size = lambda values: np.sqrt(np.square(values).mean((1, 2, 3)))
-    return size(a - b) <= 3 + COLOUR * np.maximum(size(a), size(b))
+    most = 3 + COLOUR * np.maximum(_strength(a), _strength(b))
+    return _strength(a - b) <= most
 
 
 def likeness(
