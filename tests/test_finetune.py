@@ -422,7 +422,7 @@ def test_predict_takes_one_image_in_many_forms_and_refuses_the_rest_alike(framew
     batch, result.backbone.min_size = image[None], 16
     for wrong, words in (
         (batch / 255, "to 1; expected whole numbers from 0 to 255. Multiply by 255"),
-        (batch.astype("float32") - 100, "expected whole numbers from 0 to 255. Give them as they were"),
+        (batch.astype("float32") - 200, "expected whole numbers from 0 to 255. Give them as they were"),
         (batch + 0.5, "expected whole numbers"),
         (batch.astype(int) * 2, "expected whole numbers"),
         (np.full_like(batch, np.nan, dtype="float32"), "expected whole numbers"),
