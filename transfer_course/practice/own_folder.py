@@ -142,27 +142,37 @@ _IMAGES = "images_sha256"
 
 def _images_sum(data) -> str:
     "One checksum over the classes and contents of all images, wherever they lie."
-    of = sorted((data.classes[y], digest) for y, digest in zip(data.labels, data.digests(), strict=True))
+    classes = [data.classes[label] for label in data.labels]
+    of = sorted(zip(classes, data.digests(), strict=True))
     return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
 
+def _changes(then: dict, now: dict) -> str:
+    "What differs between the images per class of a run and of a folder."
+    quoted = lambda c: f"class {printable(repr(c), True)}"  # noqa: E731
+    new = [f"{quoted(c)} is new" for c in now if c not in then]
+    gone = [f"{quoted(c)} is missing" for c in then if c not in now]
+    counts = [
+        f"{quoted(c)} had {then[c]} images and has {now[c]} now"
+        for c in now
+        if c in then and then[c] != now[c]
+    ]
+    return "; ".join(
+        (new[:3] + gone[:3] or counts[:3])
+        or ["as many as then, but some have another content"]
+    )
+
+# %% ../../nbs/6_practice/own_folder.ipynb #img03exp
 def _same_images(info, data, folder, out):
-    "BadValue if the finished run `info` in `out` was trained on other images than `data`, read from `folder`."
-    counts = data.counts()
-    if info.get(_IMAGES) == _images_sum(data) or _IMAGES not in info and info.get("counts") == counts:
+    "BadValue if the run `info` in `out` was trained on other images than `data`, which lie in `folder`."
+    now, then = data.counts(), info.get("counts")
+    if info.get(_IMAGES) == _images_sum(data) or _IMAGES not in info and then == now:
         return
-    then = info["counts"] if isinstance(info.get("counts"), dict) else {}
-    new, gone = ([c for c in a if c not in b] for a, b in ((counts, then), (then, counts)))
-    if new or gone:
-        what = "; ".join(f"class {printable(repr(c), True)} {how}" for how, cs in (("is new", new), ("is missing", gone)) for c in cs[:3])
-    elif counts != then:
-        c = next(c for c in counts if counts[c] != then[c])
-        what = f"class {printable(repr(c), True)} had {then[c]} images and has {counts[c]} now"
-    else:
-        what = "as many as then, but some have another content"
+    what = _changes(then if isinstance(then, dict) else {}, now)
     raise BadValue(
-        f"{printable(out, True)} holds a finished run on other images than those in {printable(folder, True)} ({what}). "
-        "Choose another folder (--out) for a new run, or give the images of that one."
+        f"{printable(out, True)} holds a finished run on other images than those in "
+        f"{printable(folder, True)} ({what}). Choose another folder (--out) for a new "
+        "run, or give the images of that one."
     )
 
 # %% ../../nbs/6_practice/own_folder.ipynb #5570cd7c

@@ -122,7 +122,9 @@ _SPLITS = {
     "test": "test testing tst holdout heldout pred",
 }
 _SPLIT_OF = {name: part for part, names in _SPLITS.items() for name in names.split()}
-_FILLER = re.compile("(data|dataset|set|images?|imgs?|photos?|pictures?|split|part|folder)+")
+_FILLER = re.compile(
+    "(data|dataset|set|images?|imgs?|photos?|pictures?|split|part|folder)+"
+)
 
 
 def _words(name: str) -> list:
@@ -132,7 +134,9 @@ def _words(name: str) -> list:
 
 def _split_of(name: str, beside: list = ()):
     "The split that a folder's name stands for, or None; words that all names `beside` it share don't count."
-    shared = set.intersection(*(set(_words(other)) for other in beside)) if beside else set()
+    shared = (
+        set.intersection(*(set(_words(other)) for other in beside)) if beside else set()
+    )
     word = "".join(w for w in _words(name) if w not in shared)
     return name.lower() if word == "fold" or shared == {"fold"} else _SPLIT_OF.get(word)
 
@@ -149,14 +153,16 @@ def _below(tails: list) -> dict:
 def _splits_in(below: dict) -> list:
     "The folders that are ready-made splits, the one to train on first; [] if there are none."
     split = {name: _split_of(name, list(below)) for name in below}
-    named = sorted((n for n in below if split[n]), key=lambda n: (split[n] != "train", n))
+    named = sorted(
+        (n for n in below if split[n]), key=lambda n: (split[n] != "train", n)
+    )
     if len({split[name] for name in named}) < 2:
         return []
     inside = [set(_below(below[name])) for name in named]
     shared = any(a & b for k, a in enumerate(inside) for b in inside[:k])
     return named if shared or len(named) == len(below) else []
 
-
+# %% ../../nbs/2_vision/datasets.ipynb #spl11exp
 def _home(tails: list, at: tuple = ()):
     "The folders on the way to the first place with class folders; None if there is none."
     below = _below(tails)
@@ -179,7 +185,7 @@ def folder_classes(
     "The class of each file: its first folder that is neither a split nor a lone wrapper."
     return [printable(name) for name in _classes(_tails(root, files))]
 
-
+# %% ../../nbs/2_vision/datasets.ipynb #spl12exp
 def _classes(tails: list) -> list:
     below = _below(tails)
     outer = _splits_in(below)
@@ -238,26 +244,32 @@ def _groups(digests, thumbnails, labels):
     group[np.argsort(at)] = first[of]
     return group[which.reshape(-1)]
 
-
-def _alike(names, labels, digests, groups, classes):
-    "A sentence on near-copies, and one on those under several classes."
+# %% ../../nbs/2_vision/datasets.ipynb #grp02exp
+def _looking_alike(digests, groups) -> dict:
+    "Group → one image for each distinct content, where there are several."
     distinct = {}
     for i, group in enumerate(groups.tolist()):
         distinct.setdefault(group, {}).setdefault(digests[i], i)
-    several = {g: list(files.values()) for g, files in distinct.items() if len(files) > 1}
-    inside = [i for i, g in enumerate(groups.tolist()) if g in several]
-    if not inside:
+    return {g: list(of.values()) for g, of in distinct.items() if len(of) > 1}
+
+
+def _alike(names, labels, digests, groups) -> list:
+    "A sentence on near-copies, and one on those under several classes."
+    several = _looking_alike(digests, groups)
+    if not several:
         return []
     said = [
-        f"{len(inside)} of {len(names)} images look like copies of another one (saved again, resized, cropped, "
-        "shifted, or taken in a burst). Copies stay in the same split."
+        f"{np.isin(groups, list(several)).sum()} of {len(names)} images look like "
+        "copies of another one (saved again, resized, cropped, shifted, or taken in "
+        "a burst). Copies stay in the same split."
     ]
-    apart = [(files[0], i) for files in several.values() for i in files if labels[i] != labels[files[0]]]
+    pairs = [(of[0], i) for of in several.values() for i in of]
+    apart = [[names[i] for i in p] for p in pairs if labels[p[0]] != labels[p[1]]]
     if apart:
-        a, b = apart[0]
+        a, b = (printable(name, True) for name in apart[0])
         said.append(
-            f"{len(apart)} of them look like an image of another class, for example {printable(names[a], True)} and "
-            f"{printable(names[b], True)}. Check which class is right."
+            f"{len(apart)} of them look like an image of another class, for example "
+            f"{a} and {b}. Check which class is right."
         )
     return said
 
@@ -294,7 +306,7 @@ def image_folder(path, size=224,  # side of the squares in pixels: short side re
     files, digests, thumbnails = [files[i] for i in good], [found[i][0] for i in good], np.stack([found[i][2] for i in good])
     labels, names = [classes.index(_class_of(root, f)) for f in files], [printable(Path(f).relative_to(root)) for f in files]
     groups = _groups(digests, thumbnails, labels)
-    warnings = _doubts(root, files, labels, digests, classes) + _alike(names, labels, digests, groups, classes)
+    warnings = _doubts(root, files, labels, digests, classes) + _alike(names, labels, digests, groups)
     return ImageDataset(None if room is None else _squeezed(room, good), labels, classes, paths=files, size=size, digests=digests, draft=draft,
                         groups=[digests[i][:16] for i in groups], names=names, skipped=sorted(left_out + skipped), warnings=warnings)
 

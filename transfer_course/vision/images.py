@@ -292,13 +292,21 @@ def _whole_numbers(given) -> np.ndarray:
         return array.astype(np.uint8, copy=False)
     if array.dtype.kind not in "iuf":
         kind = type(given).__name__ if array.dtype.kind == "O" else array.dtype
-        raise BadValue(f"images are of type {kind}; expected an array of whole numbers from 0 to 255, image files or Pillow images.")
+        raise BadValue(
+            f"images are of type {kind}; expected an array of whole numbers from 0 to 255, image files or Pillow images."
+        )
     low, high = float(array.min()), float(array.max())
     unit = array.dtype.kind == "f" and 0 <= low <= high <= 1 and high > 0
     if not unit and 0 <= low <= high <= 255 and (array == np.rint(array)).all():
         return array.astype(np.uint8)
-    advice = "Multiply by 255 and round" if unit else "Give them as they were before they were scaled: the network does that itself"
-    raise BadValue(f"images are {array.dtype} with values from {low:.3g} to {high:.3g}; expected whole numbers from 0 to 255. {advice}.")
+    advice = (
+        "Multiply by 255 and round"
+        if unit
+        else "Give them as they were before they were scaled: the network does that itself"
+    )
+    raise BadValue(
+        f"images are {array.dtype} with values from {low:.3g} to {high:.3g}; expected whole numbers from 0 to 255. {advice}."
+    )
 
 # %% ../../nbs/2_vision/images.ipynb #giv03exp
 _SHAPES = "expected (N, H, W, 3), one image (H, W, 3), or one grey image (H, W)"
@@ -313,17 +321,27 @@ def _batch_of(given) -> np.ndarray:
     elif array.ndim == 3 and shape[-1] in (1, 3, 4):
         array = array[None]
     if array.ndim != 4 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape[1:]:
-        raise BadValue(f"images have the shape {shape}; {_SHAPES}.{_shape_advice(shape)}")
+        raise BadValue(
+            f"images have the shape {shape}; {_SHAPES}.{_shape_advice(shape)}"
+        )
     if array.shape[-1] == 4:
-        return np.stack([np.asarray(_on_white(Image.fromarray(image))) for image in array]) if len(array) else array[..., :3]
+        return (
+            np.stack([np.asarray(_on_white(Image.fromarray(image))) for image in array])
+            if len(array)
+            else array[..., :3]
+        )
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
 
-
+# %% ../../nbs/2_vision/images.ipynb #giv11exp
 def _shape_advice(shape) -> str:
     if len(shape) in (3, 4) and shape[-3] in (1, 3, 4):
         axes = (0, 2, 3, 1) if len(shape) == 4 else (1, 2, 0)
         return f" The channels come last: use images.transpose{axes}."
-    return " Grey images need a last axis: use images[..., None]." if len(shape) == 3 else ""
+    return (
+        " Grey images need a last axis: use images[..., None]."
+        if len(shape) == 3
+        else ""
+    )
 
 # %% ../../nbs/2_vision/images.ipynb #giv04exp
 def _one_image(given, size) -> np.ndarray:
@@ -336,14 +354,37 @@ def _one_image(given, size) -> np.ndarray:
         return image if size is None else resize_square(image, size)
     batch = _batch_of(given)
     if len(batch) != 1:
-        raise BadValue(f"An image in the list has the shape {np.shape(given)}; expected (H, W, 3) or grey (H, W) for each.")
+        raise BadValue(
+            f"An image in the list has the shape {np.shape(given)}; expected (H, W, 3) or grey (H, W) for each."
+        )
     return batch[0]
 
 
 def _known(size):
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
-        raise BadValue("It is not known at which size this network was trained. Read the files yourself: read_image(path, size=…).")
+        raise BadValue(
+            "It is not known at which size this network was trained. Read the files yourself: read_image(path, size=…)."
+        )
     return size
+
+# %% ../../nbs/2_vision/images.ipynb #giv12exp
+_PICTURES = (str, bytes, os.PathLike, Image.Image)
+
+
+def _list_of(given, size):
+    "A list of files as a data set; of others as uint8 (N, H, W, 3)."
+    if all(isinstance(one, (str, os.PathLike)) for one in given):
+        return ImageDataset(paths=given, size=_known(size))
+    if not any(isinstance(x, _PICTURES) or hasattr(x, "__array__") for x in given):
+        return _batch_of(given)  # numbers in lists
+    images = [_one_image(one, size) for one in given]
+    shapes = sorted({f"{image.shape[1]} × {image.shape[0]}" for image in images})
+    if len(shapes) > 1:
+        raise BadValue(
+            f"The images have several sizes, such as {shapes[0]} and {shapes[1]} px. "
+            "Bring them to one: resize_square(image, size)."
+        )
+    return np.stack(images)
 
 # %% ../../nbs/2_vision/images.ipynb #giv05exp
 def as_images(
@@ -357,18 +398,10 @@ def as_images(
     is no image."""
     if hasattr(given, "batch"):
         return given
-    if isinstance(given, (str, bytes, os.PathLike, Image.Image)):
+    if isinstance(given, _PICTURES):
         return _one_image(given, size)[None]
     if not isinstance(given, (list, tuple)):
         return _batch_of(given)
     if not given:
         return np.zeros((0, 1, 1, 3), np.uint8)
-    if all(isinstance(one, (str, os.PathLike)) for one in given):
-        return ImageDataset(paths=given, size=_known(size))
-    if not any(isinstance(one, (str, bytes, os.PathLike, Image.Image)) or hasattr(one, "__array__") for one in given):
-        return _batch_of(given)  # numbers in lists
-    images = [_one_image(one, size) for one in given]
-    shapes = sorted({f"{image.shape[1]} × {image.shape[0]}" for image in images})
-    if len(shapes) > 1:
-        raise BadValue(f"The images have several sizes, such as {shapes[0]} and {shapes[1]} px. Bring them to one: resize_square(image, size).")
-    return np.stack(images)
+    return _list_of(given, size)
