@@ -635,6 +635,9 @@ def test_what_only_looks_alike_is_not_joined():
         Image.fromarray(np.repeat(np.linspace(a, b, 64, dtype=np.uint8)[:, None, None], 64, 1).repeat(3, 2))
         for a, b in rng.integers(0, 256, (50, 2))
     ]
+    dark = sum(np.meshgrid(*[np.linspace(-1, 1, 64) ** 6] * 2))[..., None]  # blank pages under the same lamp
+    pages = [255 - shade * dark - rng.random((64, 64, 3)) for shade in rng.uniform(20, 30, 50)]
+    pages = [Image.fromarray(page.astype(np.uint8)) for page in pages]
     tinted = [Image.new("RGB", (64, 64), "white") for _ in range(4)]
     for im, colour in zip(tinted, ("red", "blue", "green", "black")):
         im.paste(colour, (20, 15, 50, 40))
@@ -644,6 +647,7 @@ def test_what_only_looks_alike_is_not_joined():
         ("scans", scans, 0, 1),
         ("colours", colours, 0, 1),
         ("gradients", gradients, 0, 1),
+        ("pages", pages, 0, 1),
         ("tinted", tinted, 0, 1),
     ):
         sizes = np.bincount(
