@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,15 @@ def test_too_few_classes(folder, tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "only one" / "birds" / "a.png")
     mistake("fine-tune", tmp_path / "only one", "--out", tmp_path / "r", says="class")
     mistake("fine-tune", tmp_path / "only one" / "birds", "--out", tmp_path / "r", says="class")
+
+
+def test_a_folder_one_level_too_high_names_the_one_to_give(folder, tmp_path):
+    for part in ("Train", "Val"):
+        for name in ("bird", "music"):
+            shutil.copytree(folder / name, tmp_path / "photos" / part / name)
+    message = mistake("fine-tune", tmp_path / "photos", "--out", tmp_path / "r", says="holds the splits Train and Val")
+    assert message.endswith(f"Give {tmp_path / 'photos' / 'Train'}.") and not (tmp_path / "r").exists()
+    mistake("fine-tune", folder.parent, "--out", tmp_path / "r", says=f"Give {folder}.")
 
 
 def test_a_run_folder_in_use_is_refused(folder, tmp_path):

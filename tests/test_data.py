@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from transfer_course.engine import files
+from transfer_course.engine.duplicates import near_copies, thumbnail
 from transfer_course.engine.errors import BadValue, Damaged, NotFound, Offline, UserMistake
 from transfer_course.engine.files import read_image, resize_square
 from transfer_course.vision import datasets, images
@@ -501,6 +502,178 @@ def test_folders_that_cannot_be_used(tmp_path):
     for size in (0, -3, 2.5, "64", True):
         with pytest.raises(BadValue, match="size"):
             image_folder(tmp_path, size=size)
+
+
+# ---------------------------------------------------------------- splits, wrappers and near-copies in a folder
+
+
+def tree(root, *paths):
+    """A small picture of its own at each path."""
+    for i, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(root / path)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("paths", "splits", "give"),
+    [
+        (["train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "test/dog/1.png"], "train, test and val", "/train."),
+        (["Training/a/1.png", "Training/b/1.png", "TESTING/a/1.png"], "Training and TESTING", "/Training."),
+        (["holdout/a/1.png", "dev/a/1.png", "dev/b/1.png"], "dev and holdout", "/dev."),
+        (["train_set/a/1.png", "train_set/b/1.png", "validation-set/a/1.png"], "train_set and validation-set", "/train_set."),
+        (["train/a/1.png", "train/b/1.png", "test/b/1.png", "unlabelled/1.png"], "train and test", "/train."),
+        (
+            ["seg_train/seg_train/a/1.png", "seg_train/seg_train/b/1.png", "seg_test/x/1.png"],
+            "seg_train and seg_test",
+            "/seg_train/seg_train.",
+        ),
+        (["fold1/a/1.png", "fold1/b/1.png", "fold2/a/1.png"], "fold1 and fold2", "/fold1."),
+        (["train/1.png", "test/2.png"], "train and test", "into one folder per class"),
+    ],
+)
+def test_ready_made_splits_are_no_classes(tmp_path, monkeypatch, paths, splits, give):
+    root = tree(tmp_path / "photos", *paths)
+    monkeypatch.setattr(datasets, "_open_all", lambda *a: pytest.fail("it read the images first"))
+    with pytest.raises(BadValue) as e:
+        image_folder(root, size=16)
+    message = str(e.value)
+    assert f"holds the splits {splits}, not one folder per class" in message and "\n" not in message
+    assert give in message and (not give.startswith("/") or message.endswith(f"Give {root}{give}"))
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [["test", "cat"], ["train", "bus", "tram"], ["valid", "invalid"], ["train", "station"], ["eval", "contest"], ["train", "training"]],
+)
+def test_classes_may_be_called_like_a_split(tmp_path, classes):
+    root = tree(tmp_path, *(f"{c}/{i}.png" for c in classes for i in range(2)))
+    assert image_folder(root, size=16).classes == sorted(classes)
+
+
+def test_one_folder_too_high_names_the_folder_to_give(tmp_path):
+    for paths, give in (
+        (["flowers/rose/1.png", "flowers/tulip/2.png"], "flowers"),
+        (["a/b/cat/1.png", "a/b/dog/2.png"], "a/b"),
+        (["a/train/cat/1.png", "a/train/dog/2.png", "a/val/cat/3.png"], "a/train"),
+        (["train/cat/1.png", "train/dog/2.png"], "train"),
+    ):
+        root = tree(tmp_path / give.replace("/", "-"), *paths, "loose.png")
+        with pytest.raises(BadValue, match="one usable class") as e:
+            image_folder(root, size=16)
+        assert str(e.value).endswith(f"Give {root}/{give}.")
+        assert len(image_folder(root / give, size=16)) == 2
+
+
+def test_a_class_where_none_is_needed_is_no_split():
+    of = lambda *paths: datasets.folder_classes("p", [f"p/{path}" for path in paths])  # noqa: E731
+    assert of("train/cat/1.png", "test/dog/2.png", "val/loose.png", "3.png") == ["cat", "dog", "", ""]
+    assert of("x/cat/1.png", "x/dog/big/2.png") == ["cat", "dog"]
+    assert of("cat/1.png", "cat/deep/2.png") == ["cat", "cat"] and of("cat/a/1.png", "dog/a/1.png", "x.png") == ["cat", "dog", ""]
+    assert of() == []
+
+
+def photographs(n):
+    """Different bundled photographs at 128 pixels."""
+    return [Image.fromarray(im).resize((128, 128), Image.Resampling.BICUBIC) for im in styles("photo").images[:n]]
+
+
+def jpeg(image, quality):
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+COPIES = {
+    "saved": lambda im: jpeg(im, 40),
+    "smaller": lambda im: jpeg(im.resize((70, 70), Image.Resampling.BICUBIC), 85),
+    "cropped": lambda im: jpeg(im.crop((3, 0, 128, 125)), 90),
+    "shifted": lambda im: jpeg(Image.fromarray(np.pad(np.asarray(im), ((4, 0), (4, 0), (0, 0)), "edge")[:128, :128]), 90),
+    "darker": lambda im: jpeg(im.point(lambda v: round(0.85 * v)), 90),
+    "mirrored": lambda im: jpeg(im.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 90),
+}
+
+
+def test_near_copies_share_a_group_and_it_is_said(tmp_path):
+    originals = photographs(30)
+    for i, im in enumerate(originals):
+        place = tmp_path / "ab"[i % 2]
+        place.mkdir(exist_ok=True)
+        im.save(place / f"{i:02}.png")
+    alone = image_folder(tmp_path, size=64, progress=False)
+    assert len(set(alone.groups)) == 30 and alone.warnings == []
+    for k, (name, change) in enumerate(COPIES.items()):
+        for i in (2 * k, 2 * k + 1):
+            (tmp_path / "ab"[i % 2] / f"{i:02} {name}.jpg").write_bytes(change(originals[i]))
+    data = image_folder(tmp_path, size=64, progress=False)
+    of = {name[2:4]: set() for name in data.names}
+    for name, group in zip(data.names, data.groups):
+        of[name[2:4]].add(group)
+    assert all(len(groups) == 1 for groups in of.values()) and len(set(data.groups)) == 30
+    assert len(data.warnings) == 1 and data.warnings[0].startswith("24 of 42 images look like copies of another one")
+    for seed in range(3):
+        train, valid, _ = data.split(0.3, 0, seed)
+        assert not {n[2:4] for n in train.names} & {n[2:4] for n in valid.names}
+    (tmp_path / "a" / "wrong.jpg").write_bytes(COPIES["saved"](originals[13]))
+    (tmp_path / "a" / "turned round.jpg").write_bytes(COPIES["mirrored"](originals[15]))  # left and right may be two classes
+    data = image_folder(tmp_path, size=64, progress=False)
+    group = dict(zip(data.names, data.groups))
+    assert group["a/wrong.jpg"] == group["b/13.png"] and group["a/turned round.jpg"] != group["b/15.png"]
+    assert len(data.warnings) == 2 and "1 of them look like an image of another class" in data.warnings[1]
+    assert "a/wrong.jpg" in data.warnings[1] and "b/13" in data.warnings[1]
+
+
+def test_what_only_looks_alike_is_not_joined():
+    from sklearn.datasets import load_digits
+
+    rng = np.random.default_rng(0)
+    digits = [Image.fromarray(np.uint8(d * 15.9)).resize((28, 28)).convert("RGB") for d in load_digits().images[:500]]
+    icons = [Image.fromarray(im) for im in styles("noto").images]
+    scans = [Image.fromarray(rng.normal(250, 3, (64, 64, 3)).clip(0, 255).astype(np.uint8)) for _ in range(50)]
+    colours = [Image.new("RGB", (64, 64), tuple(rng.integers(0, 256, 3).tolist())) for _ in range(50)]
+    gradients = [
+        Image.fromarray(np.repeat(np.linspace(a, b, 64, dtype=np.uint8)[:, None, None], 64, 1).repeat(3, 2))
+        for a, b in rng.integers(0, 256, (50, 2))
+    ]
+    dark = sum(np.meshgrid(*[np.linspace(-1, 1, 64) ** 6] * 2))[..., None]  # blank pages under the same lamp
+    pages = [255 - shade * dark - rng.random((64, 64, 3)) for shade in rng.uniform(20, 30, 50)]
+    pages = [Image.fromarray(page.astype(np.uint8)) for page in pages]
+    tinted = [Image.new("RGB", (64, 64), "white") for _ in range(4)]
+    for im, colour in zip(tinted, ("red", "blue", "green", "black")):
+        im.paste(colour, (20, 15, 50, 40))
+    for name, pictures, most, largest in (
+        ("digits", digits, 30, 4),
+        ("icons", icons, 6, 2),
+        ("scans", scans, 0, 1),
+        ("colours", colours, 0, 1),
+        ("gradients", gradients, 0, 1),
+        ("pages", pages, 0, 1),
+        ("tinted", tinted, 0, 1),
+    ):
+        sizes = np.bincount(
+            near_copies(np.stack([thumbnail(resize_square(np.asarray(im), 64)) for im in pictures]), np.zeros(len(pictures)))
+        )
+        assert sizes[sizes > 1].sum() <= most and sizes.max() <= largest, (name, sizes.max(), sizes[sizes > 1].sum())
+
+
+def test_false_links_do_not_chain(monkeypatch):
+    """Three images in a row: each is linked to the next, and the first and the last are not alike."""
+    from transfer_course.engine import duplicates
+
+    found = {(0, 1): 0.97, (1, 2): 0.96, (0, 2): 0.5}
+    assert duplicates._joined(np.zeros((3, 1152), np.uint8), None, dict(found)).tolist() == [0, 0, 2]
+    assert duplicates._joined(np.zeros((3, 1152), np.uint8), None, found | {(0, 2): 0.951}).tolist() == [0, 0, 0]
+    monkeypatch.setattr(duplicates, "_pair", lambda *a: 0.99)  # where the first ones were not compared yet
+    assert duplicates._joined(np.zeros((3, 1152), np.uint8), None, {(0, 1): 0.97, (1, 2): 0.96}).tolist() == [0, 0, 0]
+
+
+def test_a_class_that_is_one_image_again_and_again(tmp_path):
+    for c, im in zip("ab", photographs(2)):
+        (tmp_path / c).mkdir()
+        for quality in (60, 70, 80, 90):
+            (tmp_path / c / f"{quality}.jpg").write_bytes(jpeg(im, quality))
+    data = image_folder(tmp_path, size=64, progress=False)
+    assert len(set(data.groups)) == 2 and [len(p) for p in data.split(0.2, 0)] == [8, 0, 0]
 
 
 # ---------------------------------------------------------------- data sets by name

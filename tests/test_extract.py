@@ -89,6 +89,17 @@ def test_without_a_skipped_file_the_bytes_are_of_the_same_kind(place):
         assert len(data) == RowFile.HEADER + 4 * 1280 * (67 if name == "cats" else 66) and data[:6] == b"\x93NUMPY"
 
 
+def test_the_class_in_the_index_is_no_split(place):
+    for tree, root in ((("train/cats", "train/dogs", "test/cats"), "split"), (("a/cats", "a/dogs"), "wrapped")):
+        for i, part in enumerate(tree):
+            (place / root / part).mkdir(parents=True, exist_ok=True)
+            (place / root / part / f"{i}.jpg").write_bytes((place / f"photos/cats/{3 * i:03}.jpg").read_bytes())
+        info = extract_folder(place / root, place / f"of {root}", size=SIZE, progress=False)
+        rows = list(csv.reader((place / f"of {root}/index.csv").open(encoding="utf-8", newline="")))[1:]
+        assert info["n"] == len(tree) == len(rows)
+        assert {r[1]: r[2] for r in rows} == {f"{part}/{i}.jpg": part.split("/")[1] for i, part in enumerate(tree)}
+
+
 def stopped(monkeypatch, after, out, place):
     """An extraction whose decoding is interrupted."""
     count, decode = [], module._decode

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from transfer_course.engine.errors import BadValue, Damaged, NotFound
+from transfer_course.engine.errors import BadValue, Damaged, NotFound, UserMistake
 from transfer_course.engine.frameworks import load_keras, load_torch
 from transfer_course.vision.backbones import Backbone, backbone
 from transfer_course.vision.data import ImageDataset, styles
@@ -390,6 +390,66 @@ def test_a_probe_is_the_linear_probe(framework, lite0, images):
     Z = extract(lite0[framework], images, progress=False)
     probe = linear_probe(Z, images.labels, images.groups)
     assert np.abs(result.predict(images) - probe.predict_proba(Z)).max() < 1e-3
+
+
+@pytest.mark.parametrize("framework", BOTH)
+def test_predict_takes_one_image_in_many_forms_and_refuses_the_rest_alike(framework, small, images, tmp_path):
+    from PIL import Image
+
+    result = fine_tune(small[framework], images, None, PLAIN.but(strategy="head", epochs=1), progress=False)
+    image = images.images[5]
+    expected, file = result.predict(image[None]), tmp_path / "one.png"
+    Image.fromarray(image).save(file)
+    opaque = np.concatenate([image, np.full((64, 64, 1), 255, np.uint8)], -1)
+    palette = Image.fromarray(image).quantize(256)
+    same = [image, [image], image.astype("int64")[None], image.astype("float32"), image.tolist(), opaque, Image.fromarray(image)]
+    same += [torch.from_numpy(image.copy()), [Image.fromarray(image)], file, str(file), file.read_bytes(), [file]]
+    for form in same:
+        assert np.array_equal(result.predict(form), expected), type(form)
+    assert np.array_equal(result.predict(palette), result.predict(np.asarray(palette.convert("RGB"))))
+    assert np.array_equal(result.predict([file, str(file), file]), np.repeat(expected, 3, 0))
+    assert np.array_equal(result.predict([image, file, Image.fromarray(image)]), np.repeat(expected, 3, 0))
+    grey = np.repeat(image[..., :1], 3, -1)
+    for form in (image[..., 0], image[..., :1], image[None, ..., :1]):
+        assert np.array_equal(result.predict(form), result.predict(grey[None]))
+    clear = opaque.copy()
+    clear[..., 3] = 0
+    assert np.array_equal(result.predict(clear), result.predict(np.full_like(image, 255)))
+    for none in ([], image[None][:0]):
+        assert result.predict(none).shape == (0, 3)
+    Image.fromarray(image).resize((150, 150)).save(file)
+    assert result.predict(file).shape == (1, 3), "a file is brought to the size of the training images"
+    batch, result.backbone.min_size = image[None], 16
+    for wrong, words in (
+        (batch / 255, "to 1; expected whole numbers from 0 to 255. Multiply by 255"),
+        (batch.astype("float32") - 200, "expected whole numbers from 0 to 255. Give them as they were"),
+        (batch + 0.5, "expected whole numbers"),
+        (batch.astype(int) * 2, "expected whole numbers"),
+        (np.full_like(batch, np.nan, dtype="float32"), "expected whole numbers"),
+        (batch.transpose(0, 3, 1, 2), "use images.transpose(0, 2, 3, 1)"),
+        (image.transpose(2, 0, 1), "use images.transpose(1, 2, 0)"),
+        (np.zeros((7, 64, 64), np.uint8), "use images[..., None]"),
+        (batch > 100, "of type bool"),
+        (batch[None], "have the shape (1, 1, 64, 64, 3)"),
+        (np.zeros((64, 0, 3), np.uint8), "have the shape (64, 0, 3)"),
+        ([image, image[:40, :40]], "several sizes, such as 40 × 40 and 64 × 64"),
+        ({"image": image}, "of type dict"),
+        (None, "of type NoneType"),
+        (tmp_path / "not there.png", "no such file"),
+        ([file, tmp_path], "a folder, not a file"),
+        (image[:8, :8], "at least"),
+    ):
+        with pytest.raises(UserMistake) as e:
+            result.predict(wrong)
+        assert words in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_run_that_was_saved_without_its_size_reads_no_files(small, images, tmp_path):
+    result = fine_tune(small["torch"], images, None, Recipe("probe"), progress=False)
+    assert result.info["size"] == 64
+    result.info.clear()
+    with pytest.raises(BadValue, match="not known at which size"):
+        result.predict(tmp_path / "a.png")
 
 
 def test_damaged_runs_are_refused_with_a_sentence(small, images, tmp_path):

@@ -83,6 +83,63 @@ def test_a_finished_run_is_given_back_and_a_running_one_refused(folder, whole, t
 # --- in one process -----------------------------------------------------------------------------------------------------
 
 
+def test_a_finished_run_is_given_back_for_its_own_images_only(tmp_path):
+    from PIL import Image
+
+    from transfer_course.practice.own_folder import predict_files, tune_folder
+
+    rng, said, out = np.random.default_rng(0), [], tmp_path / "run"
+
+    def save(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+
+    def again(folder):
+        said.clear()
+        how = dict(backbone="small_cnn", strategy="probe", size=32, progress=False, resume=True)
+        return {k: v for k, v in tune_folder(folder, out, say=said.append, **how).items() if k != "seconds"}
+
+    def refused(folder, words):
+        with pytest.raises(BadValue, match="holds a finished run on other images than those in") as e:
+            again(folder)
+        assert words in str(e.value) and "--out" in str(e.value) and not [line for line in said if "accuracy" in line]
+
+    for path in ("cat/1", "cat/2", "cat/3", "dog/1", "dog/2", "dog/3"):
+        save(tmp_path / "photos" / f"{path}.png")
+        save(tmp_path / "others" / f"{path}.png")
+    first = again(tmp_path / "photos")
+    assert again(tmp_path / "photos") == first and any("nothing was trained" in line for line in said)
+    refused(tmp_path / "others", "as many as then, but some have another content")
+    photos = tmp_path / "moved" / "pictures"
+    photos.parent.mkdir()
+    (tmp_path / "photos").rename(photos)
+    (photos / "cat/1.png").rename(photos / "cat/9.png")
+    assert again(photos) == first, "the same images elsewhere, under another name"
+    save(photos / "fox/1.png")
+    refused(photos, "class 'fox' is new")
+    (photos / "fox/1.png").rename(photos / "dog/4.png")
+    (photos / "fox").rmdir()
+    refused(photos, "class 'dog' had 3 images and has 4 now")
+    (photos / "dog/4.png").unlink()
+    (photos / "cat/9.png").rename(photos / "dog/9.png")
+    (photos / "dog/1.png").rename(photos / "cat/1.png")
+    refused(photos, "another content")
+    (photos / "cat/1.png").rename(photos / "dog/1.png")
+    (photos / "dog/9.png").rename(photos / "cat/9.png")
+    assert again(photos) == first
+
+    info = json.loads((out / "run.json").read_text())  # as an earlier version saved it
+    assert len(info.pop("images_sha256")) == 64
+    (out / "run.json").write_text(json.dumps(info))
+    assert again(photos) == first and any("earlier version" in line for line in said)
+    assert [set(row) for row in predict_files(out, [photos / "cat/2.png"])] == [{"path", "class", "probability", "top"}]
+    save(photos / "cat/8.png")
+    refused(photos, "class 'cat' had 3 images and has 4 now")
+    (photos / "cat/8.png").unlink()
+    (out / "report.html").unlink()
+    assert again(photos) == first and not (out / "report.html").exists() and any("report is missing" in line for line in said)
+
+
 @pytest.fixture(scope="module")
 def parts():
     data = styles("noto", size=32)

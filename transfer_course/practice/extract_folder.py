@@ -25,7 +25,7 @@ from ..engine.files import Unreadable, atomic_write, disk_mistake, list_images, 
 from ..engine.frameworks import _Alone, check_framework, processes
 from ..engine.runs import _NOTHING, claim_folder, jsonable, state_of, versions
 from ..vision.backbones import backbone as load_backbone
-from ..vision.datasets import _class_of
+from ..vision.datasets import folder_classes
 from ..vision.features import fingerprint
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #d42f8af0
@@ -183,11 +183,12 @@ def _features(out: Path, rows: RowFile, good: np.ndarray):
     os.replace(new.path, out/"features.npy")
 
 def _index(folder, out: Path, files, good):
-    "index.csv: row, path below the folder, class (the first folder on the way, or nothing)."
+    "index.csv: row, path below the folder, class (see `folder_classes`; nothing for a file in none)."
+    classes = folder_classes(folder, [os.path.join(folder, files[i][0]) for i in good])
     with atomic_write(out/"index.csv", "w") as f:
         table = csv.writer(f, lineterminator="\n")
         table.writerow(["row", "path", "class"])
-        for row, i in enumerate(good): table.writerow([row, printable(files[i][0]), _class_of(folder, os.path.join(folder, files[i][0])) or ""])
+        for row, (i, name) in enumerate(zip(good, classes, strict=True)): table.writerow([row, printable(files[i][0]), name])
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #61715aaa
 def _close(folder, out: Path, plan, skipped: dict, seconds: float, computed: int, team) -> dict:

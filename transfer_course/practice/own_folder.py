@@ -6,6 +6,8 @@
 __all__ = ['DEFAULTS', 'default_recipe', 'baselines', 'default_out', 'tune_folder', 'predict_files']
 
 # %% ../../nbs/6_practice/own_folder.ipynb #821cdc66
+import hashlib
+import json
 import os
 import time
 from contextlib import nullcontext
@@ -73,7 +75,7 @@ def tune_folder(folder,                      # one folder of images per class
                 out,                         # where the run is saved; new or empty
                 *, framework: str = "torch", backbone: str = "efficientnet_lite0", strategy: str = "lp_ft",
                 epochs: int | None = None, size: int = 128, seed: int = 0,
-                resume: bool = False,        # go on with a run that was interrupted in `out`; a finished one is returned as it is
+                resume: bool = False,        # go on with a run that was interrupted in `out`; a finished one on the same images is returned as it is
                 workers: int = 1,            # threads that read and augment the next batches
                 progress: bool = True, say=lambda text="": None) -> dict:
     "Hold out a fifth of the images, train on the rest, score, save model, report and card; returns the summary that the command line prints."
@@ -90,8 +92,11 @@ def tune_folder(folder,                      # one folder of images per class
     info, _ = read_run(out)
     if done:
         _same(info, out, framework, backbone, recipe, size)
+        data = image_folder(folder, size=size)
+        _same_images(info, data, folder, out)
         tell(f"{printable(out)} is finished already; nothing was trained.")
-        if us.is_main_process: _complete(out, folder, size, seed)
+        if _IMAGES not in info: tell("It was saved by an earlier version, without checksums: its classes and their numbers of images are those of the folder, and more can't be compared.")
+        if us.is_main_process: _complete(out, info, data, seed, tell)
     for text in _sentences(info, out): tell(text)
     return _summary(info, out, began)
 
@@ -109,10 +114,11 @@ def _finish(out, result, net, data, parts, size, began):
     "Score, save, and only then drop the checkpoint."
     _write(out, result, _describe(result, net, data, parts, size, began), parts)
 
-def _complete(out, folder, size, seed):
+def _complete(out, info, data, seed, say):
     "Write what a run lacks that was killed between its model and its report."
     if all((Path(out)/name).exists() for name in ("report.html", "card.md")): return
-    result, valid = load_result(out), image_folder(folder, size=size).split(valid=0.2, test=0, seed=seed).valid
+    if _IMAGES not in info: say("Its report is missing and can't be written now, because that version split the images in another way."); return
+    result, valid = load_result(out), data.split(valid=0.2, test=0, seed=seed).valid
     _explain(out, result, result.predict(valid), valid)
     Checkpoint(out, {}).clear()
 
@@ -130,6 +136,45 @@ def _summary(info, out, began) -> dict:
     return {"run": str(out), "framework": info["framework"], "backbone": info["backbone"]["name"], "strategy": info["strategy"], "accuracy": info["metrics"]["accuracy"],
             "n_train": info["n_train"], "n_valid": info["n_valid"], "classes": info["classes"], "skipped": info["skipped"], "seconds": round(time.perf_counter() - began, 1)}
 
+# %% ../../nbs/6_practice/own_folder.ipynb #img02exp
+_IMAGES = "images_sha256"
+
+
+def _images_sum(data) -> str:
+    "One checksum over the classes and contents of all images, wherever they lie."
+    classes = [data.classes[label] for label in data.labels]
+    of = sorted(zip(classes, data.digests(), strict=True))
+    return hashlib.sha256(json.dumps(of).encode()).hexdigest()
+
+
+def _changes(then: dict, now: dict) -> str:
+    "What differs between the images per class of a run and of a folder."
+    quoted = lambda c: f"class {printable(repr(c), True)}"  # noqa: E731
+    new = [f"{quoted(c)} is new" for c in now if c not in then]
+    gone = [f"{quoted(c)} is missing" for c in then if c not in now]
+    counts = [
+        f"{quoted(c)} had {then[c]} images and has {now[c]} now"
+        for c in now
+        if c in then and then[c] != now[c]
+    ]
+    return "; ".join(
+        (new[:3] + gone[:3] or counts[:3])
+        or ["as many as then, but some have another content"]
+    )
+
+# %% ../../nbs/6_practice/own_folder.ipynb #img03exp
+def _same_images(info, data, folder, out):
+    "BadValue if the run `info` in `out` was trained on other images than `data`, which lie in `folder`."
+    now, then = data.counts(), info.get("counts")
+    if info.get(_IMAGES) == _images_sum(data) or _IMAGES not in info and then == now:
+        return
+    what = _changes(then if isinstance(then, dict) else {}, now)
+    raise BadValue(
+        f"{printable(out, True)} holds a finished run on other images than those in "
+        f"{printable(folder, True)} ({what}). Choose another folder (--out) for a new "
+        "run, or give the images of that one."
+    )
+
 # %% ../../nbs/6_practice/own_folder.ipynb #5570cd7c
 def _describe(result, net, data, parts, size, began) -> dict:
     "What `run.json` says beyond the result itself: held-out scores with an interval, baselines, counts, skipped files."
@@ -141,7 +186,7 @@ def _describe(result, net, data, parts, size, began) -> dict:
                "note": "The held-out images also chose the best epoch, which flatters this number a little."}
     return dict(metrics=metrics, baselines=baselines(net, parts, guess, groups), size=size, n_train=len(parts.train), n_valid=len(valid),
                 counts={c: int((data.labels == i).sum()) for i, c in enumerate(data.classes)}, skipped=[s._asdict() for s in data.skipped],
-                warnings=list(data.warnings), total_seconds=round(time.perf_counter() - began, 1),
+                warnings=list(data.warnings), **{_IMAGES: _images_sum(data)}, total_seconds=round(time.perf_counter() - began, 1),
                 probabilities=P)
 
 # %% ../../nbs/6_practice/own_folder.ipynb #0ad3ff3f

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..engine.errors import BadValue, Damaged, did_you_mean
 from ..engine.files import printable
+from .images import as_images
 
 # %% ../../nbs/2_vision/recipes.ipynb #7b6b211f
 def _one_of(name, value, choices):
@@ -367,14 +368,17 @@ class Result:
         return self.backbone.framework
 
     def logits(self, images, batch_size=32) -> np.ndarray:
-        "(N, C) float32 for (N,H,W,3) uint8 images or an ImageDataset, in inference mode."
-        batch = images.batch if hasattr(images, "batch") else lambda i: np.asarray(images)[i]
-        parts = [self._logits(batch(np.arange(i, min(i + batch_size, len(images))))) for i in range(0, len(images), batch_size)]
+        "(N, C) float32 for what `predict` takes, in inference mode."
+        images = as_images(images, self.info.get("size"))
+        batch = images.batch if hasattr(images, "batch") else images.__getitem__
+        parts = [self._logits(self.backbone.check(batch(np.arange(i, min(i + batch_size, len(images)))))) for i in range(0, len(images), batch_size)]
         return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), "float32")
 
     def predict(self, images) -> np.ndarray:
-        "(N, C) class probabilities for (N,H,W,3) uint8 images or an ImageDataset."
-        return softmax(self.logits(images)) if len(images) else np.zeros((0, len(self.classes)))
+        """(N, C) class probabilities, in either framework, for an ImageDataset, for uint8 images (N,H,W,3) or one of them,
+        grey (H,W), RGBA or whole numbers of another type, for the path of an image file or a Pillow image, or for a list of these.
+        Files are read at the size of the training images. Raises BadValue for anything else, such as values from 0 to 1."""
+        return softmax(self.logits(images))
 
     def evaluate(self, dataset) -> dict:
         "Accuracy, balanced accuracy, precision, recall and F1 on a labelled data set; its classes are matched by name."
@@ -494,7 +498,9 @@ def fine_tune(backbone, train, valid=None, recipe=None, **kwargs) -> Result:
     from transfer_course.engine.frameworks import check_framework
     if check_framework(backbone.framework) == "torch": from transfer_course.vision.finetune_torch import fine_tune as run
     else: from transfer_course.vision.finetune_keras import fine_tune as run
-    return run(backbone, train, valid, recipe, **kwargs)
+    result, side = run(backbone, train, valid, recipe, **kwargs), getattr(train, "size", None)
+    if isinstance(side, (int, np.integer)): result.info.setdefault("size", int(side))     # so that files can be read for it
+    return result
 
 def load_result(folder) -> Result:
     "A saved run, in the framework that wrote it. Raises NotFound or Damaged with a sentence."
