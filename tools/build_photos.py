@@ -264,7 +264,7 @@ BACKGROUNDS = {
     "erase/pika": (0.74, 0, 1, 0.9),
     "explore_farm_animals/animals/horse": (0, 0, 1, 0.28),
     "explore_monuments/egypt/bentPyramid": (0, 0.72, 1, 1),
-    "explore_monuments/france/montStMichel": (0, 0, 1, 0.28),
+    "explore_monuments/france/montStMichel": (0, 0, 0.55, 0.28),
     "explore_monuments/india/ajantaCave": (0, 0.55, 1, 1),
     "explore_monuments/india/goldenTemple": (0, 0.72, 1, 1),
     "explore_monuments/usa/canyondeChelly": (0, 0.05, 1, 1),
