@@ -18,6 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from transfer_course.engine import files
 from transfer_course.engine.errors import BadValue, NotFound
+from transfer_course.practice import photo_budget
 from transfer_course.vision import photos as module
 from transfer_course.vision.photos import PHOTO_CLASSES, PHOTO_DOMAINS, photos
 
@@ -257,6 +258,33 @@ def _digest(identity):
     import hashlib
 
     return hashlib.sha256(f"background: {identity}".encode()).digest()
+
+
+# ---------------------------------------------------------------- the study
+
+
+def test_the_record_of_the_study_is_complete(parts):
+    runs, about = photo_budget.load_photo_budget()
+    wanted = [(method, seed) for method, seeds in photo_budget.SEEDS.items() for seed in seeds]
+    assert sorted((r.method, r.seed) for r in runs) == sorted(wanted)
+    assert {len(r.correct) for r in runs} == {len(parts["development"])}
+    assert (about["size"], about["labels"], about["folds"]) == (photo_budget.SIZE, photo_budget.LABELS, photo_budget.FOLDS)
+    assert about["scratch"] == {n: [size, r.to_dict()] for n, (size, r) in photo_budget.SCRATCH.items()}
+    assert all(set(r.chosen) <= set(photo_budget.SCRATCH) for r in runs if r.method == "scratch")
+    for method in photo_budget.SEEDS:
+        assert not np.isnan(photo_budget.table(runs, method)).any()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_folds_keep_identities_apart_and_test_each_image_once(parts, seed):
+    data = parts["development"]
+    dealt = photo_budget.folds(data, seed)
+    assert sorted(np.concatenate([f.test for f in dealt])) == list(range(len(data)))
+    for fold in dealt:
+        labelled, valid, test = ({*data.groups[rows]} for rows in fold)
+        assert not labelled & valid and not labelled & test and not valid & test
+        counts = np.bincount(data.labels[fold.labelled], minlength=len(data.classes))
+        assert (counts == photo_budget.LABELS).all()
 
 
 # ---------------------------------------------------------------- the script that built it

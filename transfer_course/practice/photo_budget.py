@@ -68,7 +68,7 @@ SCRATCH = {  # network -> size in pixels and recipe
 }
 SEEDS = {
     "majority": tuple(range(20)),
-    "random_probe": tuple(range(20)),
+    "random_probe": tuple(range(5)),
     "probe": tuple(range(20)),
     "scratch": tuple(range(5)),
 }
