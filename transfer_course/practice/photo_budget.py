@@ -45,7 +45,7 @@ def _draw(labels, groups, pool, rng):
         drawn.append(order[:LABELS])
     return np.concatenate(drawn)
 
-
+# %% ../../nbs/6_practice/photo_budget.ipynb #25583054
 def folds(data, seed: int) -> list[Fold]:
     "The folds of one seed; together their test sets are the whole data set."
     from sklearn.model_selection import StratifiedGroupKFold
@@ -73,7 +73,7 @@ SEEDS = {
     "scratch": tuple(range(5)),
 }
 
-
+# %% ../../nbs/6_practice/photo_budget.ipynb #29cb867b
 @lru_cache(maxsize=4)
 def _data(size):
     "The development part; rows are in the same order at every size."
@@ -94,7 +94,7 @@ def _probed(weights, seed, fold):
     probe = linear_probe(Z[rows], data.labels[rows], data.groups[rows])
     return probe.predict(Z[fold.test])
 
-
+# %% ../../nbs/6_practice/photo_budget.ipynb #d035a273
 def _scratch(seed, fold):
     "What the network that is better on the validation set predicts, and its name."
     best = (-1.0, None, "")
@@ -110,7 +110,7 @@ def _scratch(seed, fold):
             best = (score, predicted, name)
     return best[1:]
 
-
+# %% ../../nbs/6_practice/photo_budget.ipynb #61cd8a3b
 def _predicted(method, seed, fold):
     "(predictions for the test set, the network that was chosen or nothing)."
     if method == "majority":
@@ -145,7 +145,7 @@ def run_photos(method: str, seed: int) -> PhotoRun:
         chosen.append(name)
     return PhotoRun(method, seed, time.perf_counter() - began, chosen, correct)
 
-
+# %% ../../nbs/6_practice/photo_budget.ipynb #c131d3f9
 def load_photo_budget(path=None) -> tuple[list[PhotoRun], dict]:
     "The recorded runs and what else the record says; ([], {}) where there is none."
     return load_runs(PhotoRun, Path(path or record_path("photo_budget")))
