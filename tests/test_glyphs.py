@@ -93,11 +93,6 @@ def test_every_font_has_its_licence_and_credit(index):
                 built.prove(r["package"], r["licence"], z.read(f"copyright/{r['package']}.txt").decode())
 
 
-def test_the_tables_and_the_library_name_the_same_characters():
-    built = builder()
-    assert tuple(built.LETTERS) == LETTERS and tuple(built.DIGITS) == DIGITS and tuple(built.DOMAINS) == GLYPH_DOMAINS
-
-
 def test_the_files_are_small():
     assert sum(p.stat().st_size for p in FOLDER.iterdir()) < 6e6
 

@@ -32,23 +32,24 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from transfer_course.vision.glyphs import DIGITS, LETTERS, SIDE, centred  # noqa: E402
+from transfer_course.vision.glyphs import GLYPH_DOMAINS as DOMAINS  # noqa: E402
+
 OUT = ROOT / "transfer_course" / "assets" / "glyphs"
-DOMAINS = ["serif", "sans", "mono", "script"]
 PARTS = ["development", "sealed"]
 SEALED_PART = 4  # one family in four is sealed
 
 # ---------------------------------------------------------------- what is drawn
 
-DIGITS = "0123456789"
 # Letters whose two cases differ by little but size count once, as the capital (table CASES in README.md).
 SAME_IN_BOTH_CASES = "COPSUVWXYZ"
 # Letters that many fonts draw like a digit are left out: nobody could tell them apart without a word around them.
 LIKE_A_DIGIT = "OIl"
 CAPITALS = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in LIKE_A_DIGIT]
 SMALL = [c for c in "abcdefghijklmnopqrstuvwxyz" if c.upper() not in SAME_IN_BOTH_CASES and c not in LIKE_A_DIGIT]
-LETTERS = CAPITALS + SMALL
-CHARACTERS = LETTERS + list(DIGITS)
-SIDE, BOX = 28, 20  # as MNIST: fitted into 20 x 20, centre of mass in the middle of 28 x 28
+assert (*CAPITALS, *SMALL) == LETTERS
+CHARACTERS = LETTERS + DIGITS
 COLUMNS_OF_SHEET = 7  # the 49 glyphs of one font lie in a square, row by row
 DRAWN_AT = 96  # points, before it is scaled down
 
@@ -449,22 +450,6 @@ def draw(path: Path, character: str, font: ImageFont.FreeTypeFont) -> np.ndarray
     return centred(canvas.crop(canvas.getbbox()))
 
 
-def centred(image: Image.Image) -> np.ndarray:
-    """Scaled so that it just fits into 20 x 20, its centre of mass in the middle of 28 x 28."""
-    scale = BOX / max(image.size)
-    size = [max(1, round(side * scale)) for side in image.size]
-    small = np.asarray(image.resize(size, Image.Resampling.BOX))
-    height, width = small.shape
-    mass = small.sum(dtype=float)
-    y = small.sum(1, dtype=float) @ np.arange(height) / mass
-    x = small.sum(0, dtype=float) @ np.arange(width) / mass
-    middle = (SIDE - 1) / 2
-    y, x = (min(max(round(middle - c), 0), SIDE - n) for c, n in ((y, height), (x, width)))
-    out = np.zeros((SIDE, SIDE), np.uint8)
-    out[y : y + height, x : x + width] = small
-    return out
-
-
 def draw_all(path: Path, characters: str | list[str]) -> np.ndarray:
     """(characters, 28, 28) uint8."""
     font = ImageFont.truetype(path, DRAWN_AT, layout_engine=ImageFont.Layout.BASIC)
@@ -722,7 +707,7 @@ def readme(rows: list[dict], by_pixels: list[tuple], cases: dict) -> str:
         "## How a glyph is drawn",
         "",
         f"The character is drawn at {DRAWN_AT} points, cut to its ink, scaled with its aspect ratio kept until it just fits into",
-        f"{BOX} x {BOX} pixels (each pixel is the mean of the area it covers), and moved by whole pixels until its centre of mass",
+        "20 x 20 pixels (each pixel is the mean of the area it covers), and moved by whole pixels until its centre of mass",
         f"lies in the middle of {SIDE} x {SIDE}. MNIST was made in the same way.",
         "",
         "## Identities",

@@ -1469,6 +1469,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'transfer_course/vision/glyphs.py'),
                                                'transfer_course.vision.glyphs._checked': ( '2_vision/glyphs.html#_checked',
                                                                                            'transfer_course/vision/glyphs.py'),
+                                               'transfer_course.vision.glyphs._domains': ( '2_vision/glyphs.html#_domains',
+                                                                                           'transfer_course/vision/glyphs.py'),
                                                'transfer_course.vision.glyphs._fonts': ( '2_vision/glyphs.html#_fonts',
                                                                                          'transfer_course/vision/glyphs.py'),
                                                'transfer_course.vision.glyphs._sheet': ( '2_vision/glyphs.html#_sheet',

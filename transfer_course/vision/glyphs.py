@@ -64,6 +64,16 @@ def _three_channels(grey: np.ndarray) -> np.ndarray:
     return np.repeat(grey[..., None], 3, -1)
 
 
+def _domains(domain) -> tuple:
+    "The names of the wanted domains, or BadValue."
+    wanted = (domain,) if isinstance(domain, str) else tuple(domain or ())
+    wanted = GLYPH_DOMAINS if domain is None else wanted
+    if not wanted:
+        expected = ", ".join(GLYPH_DOMAINS)
+        raise BadValue(f"domain is {domain!r}; expected one or more of {expected}.")
+    return tuple(_checked("domain", name, GLYPH_DOMAINS) for name in wanted)
+
+# %% ../../nbs/2_vision/glyphs.ipynb #dd4c9ce9
 def glyphs(
     kind: str = "letters",  # "letters" (39 classes) or "digits" (10 classes)
     part: str = "development",  # "development", "sealed" or "all"
@@ -71,49 +81,38 @@ def glyphs(
 ) -> ImageDataset:
     """Characters in fonts, 28 × 28 uint8, white on black; one image per font and character.
 
-    The identity (`groups`) is the font's family and the character, as in "Lato/A": the weights of one
-    family are near-duplicates. `domains` is serif, sans, mono or script. A quarter of the families is sealed.
-    BadValue for an unknown kind, part or domain. Source and licences: assets/glyphs/README.md.
+    The identity (`groups`) is the font's family and the character, as in "Lato/A", since the
+    weights of a family are near-duplicates. `domains` is serif, sans, mono or script.
+    A quarter of the families is sealed. BadValue for an unknown kind, part or domain.
+    Source and licences: assets/glyphs/README.md.
     """
     characters = _KINDS[_checked("kind", kind, tuple(_KINDS))]
     _checked("part", part, _PARTS)
-    wanted = (
-        GLYPH_DOMAINS
-        if domain is None
-        else (domain,)
-        if isinstance(domain, str)
-        else tuple(domain)
-    )
-    if not wanted:
-        raise BadValue(
-            f"domain is {domain!r}; expected one or more of {', '.join(GLYPH_DOMAINS)}."
-        )
-    for name in wanted:
-        _checked("domain", name, GLYPH_DOMAINS)
-    rows, sheets = _fonts(part, wanted)
+    rows, sheets = _fonts(part, _domains(domain))
     columns = [(LETTERS + DIGITS).index(c) for c in characters]
     pixels = sheets[:, columns].reshape(-1, SIDE, SIDE)
+    n = len(characters)
     return ImageDataset(
         _three_channels(pixels),
-        np.tile(np.arange(len(characters)), len(rows)),
+        np.tile(np.arange(n), len(rows)),
         characters,
         groups=[f"{row['family']}/{c}" for row in rows for c in characters],
-        domains=np.repeat([row["domain"] for row in rows], len(characters)),
+        domains=np.repeat([row["domain"] for row in rows], n),
         names=[f"{row['font']} {c}" for row in rows for c in characters],
     )
 
-
+# %% ../../nbs/2_vision/glyphs.ipynb #9cc035b4
 def families(data: ImageDataset) -> np.ndarray:
-    "The font family of each image of `glyphs`, (N,) strings: the identity without the character."
+    "The font family of each image of `glyphs`, (N,): identity without character."
     return np.array([group.rpartition("/")[0] for group in data.groups])
 
-# %% ../../nbs/2_vision/glyphs.ipynb #5f3e6907
+# %% ../../nbs/2_vision/glyphs.ipynb #9ac5cad5
 def centred(ink: Image.Image) -> np.ndarray:
     """A grey image, white ink on black and cut to its ink, as (28, 28) uint8.
 
-    It is scaled to just fit into 20 × 20 with its aspect ratio kept (each pixel is the mean of the area it
-    covers), then moved by whole pixels so that the centre of mass is in the middle. Source: LeCun, Cortes,
-    Burges, "The MNIST database".
+    It is scaled to just fit into 20 × 20 with its aspect ratio kept (each pixel is the
+    mean of the area it covers), then moved by whole pixels so that the centre of mass
+    is in the middle. Source: LeCun, Cortes, Burges, "The MNIST database".
     """
     scale = BOX / max(ink.size)
     size = [max(1, round(side * scale)) for side in ink.size]
@@ -125,32 +124,32 @@ def centred(ink: Image.Image) -> np.ndarray:
 
 
 def _start(mass: np.ndarray) -> int:
-    "Where a profile of ink has to begin so that its centre of mass is in the middle, as far as there is room."
+    "Where ink has to begin to have its centre of mass in the middle, if possible."
     centre = mass @ np.arange(len(mass)) / mass.sum()
     return min(max(round((SIDE - 1) / 2 - centre), 0), SIDE - len(mass))
 
-# %% ../../nbs/2_vision/glyphs.ipynb #2181a9ba
+# %% ../../nbs/2_vision/glyphs.ipynb #986fc606
 def _as_glyph(pixels: np.ndarray) -> np.ndarray:
     "One digit of scikit-learn, (8, 8) from 0 to 16, as (28, 28) uint8."
     grey = np.pad(np.round(pixels * (255 / 16)).astype(np.uint8), 1)
     large = Image.fromarray(grey).resize((100, 100), Image.Resampling.BICUBIC)
     return centred(large.crop(large.point(lambda v: 255 * (v > 64)).getbbox()))
 
-# %% ../../nbs/2_vision/glyphs.ipynb #5c85b034
-# First image of each form: where the sequence of labels starts again (a test compares them).
+# %% ../../nbs/2_vision/glyphs.ipynb #879e2781
+# First image of each form, where the sequence of labels starts again.
 _FORMS = (0, 130, 256, 386, 516, 646, 776, 906, 1029, 1157, 1287, 1415, 1545, 1667)
 _SEALED_FORMS = 4  # the last ones
 
-# %% ../../nbs/2_vision/glyphs.ipynb #70f0cc12
+# %% ../../nbs/2_vision/glyphs.ipynb #9267be29
 def handwriting(
     part: str = "development",  # "development", "sealed" or "all"
 ) -> ImageDataset:
-    """scikit-learn's 1,797 handwritten digits, 28 × 28 uint8, white on black, centred as `glyphs` are.
+    """scikit-learn's 1,797 handwritten digits, 28 × 28 uint8, centred as `glyphs` are.
 
-    The identity (`groups`) is the form that a digit was written on: writers are not recorded, but the sequence of
-    labels shows 14 filled-in forms of some 130 digits. The last four forms, 510 digits, are sealed.
-    BadValue for an unknown part. Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits",
-    UCI Machine Learning Repository, 1998.
+    The identity (`groups`) is the form that a digit was written on. Writers are not
+    recorded, but the sequence of labels shows 14 filled-in forms of some 130 digits.
+    The last four forms, 510 digits, are sealed. BadValue for an unknown part. Source:
+    E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
     """
     from sklearn.datasets import load_digits
 
