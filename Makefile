@@ -77,6 +77,7 @@ study: install
 	$(BIN)/python -c "from transfer_course.practice.demo import study; print(study(final=$(if $(FINAL),True,False)))"
 	$(BIN)/python -c "from transfer_course.practice.budget import study_budget; print(study_budget())"
 	$(BIN)/python -c "from transfer_course.practice.halves import study_halves; print(study_halves())"
+	$(BIN)/python -c "from transfer_course.practice.letters import study_letters; print(study_letters())"
 
 docs: install
 	$(BIN)/python tools/notebooks.py docs

@@ -126,6 +126,15 @@ def test_a_letter_looks_like_itself(letters):
     assert (distance.argmin(1) == letters.labels[~half]).mean() > 0.7
 
 
+def test_glyphs_stand_upright(letters, by_hand):
+    """An L has its ink on the left and below, a 7 above: not mirrored, not turned."""
+    ell = letters.images[letters.labels == LETTERS.index("L"), ..., 0].astype(float).mean(0)
+    rows, columns = np.flatnonzero(ell.sum(1) > ell.sum(1).max() / 4), np.flatnonzero(ell.sum(0) > ell.sum(0).max() / 4)
+    assert ell[:, columns[:3]].sum() > ell[:, columns[-3:]].sum() and ell[rows[-3:]].sum() > 1.5 * ell[rows[:3]].sum()
+    seven = by_hand.images[by_hand.labels == 7, ..., 0].astype(float).mean(0)
+    assert seven[5:10].sum() > 1.2 * seven[18:23].sum()
+
+
 @pytest.mark.parametrize("which", ["letters", "digits", "by_hand"])
 def test_every_glyph_is_centred_as_in_mnist(which, request):
     grey = request.getfixturevalue(which).images[..., 0].astype(np.float32)
