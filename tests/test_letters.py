@@ -7,7 +7,7 @@ import pytest
 
 from transfer_course.engine.errors import BadValue
 from transfer_course.practice import letters
-from transfer_course.practice.letters import BUDGETS, SEEDS, SETTINGS, WAYS, LetterRun, as_tables, form_halves, load_letters, study_letters
+from transfer_course.practice.letters import CELLS, SEEDS, SETTINGS, LetterRun, as_tables, form_halves, load_letters, study_letters
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_an_unknown_way_is_named(digits):
 
 def test_the_record_is_complete():
     runs, about = load_letters()
-    expected = {(w, b, s) for w in WAYS for b in BUDGETS for s in SEEDS} | {("font_digits", 0, s) for s in SEEDS}
+    expected = {(*cell, s) for cell in [*CELLS, ("font_digits", 0)] for s in SEEDS}
     assert {(r.way, r.budget, r.seed) for r in runs} == expected and len(runs) == len(expected)
     assert {len(r.correct) for r in runs} == {len(letters.target())}
     assert about["settings"] == json.loads(json.dumps({way: list(s) for way, s in SETTINGS.items()}))
