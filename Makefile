@@ -79,6 +79,7 @@ study: install
 	$(BIN)/python -c "from transfer_course.practice.halves import study_halves; print(study_halves())"
 	$(BIN)/python -c "from transfer_course.practice.photo_budget import study_photo_budget; print(study_photo_budget())"
 	$(BIN)/python -c "from transfer_course.practice.coverage import study_coverage; print(study_coverage())"
+	$(BIN)/python -c "from transfer_course.practice.letters import study_letters; print(study_letters())"
 
 docs: install
 	$(BIN)/python tools/notebooks.py docs

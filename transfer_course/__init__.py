@@ -39,6 +39,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "engine.frameworks": ["load_keras", "load_torch"],
         "vision.data": ["ImageDataset", "image_folder", "named_dataset", "styles"],
         "vision.photos": ["photos"],
+        "vision.glyphs": ["glyphs", "handwriting"],
         "vision.evaluate": ["interval", "paired_interval", "scores"],
         "vision.backbones": ["Backbone", "available_backbones", "backbone"],
         "vision.features": ["break_even", "extract", "label_budget", "linear_probe"],
