@@ -40,7 +40,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "vision.data": ["ImageDataset", "image_folder", "named_dataset", "styles"],
         "vision.photos": ["photos"],
         "vision.glyphs": ["glyphs", "handwriting"],
-        "vision.evaluate": ["interval", "paired_interval", "scores"],
+        "vision.evaluate": ["by_model", "interval", "paired_interval", "scores", "unpaired_interval"],
         "vision.backbones": ["Backbone", "available_backbones", "backbone"],
         "vision.features": ["break_even", "extract", "label_budget", "linear_probe"],
         "vision.recipes": ["Recipe", "Result", "assert_frozen", "fine_tune", "load_result", "register_strategy", "snapshot"],
