@@ -340,10 +340,11 @@ def test_features_of_an_image_do_not_depend_on_its_neighbours(request, framework
     b = request.getfixturevalue(framework[0])
     images = noise(7, 48)
     whole = b.features(images)
+    rounding = dict(rtol=0, atol=1e-4)  # what an engine promises; other batch sizes add up in another order
     for size in (1, 3, 7, 100):
-        np.testing.assert_allclose(b.features(images, batch_size=size), whole, atol=1e-5)
+        np.testing.assert_allclose(b.features(images, batch_size=size), whole, **rounding)
     assert b.features(images[:0]).shape == (0, 1280) and b.features(images[:0]).dtype == np.float32
-    np.testing.assert_allclose(b.features(images[::-1]), whole[::-1], atol=1e-5)
+    np.testing.assert_allclose(b.features(images[::-1]), whole[::-1], **rounding)
     before = images.copy()
     b.features(images)
     assert np.array_equal(images, before)
