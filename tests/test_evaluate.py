@@ -164,6 +164,8 @@ def test_unanimous_is_not_certain():
     same = paired_interval([1, 0, 1, 1], [1, 0, 1, 1], level=0.95)  # the same answers so far, not the same methods
     assert same.mean == 0 and same.low == -same.high == pytest.approx(0.025**0.25 - 1)
     assert interval([2.0, 2.0]) == (2, 2, 2)
+    halves = interval([[1, 0, 1, 0], [0, 1, 1, 0]], groups=list("aabb"))  # every identity has the mean 0.5
+    assert halves.mean == 0.5 and halves.low < 0.1 and halves.high > 0.9
 
 
 def test_what_supports_no_interval_says_so():

@@ -211,10 +211,11 @@ def _interval(x, groups, level, bounds):
         raise BadValue(f"level is {level}; expected a share between 0 and 1, as 0.99.")
     sums, counts = _cells(x, groups)
     mean = float(np.nanmean(x))
-    if np.nanmax(x) == np.nanmin(x):
-        return _unanimous(mean, counts.shape[1], level, bounds)
-    if note := _why_not(counts):
+    note = _why_not(counts)
+    if note and np.nanmax(x) > np.nanmin(x):
         return _no_interval(mean, bounds, note)
+    if np.ptp(sums[counts > 0] / counts[counts > 0]) < 1e-12:
+        return _unanimous(mean, counts.shape[1], level, bounds)
     identities, seeds = _identities(sums, counts), _seeds(sums, counts)
     freedom = max(1.0, identities.effective - 1)
     score = bounds == (0.0, 1.0)
