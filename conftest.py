@@ -17,5 +17,7 @@ def pytest_collection_modifyitems(items):
         if _NO_EVAL.search(cell.source):
             item.options["skip"] = True
         # nbdev-clean nulls the counts: without one, nbval refuses stored outputs and passes a check that has none.
-        if cell.get("execution_count") is None and (cell.get("outputs") or _CHECK.search(cell.source)):
+        if cell.get("execution_count") is None and (
+            cell.get("outputs") or _CHECK.search(cell.source)
+        ):
             cell["execution_count"] = 1

@@ -15,8 +15,14 @@ def words(key):
     return cfg.get(key, "").split()
 
 
-extras = {k.removesuffix("_requirements"): words(k) for k in cfg if k.endswith("_requirements")}
-extras["all"] = sorted({r for k, rs in extras.items() if k not in ("dev", "bench") for r in rs})
+extras = {
+    k.removesuffix("_requirements"): words(k)
+    for k in cfg
+    if k.endswith("_requirements")
+}
+extras["all"] = sorted(
+    {r for k, rs in extras.items() if k not in ("dev", "bench") for r in rs}
+)
 
 setup(
     name=cfg["lib_name"],

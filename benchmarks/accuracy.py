@@ -18,7 +18,12 @@ def probed(Z, data, seed: int) -> np.ndarray:
 
     train, held_out = parts(data, seed)
     out = np.full(len(data), np.nan)
-    out[held_out] = linear_probe(Z[train], data.labels[train], data.groups[train]).predict(Z[held_out]) == data.labels[held_out]
+    out[held_out] = (
+        linear_probe(Z[train], data.labels[train], data.groups[train]).predict(
+            Z[held_out]
+        )
+        == data.labels[held_out]
+    )
     return out
 
 
@@ -30,7 +35,9 @@ def tuned(data, seed: int, **how) -> np.ndarray:
     recipe = Recipe(**{**TUNE, "seed": seed, **how})
     result = fine_tune(peers.lite0(), data.subset(train), None, recipe, progress=False)
     out = np.full(len(data), np.nan)
-    out[held_out] = result.predict(data.subset(held_out)).argmax(1) == data.labels[held_out]
+    out[held_out] = (
+        result.predict(data.subset(held_out)).argmax(1) == data.labels[held_out]
+    )
     return out
 
 
@@ -38,7 +45,13 @@ def parts(data, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows held out, no identity in both."""
     from transfer_course import ImageDataset
 
-    numbered = ImageDataset(data.images, data.labels, data.classes, groups=data.groups, names=np.arange(len(data)))
+    numbered = ImageDataset(
+        data.images,
+        data.labels,
+        data.classes,
+        groups=data.groups,
+        names=np.arange(len(data)),
+    )
     train, held_out, _ = numbered.split(valid=0.3, test=0, seed=seed)
     return train.names, held_out.names
 
@@ -52,7 +65,15 @@ def compared(name: str, plain, fast, groups) -> dict:
     plain, fast, groups = plain[:, tested], fast[:, tested], groups[tested]
     d = paired_interval(fast, plain, groups, level=0.99)
     means = dict(plain=float(np.nanmean(plain)), fast=float(np.nanmean(fast)))
-    return dict(name=name, **means, difference=float(d[0]), low=float(d[1]), high=float(d[2]), seeds=len(plain), images=int(len(groups)))
+    return dict(
+        name=name,
+        **means,
+        difference=float(d[0]),
+        low=float(d[1]),
+        high=float(d[2]),
+        seeds=len(plain),
+        images=int(len(groups)),
+    )
 
 
 def features(data, seeds) -> list[dict]:
@@ -62,12 +83,23 @@ def features(data, seeds) -> list[dict]:
 
     net = peers.lite0()
     plain = peers.torch_eager(peers.lite0(), data.images)()
-    halves = choose(net, *data.images.shape[1:3], bf16=True)  # the same engine as without where the processor has no bfloat16
-    paths = {"extraction: chosen engine": {}} | ({f"extraction: {halves}": {"bf16": True}} if "bf16" in halves else {})
+    halves = choose(
+        net, *data.images.shape[1:3], bf16=True
+    )  # the same engine as without where the processor has no bfloat16
+    paths = {"extraction: chosen engine": {}} | (
+        {f"extraction: {halves}": {"bf16": True}} if "bf16" in halves else {}
+    )
     rows = []
     for name, how in paths.items():
         Z = extract(net, data, cache=False, progress=False, **how)
-        rows.append(compared(name, [probed(plain, data, s) for s in seeds], [probed(Z, data, s) for s in seeds], data.groups))
+        rows.append(
+            compared(
+                name,
+                [probed(plain, data, s) for s in seeds],
+                [probed(Z, data, s) for s in seeds],
+                data.groups,
+            )
+        )
     return rows
 
 
@@ -82,10 +114,14 @@ def jpeg_scale(data, size: int, seeds) -> dict:
     for i, image in enumerate(data.images):
         paths.append(folder / f"{i:03}.jpg")
         if not paths[-1].exists():
-            Image.fromarray(image).resize((4 * size, 4 * size), Image.BICUBIC).save(paths[-1], quality=92)
+            Image.fromarray(image).resize((4 * size, 4 * size), Image.BICUBIC).save(
+                paths[-1], quality=92
+            )
     net, Z = peers.lite0(), {}
     for fast in (False, True):
-        read = ImageDataset(None, data.labels, data.classes, paths=paths, size=size, draft=fast)
+        read = ImageDataset(
+            None, data.labels, data.classes, paths=paths, size=size, draft=fast
+        )
         Z[fast] = extract(net, read, cache=False, progress=False)
     two = [[probed(Z[fast], data, s) for s in seeds] for fast in (False, True)]
     return compared("decoding: JPEG at a reduced scale", *two, data.groups)
@@ -102,7 +138,11 @@ def step_by_step():
     def never(*_):
         return False
 
-    with mock.patch.object(Kept, "fits", never), mock.patch.object(Folded, "_fit", never), mock.patch.object(Quick, "_fit", never):
+    with (
+        mock.patch.object(Kept, "fits", never),
+        mock.patch.object(Folded, "_fit", never),
+        mock.patch.object(Quick, "_fit", never),
+    ):
         yield
 
 
@@ -117,8 +157,18 @@ def tuning(data, seeds, **how) -> list[dict]:
         kept.append(tuned(data, s, **how))
         few.append(tuned(data, s, views=4, **views))
     return [
-        compared("fine-tuning: frozen part run once, BatchNorm folded, small maps", plain, kept, data.groups),
-        compared("fine-tuning: 4 kept views, not a fresh one an epoch", fresh, few, data.groups),
+        compared(
+            "fine-tuning: frozen part run once, BatchNorm folded, small maps",
+            plain,
+            kept,
+            data.groups,
+        ),
+        compared(
+            "fine-tuning: 4 kept views, not a fresh one an epoch",
+            fresh,
+            few,
+            data.groups,
+        ),
     ]
 
 
@@ -133,4 +183,10 @@ def section(quick: bool, rounds: int) -> dict:
     if quick:
         data = data.subset(first_of_each_class(data.labels, 4))
     how = dict(epochs=1) if quick else {}
-    return {"accuracy": [*features(data, seeds), jpeg_scale(data, size, seeds), *tuning(data, seeds, **how)]}
+    return {
+        "accuracy": [
+            *features(data, seeds),
+            jpeg_scale(data, size, seeds),
+            *tuning(data, seeds, **how),
+        ]
+    }

@@ -47,19 +47,32 @@ def about() -> dict:
     found = versions()
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         found["fastai"] = importlib.metadata.version("fastai")
-    return {"machine": {**machine(), "threads": int(common.os.environ["OMP_NUM_THREADS"])}, "versions": found}
+    return {
+        "machine": {**machine(), "threads": int(common.os.environ["OMP_NUM_THREADS"])},
+        "versions": found,
+    }
 
 
 def store(file: Path, key: str, made: dict, took: float) -> dict:
     """Put a section into the results: its rows take the place of its older ones."""
     old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    rows = [r for r in old.get("rows", []) if r.get("section") not in (key, None)] + made.pop("rows", [])
+    rows = [
+        r for r in old.get("rows", []) if r.get("section") not in (key, None)
+    ] + made.pop("rows", [])
     extra = {k: v for k, v in old.items() if k not in ("machine", "versions", "rows")}
     order = sorted(rows, key=lambda r: r["section"])
-    new = {**about(), "rows": order, **extra, **made, "seconds": {**old.get("seconds", {}), key: round(took, 1)}}
+    new = {
+        **about(),
+        "rows": order,
+        **extra,
+        **made,
+        "seconds": {**old.get("seconds", {}), key: round(took, 1)},
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
     whole = file.with_suffix(".part")
-    whole.write_text(json.dumps(new, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    whole.write_text(
+        json.dumps(new, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     whole.replace(file)
     return new
 
@@ -69,8 +82,16 @@ def as_line(r: dict) -> str:
     figure = "{:9.3g}".format
     theirs = figure(r["theirs"]) if r["theirs"] is not None else "        –"
     ours = figure(r["ours"]) if r["ours"] is not None else "        –"
-    ratio = "" if r["ratio"] is None else f"{r['ratio']:6.2f} ({r['low']:.2f} to {r['high']:.2f})"
-    floor = "" if r["floor"] is None else f"floor {r['floor']:g}{'   MISSED' if missed(r) else ''}"
+    ratio = (
+        ""
+        if r["ratio"] is None
+        else f"{r['ratio']:6.2f} ({r['low']:.2f} to {r['high']:.2f})"
+    )
+    floor = (
+        ""
+        if r["floor"] is None
+        else f"floor {r['floor']:g}{'   MISSED' if missed(r) else ''}"
+    )
     return f"({r['section']}) {r['name']:<52} {r['peer']:<34} {ours} {theirs} {r['unit']:<9} {ratio:<24} {floor}".rstrip()
 
 
@@ -97,7 +118,10 @@ def measured(key: str, rounds: int, quick: bool, out: Path) -> bool:
         return False
     lines = [as_line(r) for r in made.get("rows", [])]
     store(out, key, made, time.perf_counter() - began)
-    print("\n".join([*lines, f"({key}) took {time.perf_counter() - began:.0f} s"]), flush=True)
+    print(
+        "\n".join([*lines, f"({key}) took {time.perf_counter() - began:.0f} s"]),
+        flush=True,
+    )
     return True
 
 
@@ -105,10 +129,15 @@ def apart(key: str, rounds: int, quick: bool, out: Path, tries: int = 3) -> bool
     """The same in a process of its own. One that a signal ended is begun again: the peers' finished runs are kept."""
     arguments = ["--only", key, "--rounds", rounds, "--out", out, *["--quick"] * quick]
     for i in range(tries):
-        code = subprocess.run([sys.executable, __file__, *map(str, arguments)]).returncode
+        code = subprocess.run(
+            [sys.executable, __file__, *map(str, arguments)]
+        ).returncode
         if code >= 0:
             return code == 0
-        print(f"({key}) was ended by signal {-code}{', again' if i + 1 < tries else ''}", flush=True)
+        print(
+            f"({key}) was ended by signal {-code}{', again' if i + 1 < tries else ''}",
+            flush=True,
+        )
     return False
 
 
@@ -118,18 +147,41 @@ def run(only, rounds: int, quick: bool, out: Path, together: bool = False) -> bo
     how = measured if together or len(keys) == 1 else apart
     whole = all([how(key, rounds, quick, out) for key in keys])
     if len(keys) > 1 and out.exists():
-        print(f"\n{as_table(json.loads(out.read_text(encoding='utf-8')))}\n\nstored in {out}")
+        print(
+            f"\n{as_table(json.loads(out.read_text(encoding='utf-8')))}\n\nstored in {out}"
+        )
     return whole
 
 
 def main(argv=None) -> int:
     """Read the arguments; 0, or 1 if a section broke."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, such as a,c")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each pair that is timed; seeds in (b) and (c)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; the figures mean nothing")
-    parser.add_argument("--again", action="store_true", help="forget the peers' finished runs in out/bench")
-    parser.add_argument("--together", action="store_true", help="all sections in one process: a crash of one ends them all")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", default=",".join(SECTIONS), help="sections, such as a,c"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="turns of each pair that is timed; seeds in (b) and (c)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny sizes, to see that it runs; the figures mean nothing",
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="forget the peers' finished runs in out/bench",
+    )
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="all sections in one process: a crash of one ends them all",
+    )
     parser.add_argument("--out", type=Path, help="results file")
     args = parser.parse_args(argv)
     faulthandler.enable()  # three frameworks in one process: where it dies has to be said
@@ -140,8 +192,14 @@ def main(argv=None) -> int:
     from transfer_course.engine.frameworks import load_torch
 
     load_torch()  # before TensorFlow
-    out = args.out or (common.WORK / "quick.json" if args.quick else RESULTS / "cpu.json")
-    return 0 if run(args.only.split(","), args.rounds, args.quick, out, args.together) else 1
+    out = args.out or (
+        common.WORK / "quick.json" if args.quick else RESULTS / "cpu.json"
+    )
+    return (
+        0
+        if run(args.only.split(","), args.rounds, args.quick, out, args.together)
+        else 1
+    )
 
 
 if __name__ == "__main__":

@@ -13,13 +13,21 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-WORK = Path(os.environ.get("TRANSFER_COURSE_BENCH", ROOT / "out" / "bench"))  # pictures, and the curves of runs that are done
-LITE0 = dict(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)  # the bundled weights' preprocessing, as torchvision's Normalize says it
+WORK = Path(
+    os.environ.get("TRANSFER_COURSE_BENCH", ROOT / "out" / "bench")
+)  # pictures, and the curves of runs that are done
+LITE0 = dict(
+    mean=(127 / 255,) * 3, std=(128 / 255,) * 3
+)  # the bundled weights' preprocessing, as torchvision's Normalize says it
 
 
 def cores() -> int:
     """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
 
 
 def same_threads() -> int:
@@ -39,7 +47,9 @@ def seconds(call) -> float:
     return time.perf_counter() - began
 
 
-def turns(ours, theirs, rounds: int, warm: bool = True) -> tuple[list[float], list[float]]:
+def turns(
+    ours, theirs, rounds: int, warm: bool = True
+) -> tuple[list[float], list[float]]:
     """Seconds of each round of both. They take turns, the first place too, so that a slow minute hits both."""
     if warm:
         ours(), theirs()
@@ -51,20 +61,46 @@ def turns(ours, theirs, rounds: int, warm: bool = True) -> tuple[list[float], li
     return mine, other
 
 
-def row(section, name, peer, ours, theirs, unit, ratios=(), floor=None, note="") -> dict:
+def row(
+    section, name, peer, ours, theirs, unit, ratios=(), floor=None, note=""
+) -> dict:
     """One line of the table: `ratios` holds one number a round, above 1 where ours is better; `theirs` is None where there is no peer."""
     r = np.asarray(ratios, float)
-    middle, low, high = (float(np.median(r)), float(r.min()), float(r.max())) if len(r) else (None,) * 3
+    middle, low, high = (
+        (float(np.median(r)), float(r.min()), float(r.max())) if len(r) else (None,) * 3
+    )
     ours, theirs = (None if v is None else float(v) for v in (ours, theirs))
     return dict(
-        section=section, name=name, peer=peer, ours=ours, theirs=theirs, unit=unit, ratio=middle, low=low, high=high, floor=floor, note=note
+        section=section,
+        name=name,
+        peer=peer,
+        ours=ours,
+        theirs=theirs,
+        unit=unit,
+        ratio=middle,
+        low=low,
+        high=high,
+        floor=floor,
+        note=note,
     )
 
 
-def rate_row(section, name, peer, n, mine, other, floor=None, note="", unit="images/s") -> dict:
+def rate_row(
+    section, name, peer, n, mine, other, floor=None, note="", unit="images/s"
+) -> dict:
     """The row of two calls that each worked on `n` images, from their seconds."""
     ratios = [b / a for a, b in zip(mine, other, strict=True)]
-    return row(section, name, peer, n / np.median(mine), n / np.median(other), unit, ratios, floor, note)
+    return row(
+        section,
+        name,
+        peer,
+        n / np.median(mine),
+        n / np.median(other),
+        unit,
+        ratios,
+        floor,
+        note,
+    )
 
 
 def own_cache() -> None:
@@ -78,7 +114,9 @@ def forget_features() -> None:
         file.unlink(missing_ok=True)
 
 
-def jpegs(folder: Path, n: int, side: int, classes: int = 2, distinct: int = 256) -> Path:
+def jpegs(
+    folder: Path, n: int, side: int, classes: int = 2, distinct: int = 256
+) -> Path:
     """`n` JPEG files of `side` px in class folders. Their pictures repeat after `distinct`; their bytes never do."""
     import io
 
@@ -91,20 +129,28 @@ def jpegs(folder: Path, n: int, side: int, classes: int = 2, distinct: int = 256
     for _ in range(min(n, distinct)):
         rough = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
         buffer = io.BytesIO()
-        Image.fromarray(rough).resize((side, side), Image.BICUBIC).save(buffer, "JPEG", quality=90)
+        Image.fromarray(rough).resize((side, side), Image.BICUBIC).save(
+            buffer, "JPEG", quality=90
+        )
         pictures.append(buffer.getvalue())
     for c in range(classes):
         (folder / f"class{c}").mkdir(parents=True, exist_ok=True)
     for i in range(n):
-        comment = f"picture {i}".encode()  # a COM segment right after the start of the image
+        comment = (
+            f"picture {i}".encode()
+        )  # a COM segment right after the start of the image
         data = pictures[i % len(pictures)]
         segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
-        (folder / f"class{i % classes}" / f"{i:06}.jpg").write_bytes(data[:2] + segment + data[2:])
+        (folder / f"class{i % classes}" / f"{i:06}.jpg").write_bytes(
+            data[:2] + segment + data[2:]
+        )
     done.touch()
     return folder
 
 
-def noto_folder(seed: int, size: int = 96, valid: float = 0.3, most: int | None = None) -> Path:
+def noto_folder(
+    seed: int, size: int = 96, valid: float = 0.3, most: int | None = None
+) -> Path:
     """Noto's development pictures as PNG files in `train/CLASS` and `val/CLASS`, no identity on both sides; the seed decides the split."""
     from PIL import Image
 
@@ -117,16 +163,22 @@ def noto_folder(seed: int, size: int = 96, valid: float = 0.3, most: int | None 
     for part, data in (("train", train), ("val", held_out)):
         for c in data.classes:
             (folder / part / c).mkdir(parents=True, exist_ok=True)
-        chosen = first_of_each_class(data.labels, most) if most else np.arange(len(data))
+        chosen = (
+            first_of_each_class(data.labels, most) if most else np.arange(len(data))
+        )
         for i in chosen:
-            Image.fromarray(data.images[i]).save(folder / part / data.classes[data.labels[i]] / f"{i:03}.png")
+            Image.fromarray(data.images[i]).save(
+                folder / part / data.classes[data.labels[i]] / f"{i:03}.png"
+            )
     (folder / ".done").touch()
     return folder
 
 
 def first_of_each_class(labels, most: int) -> np.ndarray:
     """Rows of the first `most` images of every class."""
-    return np.concatenate([np.flatnonzero(labels == c)[:most] for c in np.unique(labels)])
+    return np.concatenate(
+        [np.flatnonzero(labels == c)[:most] for c in np.unique(labels)]
+    )
 
 
 def conditions() -> dict:
@@ -136,11 +188,24 @@ def conditions() -> dict:
     from transfer_course.practice.records import machine
 
     found = {}
-    for name in ("torch", "torchvision", "tensorflow", "keras", "fastai", "timm", "numpy"):
+    for name in (
+        "torch",
+        "torchvision",
+        "tensorflow",
+        "keras",
+        "fastai",
+        "timm",
+        "numpy",
+    ):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     written = hashlib.sha256((HERE / "peers.py").read_bytes()).hexdigest()
-    return {"machine": machine(), "threads": os.environ.get("OMP_NUM_THREADS"), "versions": found, "peers": written}
+    return {
+        "machine": machine(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "versions": found,
+        "peers": written,
+    }
 
 
 def remembered(name: str, make):

@@ -24,7 +24,14 @@ from bench import about, as_line
 from growth import environment
 
 # Dense bfloat16 FLOP/s by the makers' data sheets; a device that is not here is measured with a matrix product.
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
+PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+}
 NETWORKS = ("resnet50", "efficientnet_b0")
 SMALL = dict(images=8, batch=4, side=32, picture=48)
 
@@ -66,7 +73,10 @@ class Watch:
         """(asked, came, done) of the first steps of the last epoch, in seconds."""
         log = self.epochs[-1][: most + 1]
         zero = log[0][0] if log else 0
-        return [[a - zero, b - zero, c - zero] for (a, b), (c, _) in zip(log, log[1:], strict=False)]
+        return [
+            [a - zero, b - zero, c - zero]
+            for (a, b), (c, _) in zip(log, log[1:], strict=False)
+        ]
 
 
 class _Sized:
@@ -118,14 +128,27 @@ def tutorial(name: str, folder: Path, o, watch: Watch) -> float:
     from torchvision import datasets, models, transforms
 
     norm = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    crop = [transforms.RandomResizedCrop(o.side), transforms.RandomHorizontalFlip(), transforms.ToTensor(), norm]
+    crop = [
+        transforms.RandomResizedCrop(o.side),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        norm,
+    ]
     data = datasets.ImageFolder(folder, transforms.Compose(crop))
-    loader = torch.utils.data.DataLoader(data, batch_size=o.batch, shuffle=True, num_workers=o.workers)
-    model, dev, criterion = models.get_model(name, weights=None), device(), nn.CrossEntropyLoss()
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=o.batch, shuffle=True, num_workers=o.workers
+    )
+    model, dev, criterion = (
+        models.get_model(name, weights=None),
+        device(),
+        nn.CrossEntropyLoss(),
+    )
     if hasattr(model, "fc"):
         model.fc = nn.Linear(model.fc.in_features, len(data.classes))
     else:
-        model.classifier[-1] = nn.Linear(model.classifier[-1].in_features, len(data.classes))
+        model.classifier[-1] = nn.Linear(
+            model.classifier[-1].in_features, len(data.classes)
+        )
     model = model.to(dev).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
@@ -136,7 +159,9 @@ def tutorial(name: str, folder: Path, o, watch: Watch) -> float:
         loss = criterion(outputs, labels)
         loss.backward()
         optimizer.step()
-        return loss.item() * inputs.size(0), torch.sum(outputs.argmax(1) == labels).item()
+        return loss.item() * inputs.size(0), torch.sum(
+            outputs.argmax(1) == labels
+        ).item()
 
     return epochs_of(loader, step, watch)
 
@@ -150,9 +175,19 @@ def timm_script(name: str, folder: Path, o, watch: Watch) -> float:
 
     dev = device()
     data = create_dataset("", root=str(folder), split="train", is_training=True)
-    how = dict(is_training=True, num_workers=o.workers, pin_memory=dev.type == "cuda", use_prefetcher=True, device=dev)
+    how = dict(
+        is_training=True,
+        num_workers=o.workers,
+        pin_memory=dev.type == "cuda",
+        use_prefetcher=True,
+        device=dev,
+    )
     loader = create_loader(data, (3, o.side, o.side), o.batch, **how)
-    model = timm.create_model(name, pretrained=False, num_classes=2).to(dev, memory_format=torch.channels_last).train()
+    model = (
+        timm.create_model(name, pretrained=False, num_classes=2)
+        .to(dev, memory_format=torch.channels_last)
+        .train()
+    )
     optimizer = create_optimizer_v2(model, opt="sgd", lr=1e-3, momentum=0.9)
     criterion = torch.nn.CrossEntropyLoss().to(dev)
 
@@ -190,9 +225,24 @@ def ours(name: str, folder: Path, o, watch: Watch, framework: str = "torch") -> 
     from transfer_course import Recipe, backbone, fine_tune, image_folder
 
     data = image_folder(folder, size=o.side, progress=False)
-    recipe = Recipe(epochs=2, batch_size=o.batch, optimizer="sgd", lr=1e-3, head_lr=1e-3, batch_norm="train", augment=0.5)
+    recipe = Recipe(
+        epochs=2,
+        batch_size=o.batch,
+        optimizer="sgd",
+        lr=1e-3,
+        head_lr=1e-3,
+        batch_norm="train",
+        augment=0.5,
+    )
     with watched(watch) if framework == "torch" else contextlib.nullcontext():
-        result = fine_tune(backbone(name, framework, weights=None), data, None, recipe, progress=False, workers=o.workers)
+        result = fine_tune(
+            backbone(name, framework, weights=None),
+            data,
+            None,
+            recipe,
+            progress=False,
+            workers=o.workers,
+        )
     return result.history[-1]["seconds"]
 
 
@@ -224,7 +274,9 @@ def keras_on_torch(name: str, folder: Path, o) -> float:
         o.workers,
     ]
     env = {**environment(), "KERAS_BACKEND": "torch"}
-    done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, command)), env=env, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return float(done.stdout.strip().splitlines()[-1])
@@ -260,7 +312,9 @@ def peak() -> tuple[float, str]:
         a @ a
         settle()
         took.append(time.perf_counter() - began)
-    return 2 * n**3 / min(took), f"measured: a product of {n} × {n} matrices, {str(kind)[6:]}"
+    return 2 * n**3 / min(
+        took
+    ), f"measured: a product of {n} × {n} matrices, {str(kind)[6:]}"
 
 
 def timeline(watches: dict[str, Watch]):
@@ -271,10 +325,26 @@ def timeline(watches: dict[str, Watch]):
     ax = fig.subplots()
     for i, watch in enumerate(watches.values()):
         for asked, came, done in watch.steps():
-            ax.broken_barh([(1e3 * asked, 1e3 * (came - asked))], (i - 0.3, 0.6), facecolor="white", edgecolor="black", hatch="///", lw=0.5)
-            ax.broken_barh([(1e3 * came, 1e3 * (done - came))], (i - 0.3, 0.6), facecolor="#767676", edgecolor="black", lw=0.5)
+            ax.broken_barh(
+                [(1e3 * asked, 1e3 * (came - asked))],
+                (i - 0.3, 0.6),
+                facecolor="white",
+                edgecolor="black",
+                hatch="///",
+                lw=0.5,
+            )
+            ax.broken_barh(
+                [(1e3 * came, 1e3 * (done - came))],
+                (i - 0.3, 0.6),
+                facecolor="#767676",
+                edgecolor="black",
+                lw=0.5,
+            )
     ax.set_yticks(range(len(watches)), list(watches))
-    ax.set(xlabel="ms; hatched: waiting for data, grey: working", ylim=(len(watches) - 0.5, -0.5))
+    ax.set(
+        xlabel="ms; hatched: waiting for data, grey: working",
+        ylim=(len(watches) - 0.5, -0.5),
+    )
     fig.set_layout_engine("tight")
     return fig
 
@@ -296,51 +366,116 @@ def rows_of(name: str, folder: Path, o, rounds: int) -> tuple[list[dict], dict]:
     rows, title = [], f"{name}, {o.side} px, batch {o.batch}"
     for key, floor in (("tutorial's loop", 1.5), ("timm train.py", None)):
         mine, other = speed["ours"], speed[key]
-        rows.append(common.row("gpu", title, key, np.median(mine), np.median(other), "images/s", mine / other, floor))
+        rows.append(
+            common.row(
+                "gpu",
+                title,
+                key,
+                np.median(mine),
+                np.median(other),
+                "images/s",
+                mine / other,
+                floor,
+            )
+        )
     for key in loops:
         part = speed[key] * flops / top
-        note = f"{flops / 1e9:.1f} GFLOP an image; peak {top / 1e12:.0f} TFLOP/s, {whence}"
-        rows.append(common.row("gpu", f"{title}: share of peak", key, np.median(part), None, "of peak", (), None, note))
+        note = (
+            f"{flops / 1e9:.1f} GFLOP an image; peak {top / 1e12:.0f} TFLOP/s, {whence}"
+        )
+        rows.append(
+            common.row(
+                "gpu",
+                f"{title}: share of peak",
+                key,
+                np.median(part),
+                None,
+                "of peak",
+                (),
+                None,
+                note,
+            )
+        )
     for key, found in shares.items():
         if found:
-            ratios, floor = ([0.05 / max(s, 1e-6) for s in found], 1.0) if key == "ours" else ((), None)
-            rows.append(common.row("gpu", f"{title}: waiting for data", key, np.median(found), 0.05, "of a step", ratios, floor))
+            ratios, floor = (
+                ([0.05 / max(s, 1e-6) for s in found], 1.0)
+                if key == "ours"
+                else ((), None)
+            )
+            rows.append(
+                common.row(
+                    "gpu",
+                    f"{title}: waiting for data",
+                    key,
+                    np.median(found),
+                    0.05,
+                    "of a step",
+                    ratios,
+                    floor,
+                )
+            )
     return rows, {k: w for k, w in watches.items() if w.epochs}
 
 
 def keras_row(name: str, folder: Path, o, rounds: int, beside: float) -> dict:
     """Ours in Keras on its torch backend, beside the tutorial's loop."""
-    speed = o.images / np.array([keras_on_torch(name, folder, o) for _ in range(rounds)])
+    speed = o.images / np.array(
+        [keras_on_torch(name, folder, o) for _ in range(rounds)]
+    )
     title = f"{name}, {o.side} px, batch {o.batch}: Keras on torch"
-    return common.row("gpu", title, "tutorial's loop", np.median(speed), beside, "images/s", speed / beside)
+    return common.row(
+        "gpu",
+        title,
+        "tutorial's loop",
+        np.median(speed),
+        beside,
+        "images/s",
+        speed / beside,
+    )
 
 
 def measure(o, rounds: int, out: Path) -> dict:
     """Everything; stored after each network."""
     import torch
 
-    folder = common.jpegs(common.WORK / f"jpeg-{o.images}-{o.picture}", o.images, o.picture)
+    folder = common.jpegs(
+        common.WORK / f"jpeg-{o.images}-{o.picture}", o.images, o.picture
+    )
     results = {**about(), "rows": []}
-    results["machine"]["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: quick run on the CPU"
+    results["machine"]["device"] = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else "no GPU: quick run on the CPU"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     for name in NETWORKS:
         rows, watches = rows_of(name, folder, o, rounds)
         if name == "resnet50":
             rows.append(keras_row(name, folder, o, 1, rows[0]["theirs"]))
         results["rows"] += rows
-        results.setdefault("timeline", {})[name] = {k: w.steps() for k, w in watches.items()}
+        results.setdefault("timeline", {})[name] = {
+            k: w.steps() for k, w in watches.items()
+        }
         timeline(watches).savefig(out.with_name(f"{out.stem}-{name}.png"), dpi=120)
-        out.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=True) + "\n", encoding="utf-8")
+        out.write_text(
+            json.dumps(results, indent=1, ensure_ascii=False, allow_nan=True) + "\n",
+            encoding="utf-8",
+        )
         print("\n".join(map(as_line, rows)), flush=True)
     return results
 
 
 def main(argv=None) -> int:
     """0, or 2 where there is no GPU and nobody asked for the quick form."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
-    for name, value in dict(images=8192, batch=256, side=224, picture=320, workers=common.cores()).items():
+    for name, value in dict(
+        images=8192, batch=256, side=224, picture=320, workers=common.cores()
+    ).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--keras-child", help=argparse.SUPPRESS)
@@ -357,9 +492,16 @@ def main(argv=None) -> int:
     if o.quick:
         vars(o).update(SMALL, rounds=1, workers=min(2, o.workers))
     elif not cuda.is_available():
-        print("There is no GPU here, so nothing was measured. --quick runs every path on the CPU with tiny pictures.", file=sys.stderr)
+        print(
+            "There is no GPU here, so nothing was measured. --quick runs every path on the CPU with tiny pictures.",
+            file=sys.stderr,
+        )
         return 2
-    name = cuda.get_device_name().lower().replace(" ", "-") if cuda.is_available() else "no-gpu"
+    name = (
+        cuda.get_device_name().lower().replace(" ", "-")
+        if cuda.is_available()
+        else "no-gpu"
+    )
     folder = common.WORK if o.quick else common.HERE / "results"
     measure(o, o.rounds, o.out or folder / f"{name}.json")
     return 0

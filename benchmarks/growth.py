@@ -26,19 +26,29 @@ def environment() -> dict:
     import transfer_course
 
     here = Path(transfer_course.__file__).parent.parent
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")]),
+    }
 
 
 def child(command) -> tuple[float, float]:
     """Seconds and peak resident megabytes of a process."""
     began = time.perf_counter()
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(list(map(str, command)), stdout=said, stderr=subprocess.STDOUT, env=environment())
+        process = subprocess.Popen(
+            list(map(str, command)),
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+        )
         _, peak, _ = memory.wait(process)
         took = time.perf_counter() - began
         if process.returncode:
             said.seek(0)
-            raise RuntimeError(f"{command} ended with {process.returncode}: {said.read().decode(errors='replace')[-2000:]}")
+            raise RuntimeError(
+                f"{command} ended with {process.returncode}: {said.read().decode(errors='replace')[-2000:]}"
+            )
     return took, peak
 
 
@@ -47,13 +57,33 @@ def starting(quick: bool, rounds: int) -> dict:
     measure = "import time; t = time.perf_counter(); import transfer_course; print(time.perf_counter() - t)"
     imports, helps = [], []
     for _ in range(rounds + 2):
-        said = subprocess.run([sys.executable, "-c", measure], check=True, capture_output=True, text=True, env=environment()).stdout
+        said = subprocess.run(
+            [sys.executable, "-c", measure],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=environment(),
+        ).stdout
         imports.append(float(said))
         helps.append(child([*CLI, "--help"])[0])
     rows = []
-    for name, took, limit in (("import transfer_course", imports, 0.2), ("transfer-course --help", helps, 0.5)):
+    for name, took, limit in (
+        ("import transfer_course", imports, 0.2),
+        ("transfer-course --help", helps, 0.5),
+    ):
         kept = took[2:]  # the first two warm the disk's cache
-        rows.append(row("e", name, "the limit", np.median(kept), limit, "s", [limit / t for t in kept], 1.0))
+        rows.append(
+            row(
+                "e",
+                name,
+                "the limit",
+                np.median(kept),
+                limit,
+                "s",
+                [limit / t for t in kept],
+                1.0,
+            )
+        )
     return {"rows": rows}
 
 
@@ -65,31 +95,80 @@ def extract_command(folder: Path, size: int) -> list:
 
 def growing(quick: bool, rounds: int) -> dict:
     """Rows of (f). The plain loop stops at the second size: at the third it would need more memory than this machine may have."""
-    sizes, picture, side = ((8, 16, 32), 48, 32) if quick else ((1000, 10_000, 100_000), 128, 64)
+    sizes, picture, side = (
+        ((8, 16, 32), 48, 32) if quick else ((1000, 10_000, 100_000), 128, 64)
+    )
     ours, theirs, rows = {}, {}, []
     for n in sizes:
         folder = jpegs(WORK / f"jpeg-{n}-{picture}", n, picture)
-        took = [child(extract_command(folder, side)) for _ in range(rounds if n == sizes[0] else 1)]
+        took = [
+            child(extract_command(folder, side))
+            for _ in range(rounds if n == sizes[0] else 1)
+        ]
         ours[n] = np.median(took, axis=0)
-        name, note = f"extract, {n:,} JPEG files of {picture} px at {side} px", f"{ours[n][1]:.0f} MB at most"
+        name, note = (
+            f"extract, {n:,} JPEG files of {picture} px at {side} px",
+            f"{ours[n][1]:.0f} MB at most",
+        )
         if n < sizes[2]:
-            plain = [child([sys.executable, Path(__file__).resolve(), folder, side]) for _ in took]
+            plain = [
+                child([sys.executable, Path(__file__).resolve(), folder, side])
+                for _ in took
+            ]
             theirs[n] = np.median(plain, axis=0)
-            ratios, note = [b[0] / a[0] for a, b in zip(took, plain, strict=True)], f"{note}; the plain loop {theirs[n][1]:.0f} MB"
+            ratios, note = (
+                [b[0] / a[0] for a, b in zip(took, plain, strict=True)],
+                f"{note}; the plain loop {theirs[n][1]:.0f} MB",
+            )
             rows.append(
-                row("f", name, "plain loop that keeps everything", n / ours[n][0], n / theirs[n][0], "images/s", ratios, None, note)
+                row(
+                    "f",
+                    name,
+                    "plain loop that keeps everything",
+                    n / ours[n][0],
+                    n / theirs[n][0],
+                    "images/s",
+                    ratios,
+                    None,
+                    note,
+                )
             )
         else:
-            rows.append(row("f", name, "none", n / ours[n][0], None, "images/s", (), None, note))
+            rows.append(
+                row("f", name, "none", n / ours[n][0], None, "images/s", (), None, note)
+            )
     small, middle, large = sizes
-    rows.append(row("f", f"peak memory, {large:,} files", "the limit", ours[large][1], LIMIT_MB, "MB", [LIMIT_MB / ours[large][1]], 1.0))
+    rows.append(
+        row(
+            "f",
+            f"peak memory, {large:,} files",
+            "the limit",
+            ours[large][1],
+            LIMIT_MB,
+            "MB",
+            [LIMIT_MB / ours[large][1]],
+            1.0,
+        )
+    )
     added = [ours[b][0] - ours[a][0] for a, b in ((small, middle), (middle, large))]
     if min(added) <= 0:  # so few files that starting takes all the time
         return {"rows": rows}
     marginal = [(middle - small) / added[0], (large - middle) / added[1]]
     note = "images/s of the files added, so that starting does not count; 1 is linear"
     name = f"time grows with the folder: {middle:,} → {large:,}"
-    rows.append(row("f", name, f"{small:,} → {middle:,}", marginal[1], marginal[0], "images/s", [marginal[1] / marginal[0]], 0.8, note))
+    rows.append(
+        row(
+            "f",
+            name,
+            f"{small:,} → {middle:,}",
+            marginal[1],
+            marginal[0],
+            "images/s",
+            [marginal[1] / marginal[0]],
+            0.8,
+            note,
+        )
+    )
     return {"rows": rows}
 
 

@@ -17,7 +17,15 @@ def wait(process):
     def look():
         while not done.wait(0.01):
             try:
-                high[0] = int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
+                high[0] = (
+                    int(
+                        re.search(
+                            r"VmHWM:\s+(\d+)",
+                            Path(f"/proc/{process.pid}/status").read_text(),
+                        )[1]
+                    )
+                    / 1024
+                )
             except (OSError, TypeError):
                 return
 
@@ -27,4 +35,8 @@ def wait(process):
     done.set()
     watch.join()
     process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, high[0] or usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), usage
+    return (
+        process.returncode,
+        high[0] or usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
+        usage,
+    )

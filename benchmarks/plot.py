@@ -18,7 +18,9 @@ NEVER = 0.1  # where the picture puts what was not reached
 def results(device: str = "cpu") -> dict:
     """What a bench has stored; no rows where none has run."""
     file = HERE / "results" / f"{device}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": []}
+    return (
+        json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": []}
+    )
 
 
 def figure(value) -> str:
@@ -30,34 +32,64 @@ def figure(value) -> str:
 
 def missed(row: dict) -> bool:
     """Whether a row has a floor and lies below it."""
-    return row.get("floor") is not None and row["ratio"] is not None and row["ratio"] < row["floor"]
+    return (
+        row.get("floor") is not None
+        and row["ratio"] is not None
+        and row["ratio"] < row["floor"]
+    )
 
 
 def table(found: dict) -> str:
     """Markdown: both figures, the ratio with its spread, the floor, and a word where it is missed."""
-    lines = ["| | measured | peer | ours | theirs | ratio (lowest to highest) | floor |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| | measured | peer | ours | theirs | ratio (lowest to highest) | floor |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for r in found["rows"]:
-        ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
-        floor = "" if r.get("floor") is None else f"{r['floor']:g}" + (" **missed**" if missed(r) else "")
+        ratio = (
+            ""
+            if r["ratio"] is None
+            else f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
+        )
+        floor = (
+            ""
+            if r.get("floor") is None
+            else f"{r['floor']:g}" + (" **missed**" if missed(r) else "")
+        )
         both = f"{figure(r['ours'])} | {figure(r['theirs'])} {r['unit']}"
-        lines.append(f"| {r.get('section', '')} | {r['name']} | {r['peer']} | {both} | {ratio} | {floor} |")
+        lines.append(
+            f"| {r.get('section', '')} | {r['name']} | {r['peer']} | {both} | {ratio} | {floor} |"
+        )
     return "\n".join(lines)
 
 
 def accuracies(found: dict) -> str:
     """Markdown: what each fast path changes."""
-    lines = ["| fast path | plain | fast | difference, 99 % interval | seeds |", "|---|---|---|---|---|"]
+    lines = [
+        "| fast path | plain | fast | difference, 99 % interval | seeds |",
+        "|---|---|---|---|---|",
+    ]
     for a in found.get("accuracy", []):
         change = f"{a['difference']:+.3f} ({a['low']:+.3f} to {a['high']:+.3f})"
-        lines.append(f"| {a['name']} | {a['plain']:.3f} | {a['fast']:.3f} | {change} | {a['seeds']} |")
+        lines.append(
+            f"| {a['name']} | {a['plain']:.3f} | {a['fast']:.3f} | {change} | {a['seeds']} |"
+        )
     return "\n".join(lines)
 
 
 def caption(found: dict) -> str:
     """The machine in a sentence."""
     m, v = found.get("machine", {}), found.get("versions", {})
-    shown = ", ".join(f"{k} {v[k]}" for k in ("torch", "tensorflow", "keras", "openvino", "timm", "fastai") if k in v)
-    where = f"{m['processor']}, {m['cores']} cores, {m.get('threads', m['cores'])} threads" if m else "nothing measured yet"
+    shown = ", ".join(
+        f"{k} {v[k]}"
+        for k in ("torch", "tensorflow", "keras", "openvino", "timm", "fastai")
+        if k in v
+    )
+    where = (
+        f"{m['processor']}, {m['cores']} cores, {m.get('threads', m['cores'])} threads"
+        if m
+        else "nothing measured yet"
+    )
     return f"{where}; {shown}." if shown else f"{where}."
 
 
@@ -75,12 +107,24 @@ def picture(found: dict):
         ax.hlines(i, low, high, color="black", lw=1.5)
         if r.get("floor") is not None:
             ax.plot(r["floor"], i, marker="|", color="#767676", ms=14, mew=3)
-        ax.plot(at, i, marker="o", color="black", mfc="white" if missed(r) else "black", ms=6)
+        ax.plot(
+            at,
+            i,
+            marker="o",
+            color="black",
+            mfc="white" if missed(r) else "black",
+            ms=6,
+        )
     ax.axvline(1, color="black", lw=0.8, ls=":")
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter("{x:g}")
-    ax.set_yticks(range(len(rows)), [f"{r['name']} · {r['peer']}" for r in rows], size=7)
-    ax.set(ylim=(max(len(rows), 1) - 0.5, -0.5), xlabel="ratio (above 1: ours is better); grey: floor")
+    ax.set_yticks(
+        range(len(rows)), [f"{r['name']} · {r['peer']}" for r in rows], size=7
+    )
+    ax.set(
+        ylim=(max(len(rows), 1) - 0.5, -0.5),
+        xlabel="ratio (above 1: ours is better); grey: floor",
+    )
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(left=False)
     fig.set_layout_engine("tight")
@@ -91,7 +135,9 @@ def main() -> None:
     """Print the tables and store the pictures beside the results."""
     for file in sorted((HERE / "results").glob("*.json")):
         found = results(file.stem)
-        print(f"{file.stem}: {caption(found)}\n\n{table(found)}\n\n{accuracies(found)}\n")
+        print(
+            f"{file.stem}: {caption(found)}\n\n{table(found)}\n\n{accuracies(found)}\n"
+        )
         picture(found).savefig(file.with_suffix(".png"), dpi=120)
 
 

@@ -25,19 +25,30 @@ FLAGS = [
 CELL = ".jp-NotebookPanel .jp-Notebook .jp-Cell"
 PICTURES = Path(__file__).resolve().parent.parent / "out" / "browser"
 LOCAL = {"127.0.0.1", "localhost", ""}
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # to this machine, whatever proxy there is
+DIRECT = urllib.request.build_opener(
+    urllib.request.ProxyHandler({})
+)  # to this machine, whatever proxy there is
 
 
 def chromium():
     """Where Chromium is, or None."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return next(
+        filter(
+            None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+        ),
+        None,
+    )
 
 
 def missing():
     """Why there can be no browser tests here, or an empty string."""
     if find_spec("playwright") is None:
         return "playwright is not installed (it is in the extra `dev`)"
-    return "" if chromium() else "Chromium is not installed (Debian: apt-get install chromium)"
+    return (
+        ""
+        if chromium()
+        else "Chromium is not installed (Debian: apt-get install chromium)"
+    )
 
 
 class Watched:
@@ -52,7 +63,10 @@ class Watched:
 
     def _note(self, request):
         parts = urlsplit(request.url)
-        if parts.scheme in {"http", "https", "ws", "wss"} and parts.hostname not in LOCAL:
+        if (
+            parts.scheme in {"http", "https", "ws", "wss"}
+            and parts.hostname not in LOCAL
+        ):
             self.outside.append(request.url)
 
     def clean(self):
@@ -96,7 +110,9 @@ def serve(folder):
         def log_message(self, *args):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -126,21 +142,45 @@ class Lab:
     """A JupyterLab server on `folder`, with settings of its own in `home`."""
 
     def __init__(self, folder, home):
-        self.folder, self.token, self.base = folder, secrets.token_hex(16), f"http://127.0.0.1:{_free_port()}"
+        self.folder, self.token, self.base = (
+            folder,
+            secrets.token_hex(16),
+            f"http://127.0.0.1:{_free_port()}",
+        )
         env = dict(os.environ)
-        for key in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR"):
+        for key in (
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_RUNTIME_DIR",
+            "JUPYTERLAB_SETTINGS_DIR",
+            "JUPYTERLAB_WORKSPACES_DIR",
+            "IPYTHONDIR",
+        ):
             env[key] = str(home / key.lower())
         env.pop("TRANSFER_COURSE_STRICT", None)  # a learner has it not
-        news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
-        self._write(home / "jupyter_config_dir" / "labconfig" / "page_config.json", news)
-        tracker = home / "jupyterlab_settings_dir" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
-        self._write(tracker, {"windowingMode": "none"})  # every cell is in the page, seen or not
+        news = {
+            "disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}
+        }
+        self._write(
+            home / "jupyter_config_dir" / "labconfig" / "page_config.json", news
+        )
+        tracker = (
+            home
+            / "jupyterlab_settings_dir"
+            / "@jupyterlab"
+            / "notebook-extension"
+            / "tracker.jupyterlab-settings"
+        )
+        self._write(
+            tracker, {"windowingMode": "none"}
+        )  # every cell is in the page, seen or not
         command = [
             sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={urlsplit(self.base).port}",
             "--ServerApp.port_retries=0", f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={folder}", "--LabApp.extension_manager=readonly",
         ]  # fmt: skip
         self.log = open(home / "server.log", "w+b")  # noqa: SIM115
-        self.process = subprocess.Popen(command, env=env, stdout=self.log, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            command, env=env, stdout=self.log, stderr=subprocess.STDOUT
+        )
         try:
             wait("JupyterLab to start", 90, self._up)
         except BaseException as e:
@@ -164,7 +204,11 @@ class Lab:
 
     def ask(self, path, method="GET"):
         """One request to the server's REST API."""
-        request = urllib.request.Request(f"{self.base}/api/{path}", method=method, headers={"Authorization": f"token {self.token}"})
+        request = urllib.request.Request(
+            f"{self.base}/api/{path}",
+            method=method,
+            headers={"Authorization": f"token {self.token}"},
+        )
         with DIRECT.open(request, timeout=30) as answer:
             return json.loads(answer.read() or "null")
 
@@ -194,9 +238,13 @@ class Notebook:
         self.page.goto(f"{lab.base}/lab/tree/{quote(name)}?reset&token={lab.token}")
         self.page.wait_for_selector(CELL, timeout=90_000)
         wait("the kernel", 90, self._idle)
-        self.page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=60_000)
+        self.page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(
+            timeout=60_000
+        )
         want = len(self.stored()["cells"])
-        wait("all cells in the page", 60, lambda: self.page.locator(CELL).count() == want)
+        wait(
+            "all cells in the page", 60, lambda: self.page.locator(CELL).count() == want
+        )
 
     def __enter__(self):
         return self
@@ -206,11 +254,17 @@ class Notebook:
         self.lab.ask(f"sessions/{self._session()['id']}", "DELETE")
 
     def _session(self):
-        return next((s for s in self.lab.ask("sessions") if s["path"] == self.name), None)
+        return next(
+            (s for s in self.lab.ask("sessions") if s["path"] == self.name), None
+        )
 
     def _idle(self):
         s = self._session()
-        return s and s["kernel"]["connections"] >= 1 and s["kernel"]["execution_state"] == "idle"
+        return (
+            s
+            and s["kernel"]["connections"] >= 1
+            and s["kernel"]["execution_state"] == "idle"
+        )
 
     def stored(self):
         """The file as it is on disk."""
@@ -227,28 +281,46 @@ class Notebook:
     def menu(self, *names):
         """Click through the menu bar."""
         for name in names:
-            self.page.get_by_role("menuitem", name=re.compile(f"^{name}( |$)")).first.click()
+            self.page.get_by_role(
+                "menuitem", name=re.compile(f"^{name}( |$)")
+            ).first.click()
 
     def run_all(self, seconds):
         """Run All Cells, wait for the last one, save; returns the cells as they were stored."""
         self.menu("Run", "Run All Cells")
-        last = max(i for i, c in enumerate(self.stored()["cells"]) if c["cell_type"] == "code" and "".join(c["source"]).strip())
+        last = max(
+            i
+            for i, c in enumerate(self.stored()["cells"])
+            if c["cell_type"] == "code" and "".join(c["source"]).strip()
+        )
 
         def done():
-            return re.search(r"\[\d+\]", self.prompt(last)) or ("[*]" not in self.prompt(last) and self._stopped())
+            return re.search(r"\[\d+\]", self.prompt(last)) or (
+                "[*]" not in self.prompt(last) and self._stopped()
+            )
 
         wait(f"the last cell of {self.name}", seconds, done)
         return self.save()
 
     def _stopped(self):
         """A cell raised: the cells after it keep an empty prompt while the kernel is idle."""
-        return self.page.locator(".jp-OutputArea-output").filter(has_text=re.compile("Error")).count() and self._idle()
+        return (
+            self.page.locator(".jp-OutputArea-output")
+            .filter(has_text=re.compile("Error"))
+            .count()
+            and self._idle()
+        )
 
     def save(self):
         """Save and read the file back."""
         before = self.path.stat().st_mtime_ns
         self.page.keyboard.press("Control+s")
-        wait("the file to be saved", 30, lambda: self.path.stat().st_mtime_ns != before, pause=0.2)
+        wait(
+            "the file to be saved",
+            30,
+            lambda: self.path.stat().st_mtime_ns != before,
+            pause=0.2,
+        )
         wait("the file to be whole", 10, lambda: self._whole(), pause=0.2)
         return self.stored()["cells"]
 
@@ -274,14 +346,20 @@ class Notebook:
 
         def done():
             now = self.prompt(i)
-            return now != before and re.search(r"\[\d+\]", now) and re.search(says, self.output(i))
+            return (
+                now != before
+                and re.search(r"\[\d+\]", now)
+                and re.search(says, self.output(i))
+            )
 
         wait(f"cell {i} to say {says!r}", seconds, done, pause=0.2)
         return self.output(i)
 
     def output(self, i):
         """The text under cell i."""
-        return "\n".join(self.cell(i).locator(".jp-OutputArea-output").all_inner_texts())
+        return "\n".join(
+            self.cell(i).locator(".jp-OutputArea-output").all_inner_texts()
+        )
 
     def widgets(self):
         """Numbers of the cells that show a picture or a text and something that changes it."""
@@ -297,18 +375,30 @@ class Notebook:
         area = self.cell(i).locator(".jp-OutputArea").first
         pictures = "el => [...el.querySelectorAll('img, .widget-html pre')].map(x => x.src || x.innerText).join()"
         before = area.evaluate(pictures)
-        handle, select = area.locator(".noUi-handle[role=slider]"), area.locator("select")
+        handle, select = (
+            area.locator(".noUi-handle[role=slider]"),
+            area.locator("select"),
+        )
         area.scroll_into_view_if_needed()
         if handle.count():
             handle.first.focus()
             at = handle.first.get_attribute("aria-valuenow")
             self.page.keyboard.press("ArrowRight")
             self.page.wait_for_timeout(200)
-            if handle.first.get_attribute("aria-valuenow") == at:  # it stood at its right end
+            if (
+                handle.first.get_attribute("aria-valuenow") == at
+            ):  # it stood at its right end
                 self.page.keyboard.press("ArrowLeft")
         elif select.count():
             chosen = select.first.evaluate("el => el.selectedIndex")
             select.first.select_option(index=1 if chosen == 0 else 0)
         else:
-            area.locator(".widget-toggle-button:not(.mod-active), .widget-radio input:not(:checked)").first.click()
-        wait(f"another picture under cell {i} of {self.name}", seconds, lambda: area.evaluate(pictures) not in ("", before), pause=0.2)
+            area.locator(
+                ".widget-toggle-button:not(.mod-active), .widget-radio input:not(:checked)"
+            ).first.click()
+        wait(
+            f"another picture under cell {i} of {self.name}",
+            seconds,
+            lambda: area.evaluate(pictures) not in ("", before),
+            pause=0.2,
+        )

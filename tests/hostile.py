@@ -15,7 +15,13 @@ import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin  # noqa: F401
 
 SIDE = 28  # of an ordinary picture here: small, so that a thousand are made in seconds
-CLASSES = [b"cats", b"d\xc3\xb6gs \xf0\x9f\x90\x95", "鳥\n2".encode(), b"caf\xe9", "\u202egnp".encode()]
+CLASSES = [
+    b"cats",
+    b"d\xc3\xb6gs \xf0\x9f\x90\x95",
+    "鳥\n2".encode(),
+    b"caf\xe9",
+    "\u202egnp".encode(),
+]
 
 
 class Thing(NamedTuple):
@@ -34,14 +40,22 @@ def texture(rng, h=SIDE, w=SIDE, c=3):
     """uint8 (h, w, c): waves and noise, other ones each time."""
     y, x = np.mgrid[:h, :w]
     waves = [(x * rng.integers(1, 9) + y * rng.integers(1, 9)) % 256 for _ in range(c)]
-    return np.clip(np.stack(waves, -1) + rng.integers(-20, 21, (h, w, c)), 0, 255).astype(np.uint8)
+    return np.clip(
+        np.stack(waves, -1) + rng.integers(-20, 21, (h, w, c)), 0, 255
+    ).astype(np.uint8)
 
 
 def picture(rng, mode="RGB", h=SIDE, w=SIDE):
     """A Pillow image of any of the modes that files have."""
     if mode in ("RGB", "RGBA", "LA"):
         bands = texture(rng, h, w, len(mode))
-        return Image.merge(mode, [Image.fromarray(np.ascontiguousarray(bands[..., i])) for i in range(len(mode))])
+        return Image.merge(
+            mode,
+            [
+                Image.fromarray(np.ascontiguousarray(bands[..., i]))
+                for i in range(len(mode))
+            ],
+        )
     grey = texture(rng, h, w, 1)[..., 0]
     if mode == "I;16":
         return Image.fromarray(grey.astype(np.uint16) * 257)
@@ -50,7 +64,13 @@ def picture(rng, mode="RGB", h=SIDE, w=SIDE):
     if mode == "F":
         return Image.fromarray(grey.astype(np.float32) / 255)
     if mode in ("CMYK", "YCbCr", "LAB"):
-        return Image.merge(mode, [Image.fromarray(texture(rng, h, w, 1)[..., 0]) for _ in range(3 + (mode == "CMYK"))])
+        return Image.merge(
+            mode,
+            [
+                Image.fromarray(texture(rng, h, w, 1)[..., 0])
+                for _ in range(3 + (mode == "CMYK"))
+            ],
+        )
     if mode == "P":
         return picture(rng, "RGB", h, w).quantize(int(rng.integers(2, 200)))
     return Image.fromarray(grey > 128) if mode == "1" else Image.fromarray(grey)
@@ -64,23 +84,35 @@ def encoded(im, form, **options):
 
 def frames(rng, mode="RGB", n=3):
     """An image and the frames that follow it, for `save`."""
-    return picture(rng, mode), dict(save_all=True, append_images=[picture(rng, mode) for _ in range(n)])
+    return picture(rng, mode), dict(
+        save_all=True, append_images=[picture(rng, mode) for _ in range(n)]
+    )
 
 
 def exif(value, kind=3):
     """An EXIF block with an orientation, which need not be a sensible one."""
-    return b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHHI", 0x112, kind, 1, value, 0, 0)
+    return b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack(
+        "<HHIHHI", 0x112, kind, 1, value, 0, 0
+    )
 
 
 def chunks(*parts):
     """A PNG of these chunks."""
-    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    body = b"".join(
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d))
+        for k, d in parts
+    )
     return b"\x89PNG\r\n\x1a\n" + body
 
 
 def png(w, h, depth, colour, idat, *extra):
     """A PNG whose pixels are given as they stand in the file."""
-    return chunks((b"IHDR", struct.pack(">IIBBBBB", w, h, depth, colour, 0, 0, 0)), *extra, (b"IDAT", idat), (b"IEND", b""))
+    return chunks(
+        (b"IHDR", struct.pack(">IIBBBBB", w, h, depth, colour, 0, 0, 0)),
+        *extra,
+        (b"IDAT", idat),
+        (b"IEND", b""),
+    )
 
 
 def zeros(n, step=1 << 20):
@@ -118,36 +150,94 @@ def holes(rng):
 
 def _sound():
     """kind -> (suffix, maker) of pictures that every decent program reads."""
-    yield "jpeg", ".jpg", lambda r: encoded(picture(r), "JPEG", quality=int(r.integers(5, 96)))
-    yield "jpeg progressive", ".JPG", lambda r: encoded(picture(r), "JPEG", progressive=True)
+    yield (
+        "jpeg",
+        ".jpg",
+        lambda r: encoded(picture(r), "JPEG", quality=int(r.integers(5, 96))),
+    )
+    yield (
+        "jpeg progressive",
+        ".JPG",
+        lambda r: encoded(picture(r), "JPEG", progressive=True),
+    )
     yield "jpeg grey", ".jpeg", lambda r: encoded(picture(r, "L"), "JPEG")
-    yield "jpeg with restarts", ".jpe", lambda r: encoded(picture(r), "JPEG", restart_marker_blocks=1)
+    yield (
+        "jpeg with restarts",
+        ".jpe",
+        lambda r: encoded(picture(r), "JPEG", restart_marker_blocks=1),
+    )
     yield "jpeg CMYK", ".jpg", lambda r: encoded(picture(r, "CMYK"), "JPEG")
     yield "jpeg YCCK", ".jpg", ycck
-    yield "jpeg and more behind it", ".jpg", lambda r: encoded(picture(r), "JPEG") + r.bytes(500)
+    yield (
+        "jpeg and more behind it",
+        ".jpg",
+        lambda r: encoded(picture(r), "JPEG") + r.bytes(500),
+    )
     yield "mpo", ".mpo", lambda r: animated(r, "MPO")
     for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"):
         yield f"png {mode}", ".png", lambda r, m=mode: encoded(picture(r, m), "PNG")
-    yield "png P transparent", ".png", lambda r: encoded(picture(r, "P"), "PNG", transparency=0)
-    yield "png P many alphas", ".png", lambda r: encoded(picture(r, "P"), "PNG", transparency=r.bytes(2))
-    yield "png L transparent", ".png", lambda r: encoded(picture(r, "L"), "PNG", transparency=int(r.integers(256)))
-    yield "png RGB transparent", ".png", lambda r: encoded(picture(r), "PNG", transparency=(1, 2, 3))
-    yield "png and more behind it", ".png", lambda r: encoded(picture(r), "PNG") + b"PK\x03\x04" + r.bytes(99)
+    yield (
+        "png P transparent",
+        ".png",
+        lambda r: encoded(picture(r, "P"), "PNG", transparency=0),
+    )
+    yield (
+        "png P many alphas",
+        ".png",
+        lambda r: encoded(picture(r, "P"), "PNG", transparency=r.bytes(2)),
+    )
+    yield (
+        "png L transparent",
+        ".png",
+        lambda r: encoded(picture(r, "L"), "PNG", transparency=int(r.integers(256))),
+    )
+    yield (
+        "png RGB transparent",
+        ".png",
+        lambda r: encoded(picture(r), "PNG", transparency=(1, 2, 3)),
+    )
+    yield (
+        "png and more behind it",
+        ".png",
+        lambda r: encoded(picture(r), "PNG") + b"PK\x03\x04" + r.bytes(99),
+    )
     yield "png animated", ".apng", lambda r: animated(r, "PNG")
-    yield "png 16 bit RGB", ".png", lambda r: png(8, 8, 16, 2, zlib.compress(b"".join(b"\0" + r.bytes(48) for _ in range(8))))
+    yield (
+        "png 16 bit RGB",
+        ".png",
+        lambda r: png(
+            8, 8, 16, 2, zlib.compress(b"".join(b"\0" + r.bytes(48) for _ in range(8)))
+        ),
+    )
     yield "gif", ".gif", lambda r: encoded(picture(r, "P"), "GIF")
-    yield "gif transparent", ".gif", lambda r: encoded(picture(r, "P"), "GIF", transparency=0)
+    yield (
+        "gif transparent",
+        ".gif",
+        lambda r: encoded(picture(r, "P"), "GIF", transparency=0),
+    )
     yield "gif animated", ".gif", lambda r: animated(r, "GIF")
     yield "webp", ".webp", lambda r: encoded(picture(r), "WEBP")
-    yield "webp lossless alpha", ".webp", lambda r: encoded(picture(r, "RGBA"), "WEBP", lossless=True)
+    yield (
+        "webp lossless alpha",
+        ".webp",
+        lambda r: encoded(picture(r, "RGBA"), "WEBP", lossless=True),
+    )
     yield "webp animated", ".webp", lambda r: animated(r, "WEBP")
     for mode in ("RGB", "L", "P", "1", "RGBA"):
         yield f"bmp {mode}", ".bmp", lambda r, m=mode: encoded(picture(r, m), "BMP")
     for mode in ("RGB", "RGBA", "CMYK", "LAB", "1", "I;16", "I", "F", "P"):
         yield f"tiff {mode}", ".tif", lambda r, m=mode: encoded(picture(r, m), "TIFF")
     for how in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
-        yield f"tiff {how}", ".tiff", lambda r, h=how: encoded(picture(r), "TIFF", compression=h)
-    yield "tiff group4", ".tiff", lambda r: encoded(picture(r, "1"), "TIFF", compression="group4")
+        yield (
+            f"tiff {how}",
+            ".tiff",
+            lambda r, h=how: encoded(picture(r), "TIFF", compression=h),
+        )
+    yield (
+        "tiff group4",
+        ".tiff",
+        lambda r: encoded(picture(r, "1"), "TIFF", compression="group4"),
+    )
     yield "tiff of several pages", ".tiff", lambda r: animated(r, "TIFF")
     yield "tiff float with NaN and inf", ".tiff", holes
     yield "ppm", ".ppm", lambda r: encoded(picture(r), "PPM")
@@ -158,24 +248,60 @@ def _sound():
     yield "avif", ".avif", lambda r: encoded(picture(r), "AVIF", max_threads=1)
 
 
-SOUND = {kind: (suffix, make) for kind, suffix, make in _sound() if kind != "avif" or "AVIF" in Image.SAVE}
+SOUND = {
+    kind: (suffix, make)
+    for kind, suffix, make in _sound()
+    if kind != "avif" or "AVIF" in Image.SAVE
+}
 
 
 def _odd():
     """Pictures that are whole and strange."""
     for turn in range(1, 9):
-        yield f"exif {turn}", ".jpg", lambda r, t=turn: encoded(picture(r, h=20, w=31), "JPEG", exif=exif(t))
-        yield f"exif {turn} in png", ".png", lambda r, t=turn: encoded(picture(r, h=20, w=31), "PNG", exif=exif(t)[6:])
+        yield (
+            f"exif {turn}",
+            ".jpg",
+            lambda r, t=turn: encoded(picture(r, h=20, w=31), "JPEG", exif=exif(t)),
+        )
+        yield (
+            f"exif {turn} in png",
+            ".png",
+            lambda r, t=turn: encoded(picture(r, h=20, w=31), "PNG", exif=exif(t)[6:]),
+        )
     yield "exif 0", ".jpg", lambda r: encoded(picture(r), "JPEG", exif=exif(0))
     yield "exif 77", ".jpg", lambda r: encoded(picture(r), "JPEG", exif=exif(77))
-    yield "exif of text", ".jpg", lambda r: encoded(picture(r), "JPEG", exif=exif(6, kind=2))
-    yield "exif of noise", ".jpg", lambda r: encoded(picture(r), "JPEG", exif=b"Exif\0\0" + r.bytes(60))
-    yield "exif in a circle", ".jpg", lambda r: encoded(picture(r), "JPEG", exif=exif(6)[:-4] + struct.pack("<I", 8))
-    yield "exif cut", ".jpg", lambda r: encoded(picture(r), "JPEG", exif=exif(6)[: int(r.integers(7, 25))])
-    yield "icc of noise", ".jpg", lambda r: encoded(picture(r), "JPEG", icc_profile=r.bytes(300))
+    yield (
+        "exif of text",
+        ".jpg",
+        lambda r: encoded(picture(r), "JPEG", exif=exif(6, kind=2)),
+    )
+    yield (
+        "exif of noise",
+        ".jpg",
+        lambda r: encoded(picture(r), "JPEG", exif=b"Exif\0\0" + r.bytes(60)),
+    )
+    yield (
+        "exif in a circle",
+        ".jpg",
+        lambda r: encoded(picture(r), "JPEG", exif=exif(6)[:-4] + struct.pack("<I", 8)),
+    )
+    yield (
+        "exif cut",
+        ".jpg",
+        lambda r: encoded(picture(r), "JPEG", exif=exif(6)[: int(r.integers(7, 25))]),
+    )
+    yield (
+        "icc of noise",
+        ".jpg",
+        lambda r: encoded(picture(r), "JPEG", icc_profile=r.bytes(300)),
+    )
     for w, h in ((1, 1), (20_000, 1), (1, 20_000), (2, 3), (3000, 2)):
         for form, suffix in (("PNG", ".png"), ("JPEG", ".jpg")):
-            yield f"{w}x{h} {suffix[1:]}", suffix, lambda r, f=form, w=w, h=h: encoded(picture(r, h=h, w=w), f)
+            yield (
+                f"{w}x{h} {suffix[1:]}",
+                suffix,
+                lambda r, f=form, w=w, h=h: encoded(picture(r, h=h, w=w), f),
+            )
     for form, suffix in (
         ("PNG", ".jpg"),
         ("JPEG", ".png"),
@@ -185,7 +311,11 @@ def _odd():
         ("TIFF", ".png"),
         ("JPEG", ""),
     ):
-        yield f"{form} called {suffix or 'nothing'}", suffix, lambda r, f=form: encoded(picture(r), f)
+        yield (
+            f"{form} called {suffix or 'nothing'}",
+            suffix,
+            lambda r, f=form: encoded(picture(r), f),
+        )
     yield "gif without its end", ".gif", lambda r: encoded(picture(r, "P"), "GIF")[:-1]
 
 
@@ -199,10 +329,34 @@ DAMAGED = "truncated|damaged|not an image"
 def cuts(form, data):
     """place -> where to cut a file of this form so that some of its picture is missing."""
     n = len(data)
-    tables = {"JPEG": data.find(b"\xff\xc0") + 6, "PNG": 20, "GIF": 12, "WEBP": 18, "TIFF": 20, "BMP": 30, "PPM": 7, "JPEG2000": 60}[form]
-    start = {"JPEG": data.find(b"\xff\xda"), "PNG": 41, "GIF": 800, "WEBP": 30, "TIFF": 150, "BMP": 54, "PPM": 15, "JPEG2000": 220}[form]
+    tables = {
+        "JPEG": data.find(b"\xff\xc0") + 6,
+        "PNG": 20,
+        "GIF": 12,
+        "WEBP": 18,
+        "TIFF": 20,
+        "BMP": 30,
+        "PPM": 7,
+        "JPEG2000": 60,
+    }[form]
+    start = {
+        "JPEG": data.find(b"\xff\xda"),
+        "PNG": 41,
+        "GIF": 800,
+        "WEBP": 30,
+        "TIFF": 150,
+        "BMP": 54,
+        "PPM": 15,
+        "JPEG2000": 220,
+    }[form]
     last = {"PNG": 60, "GIF": 30, "JPEG": 12}.get(form, 2)
-    return {"header": min(9, tables), "tables": tables, "first": start + 12, "middle": (start + n) // 2, "last": n - last}
+    return {
+        "header": min(9, tables),
+        "tables": tables,
+        "first": start + 12,
+        "middle": (start + n) // 2,
+        "last": n - last,
+    }
 
 
 def _torn():
@@ -218,8 +372,12 @@ def _torn():
         for place in ("header", "tables", "first", "middle", "last"):
 
             def make(r, form=form, place=place):
-                data = encoded(picture(r).quantize(256) if form == "GIF" else picture(r), form)
-                at = cuts(form, data)[place] - (int(r.integers(3)) if place in ("first", "middle") else 0)
+                data = encoded(
+                    picture(r).quantize(256) if form == "GIF" else picture(r), form
+                )
+                at = cuts(form, data)[place] - (
+                    int(r.integers(3)) if place in ("first", "middle") else 0
+                )
                 assert 0 < at < len(data)
                 return data[:at]
 
@@ -234,14 +392,21 @@ def _flipped(r):
 
 
 def _text(r):
-    return ("Dear colleague, " * int(r.integers(1, 90)) + str(r.integers(10**9))).encode()
+    return (
+        "Dear colleague, " * int(r.integers(1, 90)) + str(r.integers(10**9))
+    ).encode()
 
 
 def _others():
     """(kind, suffix, maker, reason) of what is no picture, under the name of one."""
     yield "empty", ".jpg", lambda r: b"", "empty file"
     yield "one byte", ".png", lambda r: r.bytes(1), "not an image"
-    yield "random bytes", ".jpg", lambda r: b"\0" + r.bytes(int(r.integers(1, 3000))), "not an image"
+    yield (
+        "random bytes",
+        ".jpg",
+        lambda r: b"\0" + r.bytes(int(r.integers(1, 3000))),
+        "not an image",
+    )
     for name, magic in (
         ("jpeg", b"\xff\xd8\xff\xe0"),
         ("png", b"\x89PNG\r\n\x1a\n"),
@@ -249,20 +414,67 @@ def _others():
         ("tiff", b"II*\0"),
         ("webp", b"RIFF\x40\0\0\0WEBPVP8 "),
     ):
-        yield f"random bytes after {name}'s first ones", ".jpg", lambda r, m=magic: m + r.bytes(200), DAMAGED + "|too many pixels"
+        yield (
+            f"random bytes after {name}'s first ones",
+            ".jpg",
+            lambda r, m=magic: m + r.bytes(200),
+            DAMAGED + "|too many pixels",
+        )
     yield "text", ".jpg", _text, "not an image"
-    yield "text that begins like a bitmap", ".jpg", lambda r: b"BMW " + _text(r), "not an image"
-    yield "web page", ".jpg", lambda r: b"<!DOCTYPE html><html><body>404 " + _text(r), "a web page"
+    yield (
+        "text that begins like a bitmap",
+        ".jpg",
+        lambda r: b"BMW " + _text(r),
+        "not an image",
+    )
+    yield (
+        "web page",
+        ".jpg",
+        lambda r: b"<!DOCTYPE html><html><body>404 " + _text(r),
+        "a web page",
+    )
     yield "PDF", ".png", lambda r: b"%PDF-1.7\n" + r.bytes(300), "a PDF"
-    yield "SVG", ".png", lambda r: b'<?xml version="1.0"?><svg xmlns="x"/>' + _text(r), "SVG"
-    yield "HEIC", ".jpg", lambda r: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + r.bytes(99), "HEIC"
-    yield "LFS pointer", ".jpg", lambda r: b"version https://git-lfs.github.com/spec/v1\noid " + _text(r), "git lfs"
+    yield (
+        "SVG",
+        ".png",
+        lambda r: b'<?xml version="1.0"?><svg xmlns="x"/>' + _text(r),
+        "SVG",
+    )
+    yield (
+        "HEIC",
+        ".jpg",
+        lambda r: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + r.bytes(99),
+        "HEIC",
+    )
+    yield (
+        "LFS pointer",
+        ".jpg",
+        lambda r: b"version https://git-lfs.github.com/spec/v1\noid " + _text(r),
+        "git lfs",
+    )
     yield "zip", ".png", lambda r: b"PK\x03\x04" + r.bytes(300), "not an image"
     yield "png with a wrong byte", ".png", _flipped, DAMAGED
-    yield "png without pixels", ".png", lambda r: chunks((b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)), (b"IEND", b"")), DAMAGED
-    yield "png of no width", ".png", lambda r: png(0, 8, 8, 2, zlib.compress(r.bytes(9))), DAMAGED
+    yield (
+        "png without pixels",
+        ".png",
+        lambda r: chunks(
+            (b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)), (b"IEND", b"")
+        ),
+        DAMAGED,
+    )
+    yield (
+        "png of no width",
+        ".png",
+        lambda r: png(0, 8, 8, 2, zlib.compress(r.bytes(9))),
+        DAMAGED,
+    )
     yield "jpeg of no height", ".jpg", lambda r: _jpeg_claims(r, 28, 0), DAMAGED
-    yield "png with too few rows", ".png", lambda r: png(8, 8, 8, 2, zlib.compress(b"\0" * 60)), DAMAGED
+    yield (
+        "png with too few rows",
+        ".png",
+        lambda r: png(8, 8, 8, 2, zlib.compress(b"\0" * 60)),
+        DAMAGED,
+    )
 
 
 def _jpeg_claims(r, w, h):
@@ -297,30 +509,94 @@ def _claim(data, at, packed):
 def _bombs():
     """(kind, suffix, maker, reason) of small files that claim to be huge."""
     huge, text = "too many pixels", zeros(60_000_000)
-    yield "bomb: png header", ".png", lambda r: png(40_000, 40_000, 8, 2, r.bytes(50)), huge
-    yield "bomb: png of 2^31 pixels a row", ".png", lambda r: png(2**31 - 1, 1, 8, 2, r.bytes(50)), huge
-    yield "bomb: gif header", ".gif", lambda r: _claim(encoded(picture(r, "P"), "GIF"), 6, b"\xff" * 4), huge
-    yield "bomb: bmp header", ".bmp", lambda r: _claim(encoded(picture(r), "BMP"), 18, struct.pack("<ii", 50_000, 50_000)), huge
+    yield (
+        "bomb: png header",
+        ".png",
+        lambda r: png(40_000, 40_000, 8, 2, r.bytes(50)),
+        huge,
+    )
+    yield (
+        "bomb: png of 2^31 pixels a row",
+        ".png",
+        lambda r: png(2**31 - 1, 1, 8, 2, r.bytes(50)),
+        huge,
+    )
+    yield (
+        "bomb: gif header",
+        ".gif",
+        lambda r: _claim(encoded(picture(r, "P"), "GIF"), 6, b"\xff" * 4),
+        huge,
+    )
+    yield (
+        "bomb: bmp header",
+        ".bmp",
+        lambda r: _claim(
+            encoded(picture(r), "BMP"), 18, struct.pack("<ii", 50_000, 50_000)
+        ),
+        huge,
+    )
     yield "bomb: jpeg header", ".jpg", lambda r: _jpeg_claims(r, 65_500, 65_500), huge
     yield "bomb: tiff header", ".tif", lambda r: _tiff_claims(r, 60_000, 60_000), huge
-    yield "bomb: tiff of 2^32 pixels", ".tif", lambda r: _tiff_claims(r, 2**32 - 1, 2**32 - 1, compression="tiff_lzw"), huge
-    yield "bomb: ppm header", ".ppm", lambda r: b"P6 99999 99999 255\n" + r.bytes(40), huge
+    yield (
+        "bomb: tiff of 2^32 pixels",
+        ".tif",
+        lambda r: _tiff_claims(r, 2**32 - 1, 2**32 - 1, compression="tiff_lzw"),
+        huge,
+    )
+    yield (
+        "bomb: ppm header",
+        ".ppm",
+        lambda r: b"P6 99999 99999 255\n" + r.bytes(40),
+        huge,
+    )
     yield (
         "bomb: webp header",
         ".webp",
-        lambda r: b"RIFF\x40\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0" + b"\xfe\x3f\0" * 2 + r.bytes(60),
+        lambda r: (
+            b"RIFF\x40\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0"
+            + b"\xfe\x3f\0" * 2
+            + r.bytes(60)
+        ),
         DAMAGED + "|" + huge,
     )
-    yield "bomb: jpeg2000 codestream", ".jp2", lambda r: _jp2_claims(r, 2**31 - 1), DAMAGED + "|" + huge
-    yield "bomb: png text", ".png", lambda r: small_png(r, (b"zTXt", b"a\0\0" + text)), DAMAGED
-    yield "bomb: tiff directory", ".tif", lambda r: b"II*\0\x08\0\0\0\xff\xff" + r.bytes(12 * 300), DAMAGED
-    yield "tiff directory in a circle", ".tif", lambda r: b"II*\0\x08\0\0\0\0\0\x08\0\0\0" + r.bytes(9), DAMAGED
+    yield (
+        "bomb: jpeg2000 codestream",
+        ".jp2",
+        lambda r: _jp2_claims(r, 2**31 - 1),
+        DAMAGED + "|" + huge,
+    )
+    yield (
+        "bomb: png text",
+        ".png",
+        lambda r: small_png(r, (b"zTXt", b"a\0\0" + text)),
+        DAMAGED,
+    )
+    yield (
+        "bomb: tiff directory",
+        ".tif",
+        lambda r: b"II*\0\x08\0\0\0\xff\xff" + r.bytes(12 * 300),
+        DAMAGED,
+    )
+    yield (
+        "tiff directory in a circle",
+        ".tif",
+        lambda r: b"II*\0\x08\0\0\0\0\0\x08\0\0\0" + r.bytes(9),
+        DAMAGED,
+    )
 
 
 def _heavy():
     """(kind, suffix, maker) of tiny files that are whole pictures just below the limit: each must be used."""
-    yield "heavy: 98 million pixels of 1 bit", ".png", lambda r: png(9900, 9890 + int(r.integers(9)), 1, 0, zeros(9900 * 1239))
-    yield "heavy: 98 million RGBA pixels", ".png", lambda r: heavy_rgba(9890 + int(r.integers(9)))
+    yield (
+        "heavy: 98 million pixels of 1 bit",
+        ".png",
+        lambda r: png(9900, 9890 + int(r.integers(9)), 1, 0, zeros(9900 * 1239)),
+    )
+    yield (
+        "heavy: 98 million RGBA pixels",
+        ".png",
+        lambda r: heavy_rgba(9890 + int(r.integers(9))),
+    )
     yield "heavy: pixels without end", ".png", lambda r: small_png_with_more(r)
 
 
@@ -331,8 +607,15 @@ def heavy_rgba(h):
 
 def small_png_with_more(r):
     """A small PNG whose stream goes on for 200 MB after the last row."""
-    z, rows = zlib.compressobj(1), b"".join(b"\0" + row.tobytes() for row in texture(r, 8, 8))
-    body = z.compress(rows) + b"".join(z.compress(bytes(1 << 20)) for _ in range(200)) + z.flush()
+    z, rows = (
+        zlib.compressobj(1),
+        b"".join(b"\0" + row.tobytes() for row in texture(r, 8, 8)),
+    )
+    body = (
+        z.compress(rows)
+        + b"".join(z.compress(bytes(1 << 20)) for _ in range(200))
+        + z.flush()
+    )
     return png(8, 8, 8, 2, body)
 
 
@@ -367,7 +650,9 @@ NAMES = [
 def _name(i, r):
     """The i-th odd name; after the first round they get a number."""
     name = NAMES[i % len(NAMES)]
-    return name if i < len(NAMES) else b"%d" % i + (name if len(name) < 240 else name[10:])
+    return (
+        name if i < len(NAMES) else b"%d" % i + (name if len(name) < 240 else name[10:])
+    )
 
 
 class Builder:
@@ -400,7 +685,10 @@ class Builder:
     def add(self, kind, suffix, make, used, why=""):
         """A file of this kind in the class whose turn it is."""
         r = self.rng()
-        name = CLASSES[self.n % len(CLASSES)] + f"/{self.n:04d} {kind.replace(':', '').replace('/', '')}{suffix}".encode()
+        name = (
+            CLASSES[self.n % len(CLASSES)]
+            + f"/{self.n:04d} {kind.replace(':', '').replace('/', '')}{suffix}".encode()
+        )
         self.write(name, make(r), kind, used, why)
 
 
@@ -425,9 +713,20 @@ def _rubbish(b, times):
 def _names(b, n):
     for i in range(n):
         r = b.rng()
-        b.write(CLASSES[i % 5] + b"/" + _name(i, r), encoded(picture(r), "PNG"), "odd name", True)
+        b.write(
+            CLASSES[i % 5] + b"/" + _name(i, r),
+            encoded(picture(r), "PNG"),
+            "odd name",
+            True,
+        )
         r = b.rng()
-        b.write(CLASSES[i % 5] + b"/" + _name(i, r)[-250:-4] + b".txt", _text(r), "odd name, no image", False, r"not an image \(.txt\)")
+        b.write(
+            CLASSES[i % 5] + b"/" + _name(i, r)[-250:-4] + b".txt",
+            _text(r),
+            "odd name, no image",
+            False,
+            r"not an image \(.txt\)",
+        )
 
 
 def _places(b):
@@ -436,26 +735,53 @@ def _places(b):
     def one():
         return encoded(picture(b.rng()), "PNG")
 
-    b.write(b"cats/" + b"/".join([b"deep"] * 60) + b"/a.png", one(), "deep folder", True)
+    b.write(
+        b"cats/" + b"/".join([b"deep"] * 60) + b"/a.png", one(), "deep folder", True
+    )
     b.write(b"cats/folder.jpg/inside.png", one(), "in a folder called .jpg", True)
     for name in (b"empty class", b"empty \xff"):
         b.make(name + b"/x")
         b.note(name, "empty class", False, "an empty class")
     b.make(b"cats/empty folder/x")
     for i in range(3):
-        b.write(b"class of rubbish/%d.jpg" % i, _text(b.rng()), "in a class of rubbish", False, "not an image")
+        b.write(
+            b"class of rubbish/%d.jpg" % i,
+            _text(b.rng()),
+            "in a class of rubbish",
+            False,
+            "not an image",
+        )
     b.note(b"class of rubbish", "class of rubbish", False, "no readable image in it")
     b.write(b"only one/a.png", one(), "class of one image", True)
     b.write(b"only two/a.png", one(), "class of two images", True)
     b.write(b"only two/b.png", one(), "class of two images", True)
     b.write(b"in no class.png", one(), "in no class", False, "not in a class folder")
-    for name in (b".hidden.png", b"cats/.hidden.png", b"cats/._a.jpg", b"cats/.DS_Store"):
+    for name in (
+        b".hidden.png",
+        b"cats/.hidden.png",
+        b"cats/._a.jpg",
+        b"cats/.DS_Store",
+    ):
         b.write(name, one(), "hidden", False, "hidden")
     with open(b.make(b"cats/.git/a.png"), "wb") as f:
         f.write(one())
     b.note(b"cats/.git", "hidden folder", False, "hidden")
-    for name in (b"notes.txt", b"Thumbs.db", b"table.csv", b"model.safetensors", b"README", b"photo.heic", b"a.svg"):
-        b.write(b"cats/" + name, _text(b.rng()), "other suffix", False, "not an image|HEIC|SVG")
+    for name in (
+        b"notes.txt",
+        b"Thumbs.db",
+        b"table.csv",
+        b"model.safetensors",
+        b"README",
+        b"photo.heic",
+        b"a.svg",
+    ):
+        b.write(
+            b"cats/" + name,
+            _text(b.rng()),
+            "other suffix",
+            False,
+            "not an image|HEIC|SVG",
+        )
     same = one()
     for name in (b"cats/same.png", b"caf\xe9/same.png", b"caf\xe9/same again.png"):
         b.write(name, same, "same picture under two classes", True)
@@ -467,7 +793,9 @@ def _links(b):
     def link(target, path):
         os.symlink(target, b.make(path))
 
-    b.write(b"cats/target.png", encoded(picture(b.rng()), "PNG"), "target of a link", True)
+    b.write(
+        b"cats/target.png", encoded(picture(b.rng()), "PNG"), "target of a link", True
+    )
     link(b"target.png", b"cats/link.png")
     b.note(b"cats/link.png", "link to a file", True)
     for name, target, why in (

@@ -31,12 +31,21 @@ def digest(path):
 
 def environment(**more):
     """One thread, and a checkpoint after every step."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFER_COURSE_CHECKPOINT_SECONDS": "0", **more}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TRANSFER_COURSE_CHECKPOINT_SECONDS": "0",
+        **more,
+    }
 
 
 def start(*args, env=None):
     return subprocess.Popen(
-        [*COMMAND, *map(str, args)], env=env or environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+        [*COMMAND, *map(str, args)],
+        env=env or environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -53,7 +62,11 @@ def kill_after(process, seconds, writing=None):
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         time.sleep(0.005)
-    while writing is not None and process.poll() is None and not list(Path(writing).glob(".*.tmp")):
+    while (
+        writing is not None
+        and process.poll() is None
+        and not list(Path(writing).glob(".*.tmp"))
+    ):
         time.sleep(0.0005)
     alive = process.poll() is None
     process.kill()
@@ -72,7 +85,11 @@ def killed_often(args, out, kills, seconds, seed, env=None):
     while hits < kills:
         in_write = hits % 3 == 2
         process = start(*args, "--out", out, "--resume", env=env)
-        if kill_after(process, rng.uniform(0.0, seconds) * (0.5 if in_write else 1.0), out if in_write else None):
+        if kill_after(
+            process,
+            rng.uniform(0.0, seconds) * (0.5 if in_write else 1.0),
+            out if in_write else None,
+        ):
             hits += 1
             writes += bool(list(Path(out).glob(".*.tmp")))
         elif process.returncode == 0:

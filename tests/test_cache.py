@@ -28,7 +28,9 @@ DIM = 40
 
 def truth(names, dim=DIM):
     """The one right row of every name."""
-    return np.stack([np.random.default_rng(int(n)).normal(size=dim) for n in names]).astype(np.float32)
+    return np.stack(
+        [np.random.default_rng(int(n)).normal(size=dim) for n in names]
+    ).astype(np.float32)
 
 
 @contextmanager
@@ -49,7 +51,9 @@ def folder(tmp_path, monkeypatch):
 def right_or_missing(cache, names):
     """How many of `names` are found; what is found is right."""
     rows, found = cache.get(names)
-    assert (rows[found] == truth(names, cache.dim)[found]).all() and not rows[~found].any()
+    assert (rows[found] == truth(names, cache.dim)[found]).all() and not rows[
+        ~found
+    ].any()
     return int(found.sum())
 
 
@@ -57,7 +61,12 @@ def right_or_missing(cache, names):
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 9), max_size=8)), max_size=8), st.integers(1, 5))
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.lists(st.integers(0, 9), max_size=8)), max_size=8
+    ),
+    st.integers(1, 5),
+)
 def test_it_behaves_as_a_dictionary(tmp_path_factory, steps, dim):
     cache, model = FeatureCache("k", dim, tmp_path_factory.mktemp("c")), {}
     with silence():
@@ -69,9 +78,15 @@ def test_it_behaves_as_a_dictionary(tmp_path_factory, steps, dim):
                 model.update(zip(names, rows, strict=True))
             else:
                 rows, found = cache.get(names)
-                assert rows.dtype == np.float32 and rows.shape == (len(names), dim) and found.dtype == bool
+                assert (
+                    rows.dtype == np.float32
+                    and rows.shape == (len(names), dim)
+                    and found.dtype == bool
+                )
                 for n, r, f in zip(names, rows, found, strict=True):
-                    assert f == (n in model) and (r == model.get(n, np.zeros(dim))).all()
+                    assert (
+                        f == (n in model) and (r == model.get(n, np.zeros(dim))).all()
+                    )
 
 
 def test_more_names_than_sqlite_takes_at_once(folder, monkeypatch):
@@ -84,16 +99,39 @@ def test_more_names_than_sqlite_takes_at_once(folder, monkeypatch):
     cache = FeatureCache("k", 3)
     cache.put(names[::2], truth(names[::2], 3))
     rows, found = cache.get(names[::-1] + names)
-    assert found[2500:].tolist() == found[2499::-1].tolist() == [i % 2 == 0 for i in range(2500)]
-    assert (rows[2500:][::2] == truth(names[::2], 3)).all() and (rows[:2500] == rows[2500:][::-1]).all()
+    assert (
+        found[2500:].tolist()
+        == found[2499::-1].tolist()
+        == [i % 2 == 0 for i in range(2500)]
+    )
+    assert (rows[2500:][::2] == truth(names[::2], 3)).all() and (
+        rows[:2500] == rows[2500:][::-1]
+    ).all()
 
 
 def test_every_key_and_width_has_its_own_file(folder):
-    caches = [FeatureCache(k, d) for k, d in [("a", 3), ("b", 3), ("a", 4), ("1 a", 3), ("../../etc", 3), ("", 3), ("é\udcff", 3)]]
-    assert len({c.path for c in caches}) == 7 and {c.path.parent for c in caches} == {folder}
+    caches = [
+        FeatureCache(k, d)
+        for k, d in [
+            ("a", 3),
+            ("b", 3),
+            ("a", 4),
+            ("1 a", 3),
+            ("../../etc", 3),
+            ("", 3),
+            ("é\udcff", 3),
+        ]
+    ]
+    assert len({c.path for c in caches}) == 7 and {c.path.parent for c in caches} == {
+        folder
+    }
     caches[0].put(["1"], truth(["1"], 3))
     assert [bool(c.get(["1"])[1][0]) for c in caches] == [True, *[False] * 6]
-    assert FeatureCache("a", 3).path == caches[0].path != FeatureCache("a", 3, folder / "other").path
+    assert (
+        FeatureCache("a", 3).path
+        == caches[0].path
+        != FeatureCache("a", 3, folder / "other").path
+    )
     assert "'a', 3" in repr(caches[0])
 
 
@@ -125,7 +163,9 @@ def test_a_large_cache_is_fast(folder):
     cache.put(names, rows)
     got, found = cache.get(names)
     assert found.all() and (got == rows).all()
-    assert time.perf_counter() - start < 5  # a fifth of a second, where nobody else is computing
+    assert (
+        time.perf_counter() - start < 5
+    )  # a fifth of a second, where nobody else is computing
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------
@@ -146,7 +186,9 @@ def test_a_flipped_byte_in_a_row_is_a_missing_row(folder):
         at = data.index(truth([name]).tobytes()) + 17
         cache.path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
         with silence():
-            assert right_or_missing(cache, NAMES) == 59 and not cache.get([name])[1].any()
+            assert (
+                right_or_missing(cache, NAMES) == 59 and not cache.get([name])[1].any()
+            )
     with silence():
         cache.put(["59"], truth(["59"]))
         assert right_or_missing(cache, NAMES) == 60
@@ -155,19 +197,30 @@ def test_a_flipped_byte_in_a_row_is_a_missing_row(folder):
 def test_rows_that_changed_places_are_missing(folder):
     cache, _ = filled(folder)
     with closing(sqlite3.connect(cache.path)) as db, db:
-        db.execute("UPDATE features SET name = CASE name WHEN ? THEN ? ELSE name END", (b"3", b"300"))
-        db.execute("UPDATE features SET row = (SELECT row FROM features WHERE name = ?) WHERE name = ?", (b"5", b"4"))
+        db.execute(
+            "UPDATE features SET name = CASE name WHEN ? THEN ? ELSE name END",
+            (b"3", b"300"),
+        )
+        db.execute(
+            "UPDATE features SET row = (SELECT row FROM features WHERE name = ?) WHERE name = ?",
+            (b"5", b"4"),
+        )
         short = (cache_module._crc(b"6", b"four"), b"four", b"6")
         db.execute("UPDATE features SET crc = ?, row = ? WHERE name = ?", short)
         db.execute("UPDATE features SET row = NULL WHERE name = ?", (b"7",))
         db.execute("UPDATE features SET crc = 'text' WHERE name = ?", (b"8",))
-        db.execute("UPDATE features SET row = CAST(x'ff' AS TEXT) WHERE name = ?", (b"9",))
+        db.execute(
+            "UPDATE features SET row = CAST(x'ff' AS TEXT) WHERE name = ?", (b"9",)
+        )
     with silence():
         assert right_or_missing(cache, [*NAMES, "300"]) == 54
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["flip", "flips", "header", "cut", "zeros", "page"]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["flip", "flips", "header", "cut", "zeros", "page"]),
+)
 def test_any_damage_gives_right_rows_or_none(tmp_path_factory, seed, kind):
     cache, data = filled(tmp_path_factory.mktemp("c"))
     rng, data = random.Random(seed), bytearray(data)
@@ -181,7 +234,9 @@ def test_any_damage_gives_right_rows_or_none(tmp_path_factory, seed, kind):
         data[a : a + 16384] = data[b : b + 16384]
     else:
         for _ in range({"flip": 1, "flips": 50, "header": 3}[kind]):
-            data[rng.randrange(100 if kind == "header" else len(data))] = rng.randrange(256)
+            data[rng.randrange(100 if kind == "header" else len(data))] = rng.randrange(
+                256
+            )
     cache.path.write_bytes(data)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -193,12 +248,19 @@ def test_any_damage_gives_right_rows_or_none(tmp_path_factory, seed, kind):
     assert found > 30 or said
 
 
-@pytest.mark.parametrize("content", [b"no database " * 99, b"SQLite format 3\0" + b"\xff" * 5000, b"\0" * 99999])
+@pytest.mark.parametrize(
+    "content",
+    [b"no database " * 99, b"SQLite format 3\0" + b"\xff" * 5000, b"\0" * 99999],
+)
 def test_a_broken_file_is_set_aside_and_its_journal_harms_no_other(folder, content):
     cache, data = filled(folder)
     cache.path.write_bytes(content)
-    (folder / f"{cache.path.name}-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + b"\0\0\0\1" * 200)
-    with pytest.warns(UserWarning, match=r"set aside as \w+\.damaged and begun anew\.$"):
+    (folder / f"{cache.path.name}-journal").write_bytes(
+        b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + b"\0\0\0\1" * 200
+    )
+    with pytest.warns(
+        UserWarning, match=r"set aside as \w+\.damaged and begun anew\.$"
+    ):
         assert right_or_missing(cache, NAMES) == 0
     assert (folder / f"{cache.path.stem}.damaged").read_bytes()[:90] == content[:90]
     with silence():
@@ -221,7 +283,9 @@ def test_two_who_find_the_damage_lose_nothing_new(folder, monkeypatch):
     cache, data = filled(folder)
     cache.path.write_bytes(b"no database " * 99)
     broken = cache_module._file_id(cache.path)
-    os.replace(cache.path, folder / "elsewhere")  # the other was quicker, and has begun a new file
+    os.replace(
+        cache.path, folder / "elsewhere"
+    )  # the other was quicker, and has begun a new file
     other = FeatureCache("k", DIM)
     other.put(NAMES, truth(NAMES))
     with silence():
@@ -241,7 +305,12 @@ def said_once(cache, words, reads=False):
             assert not cache.get([str(100 + i)])[1].any()
             assert right_or_missing(cache, NAMES) == (60 if reads else 0)
     text = [str(w.message) for w in said]
-    assert len(text) == 1 and words in text[0] and text[0].endswith("going on without it.") and "\n" not in text[0]
+    assert (
+        len(text) == 1
+        and words in text[0]
+        and text[0].endswith("going on without it.")
+        and "\n" not in text[0]
+    )
 
 
 def test_a_file_where_the_folder_should_be(tmp_path):
@@ -258,7 +327,11 @@ def test_a_folder_that_takes_no_files():
 def test_a_file_that_may_only_be_read(folder, monkeypatch):
     cache, _ = filled(folder)
     # permissions do not bind root, so SQLite is told
-    monkeypatch.setattr(cache_module.sqlite3, "connect", lambda p, c=sqlite3.connect, **k: c(f"file:{p}?mode=ro", uri=True, **k))
+    monkeypatch.setattr(
+        cache_module.sqlite3,
+        "connect",
+        lambda p, c=sqlite3.connect, **k: c(f"file:{p}?mode=ro", uri=True, **k),
+    )
     said_once(cache, "readonly", reads=True)
 
 
@@ -276,8 +349,14 @@ def test_a_full_disk(folder, monkeypatch):
             cache.put(many, truth(many))
     assert len(said) == 1
     with silence():
-        assert right_or_missing(cache, NAMES) == 60 and right_or_missing(cache, many) == 0
-    monkeypatch.setattr(os, "mkdir", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert (
+            right_or_missing(cache, NAMES) == 60 and right_or_missing(cache, many) == 0
+        )
+    monkeypatch.setattr(
+        os,
+        "mkdir",
+        lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
     said_once(FeatureCache("k", DIM, folder / "new"), "no space left on device")
 
 
@@ -317,7 +396,12 @@ print("done", flush=True)
 
 def writer(start, end):
     """Another process that writes rows start … end, eight at a time, when it is sent a line."""
-    p = subprocess.Popen([sys.executable, "-c", WRITER, str(start), str(end)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    p = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(start), str(end)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert p.stdout.readline() == "ready\n"
     return p
 
@@ -331,7 +415,10 @@ def test_two_processes_at_once(folder):
         out, _ = p.communicate(timeout=60)
         assert p.returncode == 0 and out == "done\n"
     with silence():
-        assert right_or_missing(FeatureCache("k", DIM), [str(i) for i in range(600)]) == 600
+        assert (
+            right_or_missing(FeatureCache("k", DIM), [str(i) for i in range(600)])
+            == 600
+        )
 
 
 @posix
@@ -349,7 +436,9 @@ def test_killed_at_any_moment(folder):
         with silence():
             rows, found = cache.get(names)
             counts.append(int(found.sum()))
-        assert counts[-1] < 40_000 and (rows[found] == truth(np.flatnonzero(found))).all()
+        assert (
+            counts[-1] < 40_000 and (rows[found] == truth(np.flatnonzero(found))).all()
+        )
         with closing(sqlite3.connect(cache.path)) as db:
             assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert counts[0] > 0 and all(c % 8 == 0 for c in counts)  # whole batches only
@@ -396,7 +485,9 @@ class Counter:
 
 def test_rows_come_in_order():
     x = pictures(50)
-    rows = extract_features(means, (x[i : i + 7] for i in range(0, 50, 7)), 50, 3, progress=False)
+    rows = extract_features(
+        means, (x[i : i + 7] for i in range(0, 50, 7)), 50, 3, progress=False
+    )
     assert rows.dtype == np.float32 and (rows == means(x).astype(np.float32)).all()
     assert extract_features(means, [], 0, 3, progress=False).shape == (0, 3)
 
@@ -405,15 +496,23 @@ def test_rows_come_in_order():
 def test_numbers_that_are_none_are_refused_and_not_kept(value, folder):
     def broken(images):
         rows = means(images)
-        rows[(images[:, 0, 0, 0] == x[13, 0, 0, 0]) & (images[:, 0, 0, 1] == x[13, 0, 0, 1]), 1] = value
+        rows[
+            (images[:, 0, 0, 0] == x[13, 0, 0, 0])
+            & (images[:, 0, 0, 1] == x[13, 0, 0, 1]),
+            1,
+        ] = value
         return rows
 
     x, names = pictures(20), [str(i) for i in range(20)]
     with pytest.raises(BadValue, match="image 13 .*Check the weights"):
         extract_features(broken, [x[:8], x[8:16], x[16:]], 20, 3, progress=False)
-    FeatureCache("k", 3).put(names[:5], means(x[:5]))  # the number is the image's own, whatever is cached
+    FeatureCache("k", 3).put(
+        names[:5], means(x[:5])
+    )  # the number is the image's own, whatever is cached
     with pytest.raises(BadValue, match="image 13 .*Check the weights"):
-        cached_features("k", names, lambda i: x[i], broken, 3, batch_size=4, progress=False)
+        cached_features(
+            "k", names, lambda i: x[i], broken, 3, batch_size=4, progress=False
+        )
     assert FeatureCache("k", 3).get(names)[1].tolist() == [True] * 13 + [False] * 7
 
 
@@ -422,46 +521,80 @@ def test_wrong_shapes_and_counts_are_refused():
     for batches, n in [([x], 9), ([x], 11), ([x, x], 15), ([], 1)]:
         with pytest.raises(BadValue, match="batches hold"):
             extract_features(means, batches, n, 3, progress=False)
-    for wrong in (lambda b: means(b)[:, :2], lambda b: means(b)[1:], lambda b: means(b).mean(0), lambda b: 1.0):
+    for wrong in (
+        lambda b: means(b)[:, :2],
+        lambda b: means(b)[1:],
+        lambda b: means(b).mean(0),
+        lambda b: 1.0,
+    ):
         with pytest.raises(BadValue, match="shape"):
             extract_features(wrong, [x], 10, 3, progress=False)
     with pytest.raises(BadValue, match="load gave 9 images"):
-        cached_features("k", list("abcdefghij"), lambda i: x[i][1:], means, 3, progress=False)
+        cached_features(
+            "k", list("abcdefghij"), lambda i: x[i][1:], means, 3, progress=False
+        )
     with pytest.raises(BadValue, match="batch_size"):
         cached_features("k", ["a"], lambda i: x[i], means, 3, batch_size=0)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.lists(st.integers(0, 12), max_size=30), st.lists(st.integers(0, 12), max_size=30), st.integers(1, 9))
-def test_each_distinct_image_is_computed_once(tmp_path_factory, first, second, batch_size):
+@given(
+    st.lists(st.integers(0, 12), max_size=30),
+    st.lists(st.integers(0, 12), max_size=30),
+    st.integers(1, 9),
+)
+def test_each_distinct_image_is_computed_once(
+    tmp_path_factory, first, second, batch_size
+):
     x = pictures(13)
     with pytest.MonkeyPatch.context() as m:
         m.setenv("TRANSFER_COURSE_CACHE", str(tmp_path_factory.mktemp("c")))
         for asked, known in ((first, set()), (second, set(first))):
             network = Counter()
             names = [f"name {i}" for i in asked]
-            rows = cached_features("k", names, lambda i, a=asked: x[np.array(a)[i]], network, 3, batch_size=batch_size, progress=False)
-            assert rows.shape == (len(asked), 3) and (rows == means(x[asked]).astype(np.float32)).all()
+            rows = cached_features(
+                "k",
+                names,
+                lambda i, a=asked: x[np.array(a)[i]],
+                network,
+                3,
+                batch_size=batch_size,
+                progress=False,
+            )
+            assert (
+                rows.shape == (len(asked), 3)
+                and (rows == means(x[asked]).astype(np.float32)).all()
+            )
             new = len(set(asked) - known)
-            assert sum(network.sizes) == new and len(network.sizes) == -(-new // batch_size)
+            assert sum(network.sizes) == new and len(network.sizes) == -(
+                -new // batch_size
+            )
 
 
 def test_a_stopped_run_goes_on_where_it_was(folder):
     x, names = pictures(30), [str(i) for i in range(30)]
     with pytest.raises(KeyboardInterrupt):
-        cached_features("k", names, lambda i: x[i], Counter(stop=2), 3, batch_size=8, progress=False)
+        cached_features(
+            "k", names, lambda i: x[i], Counter(stop=2), 3, batch_size=8, progress=False
+        )
     network = Counter()
-    rows = cached_features("k", names, lambda i: x[i], network, 3, batch_size=8, progress=False)
+    rows = cached_features(
+        "k", names, lambda i: x[i], network, 3, batch_size=8, progress=False
+    )
     assert network.sizes == [8, 6] and (rows == means(x).astype(np.float32)).all()
 
 
 def test_the_result_does_not_depend_on_the_cache(folder, monkeypatch):
     x, names = pictures(30), [str(i) for i in range(30)]
-    want = cached_features("k", names, lambda i: x[i], means, 3, cache=False, progress=False)
+    want = cached_features(
+        "k", names, lambda i: x[i], means, 3, cache=False, progress=False
+    )
     assert not folder.exists()
     folder.write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="going on without it") as said:
-        got = cached_features("k", names, lambda i: x[i], means, 3, batch_size=4, progress=False)
+        got = cached_features(
+            "k", names, lambda i: x[i], means, 3, batch_size=4, progress=False
+        )
     assert len(said) == 1 and (got == want).all()
 
 
@@ -472,8 +605,16 @@ def test_the_bar_is_on_stderr_and_says_the_time_left(folder, capfd):
     assert out == err == ""
     cached_features("k", names, lambda i: x[i], means, 3, label="Looking")
     out, err = capfd.readouterr()
-    assert out == "" and "Looking:  33%" in err and "30/30" in err and "left]" in err and "images/s" in err
-    cached_features("k", names, lambda i: x[i], means, 3)  # all known: nothing to wait for
+    assert (
+        out == ""
+        and "Looking:  33%" in err
+        and "30/30" in err
+        and "left]" in err
+        and "images/s" in err
+    )
+    cached_features(
+        "k", names, lambda i: x[i], means, 3
+    )  # all known: nothing to wait for
     extract_features(means, [x], 30, 3, progress=False)
     assert capfd.readouterr() == ("", "")
     extract_features(means, [x], 30, 3)
@@ -485,12 +626,21 @@ def test_rows_are_written_plainly_and_whole(tmp_path, monkeypatch):
     rows = RowFile(tmp_path / "rows.npy", 500, 7)
     map_ = np.memmap
 
-    def mapped(path, dtype, mode, *args):  # a map that is written to shares pages, and dies with SIGBUS on a full disk
+    def mapped(
+        path, dtype, mode, *args
+    ):  # a map that is written to shares pages, and dies with SIGBUS on a full disk
         assert mode == "r"
         return map_(path, dtype, mode, *args)
 
     monkeypatch.setattr(np, "memmap", mapped)
-    for positions in (np.arange(64, 128), rng.permutation(500)[:300], [3, 2, 1], [7, 8, 7], [499], []):
+    for positions in (
+        np.arange(64, 128),
+        rng.permutation(500)[:300],
+        [3, 2, 1],
+        [7, 8, 7],
+        [499],
+        [],
+    ):
         new = rng.normal(size=(len(positions), 7))
         rows[positions] = new
         want[np.asarray(positions, int)] = new
@@ -522,20 +672,53 @@ except NoRoom as e: print(e)
 
 @posix
 def test_a_disk_that_fills_is_said_and_kills_nobody(tmp_path):
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path],
+        capture_output=True,
+    ).returncode:
         pytest.skip("no disk can be mounted here")
     try:
-        done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True
+        )
     finally:
         subprocess.run(["umount", "-l", tmp_path], check=True)
-    assert done.returncode == 0 and "can't be written: the disk is full." in done.stdout, done
+    assert (
+        done.returncode == 0 and "can't be written: the disk is full." in done.stdout
+    ), done
 
 
 @pytest.mark.parametrize("older", [False, True])
 def test_a_file_of_features_appears_whole_or_not_at_all(tmp_path, older):
     x, names, out = pictures(30), [str(i) for i in range(30)], tmp_path / "f.npy"
-    call = lambda network, **k: cached_features("k", names, lambda i: x[i], network, 3, batch_size=8, progress=False, out=out, **k)  # noqa: E731
-    before = cached_features("k", names, lambda i: x[i] // 2, means, 3, cache=False, progress=False, out=out) if older else None
+
+    def call(network, **k):
+        return cached_features(
+            "k",
+            names,
+            lambda i: x[i],
+            network,
+            3,
+            batch_size=8,
+            progress=False,
+            out=out,
+            **k,
+        )
+
+    before = (
+        cached_features(
+            "k",
+            names,
+            lambda i: x[i] // 2,
+            means,
+            3,
+            cache=False,
+            progress=False,
+            out=out,
+        )
+        if older
+        else None
+    )
     kept = out.read_bytes() if older else b""
 
     def looking(images):
@@ -544,17 +727,29 @@ def test_a_file_of_features_appears_whole_or_not_at_all(tmp_path, older):
 
     with pytest.raises(KeyboardInterrupt):
         call(Counter(stop=2))
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["f.npy"] * older and (not older or out.read_bytes() == kept)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == [
+        "f.npy"
+    ] * older and (not older or out.read_bytes() == kept)
     rows = call(looking, cache=False)
-    assert isinstance(rows, np.memmap) and os.path.samefile(rows.filename, out) and (rows == means(x).astype(np.float32)).all()
-    assert (np.load(out) == rows).all() and sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["f.npy"]
-    assert before is None or (before == means(x // 2).astype(np.float32)).all()  # who had mapped the older one still has it
+    assert (
+        isinstance(rows, np.memmap)
+        and os.path.samefile(rows.filename, out)
+        and (rows == means(x).astype(np.float32)).all()
+    )
+    assert (np.load(out) == rows).all() and sorted(
+        p.name for p in tmp_path.iterdir() if p.is_file()
+    ) == ["f.npy"]
+    assert (
+        before is None or (before == means(x // 2).astype(np.float32)).all()
+    )  # who had mapped the older one still has it
 
 
 def test_a_folder_in_the_place_of_the_file_is_said_before_the_work(tmp_path):
     network = Counter()
     with pytest.raises(BadValue, match="there is a folder of this name"):
-        cached_features("k", ["a"], lambda i: pictures(1), network, 3, progress=False, out=tmp_path)
+        cached_features(
+            "k", ["a"], lambda i: pictures(1), network, 3, progress=False, out=tmp_path
+        )
     assert not network.sizes
 
 

@@ -38,7 +38,9 @@ def test_long_lines_are_cut_and_long_values_left_out():
 
 
 def test_prints_of_the_program_are_not_shown_and_arguments_are_passed(capsys):
-    assert what_happens(lambda a, b: print(a) or a + b, 1, b=2) == "it runs, and returns 3"
+    assert (
+        what_happens(lambda a, b: print(a) or a + b, 1, b=2) == "it runs, and returns 3"
+    )
     assert capsys.readouterr().out == ""
 
 
@@ -54,7 +56,10 @@ def two(n):
 
 def test_stops_are_told_in_order_and_mending_leaves_the_program_alone():
     found = stops(two, [("missing", "1"), ("/ 0", "/ 2")], 3)
-    assert [s.error for s in found] == ["NameError: name 'missing' is not defined", "ZeroDivisionError: division by zero"]
+    assert [s.error for s in found] == [
+        "NameError: name 'missing' is not defined",
+        "ZeroDivisionError: division by zero",
+    ]
     assert found[1] == Stop("return a / 0", "ZeroDivisionError: division by zero")
     assert mended(two, ("missing", "1"), ("/ 0", "/ 2"))(3) == 2
     assert what_happens(two, 3).startswith("NameError")
@@ -80,10 +85,21 @@ def test_both_frameworks_are_counted():
     torch, keras = load_torch(), load_keras()
     with torch.device("meta"):
         net = torch.nn.Linear(25_088, 4096)
-    assert counts(net) == (102_764_544,) * 2 and str(counts(net)) == "102,764,544 of 102,764,544"
+    assert (
+        counts(net) == (102_764_544,) * 2
+        and str(counts(net)) == "102,764,544 of 102,764,544"
+    )
     net.requires_grad_(False)
     assert counts(net).moving == 0
-    twin = keras.Sequential([keras.layers.Input((5,)), keras.layers.Dense(3), keras.layers.BatchNormalization()])
+    twin = keras.Sequential(
+        [
+            keras.layers.Input((5,)),
+            keras.layers.Dense(3),
+            keras.layers.BatchNormalization(),
+        ]
+    )
     assert counts(twin) == (15 + 3 + 6, 15 + 3 + 12)
     twin.trainable = False
-    assert counts(twin).moving == 0 and counts(twin).all == sum(np.prod(w.shape) for w in twin.weights)
+    assert counts(twin).moving == 0 and counts(twin).all == sum(
+        np.prod(w.shape) for w in twin.weights
+    )

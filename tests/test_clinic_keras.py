@@ -11,19 +11,28 @@ from transfer_course.vision.recipes import moved, snapshot
 
 keras = load_keras()
 layers = keras.layers
-X, Y = np.random.default_rng(0).normal(size=(8, 6, 6, 3)).astype("float32"), np.arange(8) % 4
+X, Y = (
+    np.random.default_rng(0).normal(size=(8, 6, 6, 3)).astype("float32"),
+    np.arange(8) % 4,
+)
 
 
 def small(size=None):
     keras.utils.set_random_seed(0)
     images = layers.Input((size, size, 3))
-    x = layers.BatchNormalization(name="bn1")(layers.Conv2D(4, 3, padding="same", name="conv1")(images))
+    x = layers.BatchNormalization(name="bn1")(
+        layers.Conv2D(4, 3, padding="same", name="conv1")(images)
+    )
     y = layers.Conv2D(4, 3, padding="same", name="conv2")(x)
-    return keras.Model(images, layers.Conv2D(5, 3, name="conv3")(layers.Add(name="add")([x, y])))
+    return keras.Model(
+        images, layers.Conv2D(5, 3, name="conv3")(layers.Add(name="add")([x, y]))
+    )
 
 
 def train(model, rate=0.1):
-    model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy", run_eagerly=True)
+    model.compile(
+        keras.optimizers.SGD(rate), "sparse_categorical_crossentropy", run_eagerly=True
+    )
     model.fit(X, Y, epochs=1, verbose=0)
 
 
@@ -35,18 +44,29 @@ def test_the_base_stays_as_it_was_and_the_copy_starts_where_the_mode_says(mode):
     same = np.array_equal(model.layers[1].get_weights()[0], base.get_weights()[0])
     assert same == (mode != "scratch")
     train(model)
-    assert not moved(before, snapshot(base)) and flags == [layer.trainable for layer in base.layers]
+    assert not moved(before, snapshot(base)) and flags == [
+        layer.trainable for layer in base.layers
+    ]
 
 
 def test_what_moves_in_each_mode():
     names = {}
-    for mode, options in (("scratch", {}), ("features", {}), ("finetune", {}), ("finetune", {"open_from": "conv3"})):
+    for mode, options in (
+        ("scratch", {}),
+        ("features", {}),
+        ("finetune", {}),
+        ("finetune", {"open_from": "conv3"}),
+    ):
         model = build(mode, small(), 4, shape=(6, 6, 3), **options)
         before = snapshot(model.layers[1])
         train(model)
-        names[mode, bool(options)] = {n.split("/")[-2] for n in moved(before, snapshot(model.layers[1]))}
+        names[mode, bool(options)] = {
+            n.split("/")[-2] for n in moved(before, snapshot(model.layers[1]))
+        }
     assert names["features", False] == set()
-    assert names["finetune", False] == {"conv1", "conv2", "conv3"}, "BatchNorm is held, its statistics too"
+    assert names["finetune", False] == {"conv1", "conv2", "conv3"}, (
+        "BatchNorm is held, its statistics too"
+    )
     assert names["finetune", True] == {"conv3"}
     assert names["scratch", False] == {"conv1", "conv2", "conv3", "bn1"}
 
@@ -56,12 +76,20 @@ def test_what_moves_in_each_mode():
 def test_the_head_has_the_parameters_that_arithmetic_gives(pool, numbers, hidden):
     widths = [numbers, *hidden, 3]
     expected = sum((a + 1) * b for a, b in zip(widths, widths[1:], strict=False))
-    assert counts(build("features", small(), 3, shape=(6, 6, 3), pool=pool, hidden=hidden)).moving == expected
+    assert (
+        counts(
+            build("features", small(), 3, shape=(6, 6, 3), pool=pool, hidden=hidden)
+        ).moving
+        == expected
+    )
 
 
 def test_posts_own_numbers_without_drawing_weights():
     """VGG16 + Flatten + Dense 10 and ResNet50 + average + Dense 1024 + Dense 10, from the shapes of their maps."""
-    for maps, options, expected in (((7, 7, 512), {"pool": "flatten"}, 250_890), ((7, 7, 2048), {"hidden": (1024,)}, 2_108_426)):
+    for maps, options, expected in (
+        ((7, 7, 512), {"pool": "flatten"}, 250_890),
+        ((7, 7, 2048), {"hidden": (1024,)}, 2_108_426),
+    ):
         images = layers.Input(maps)
         base = keras.Model(images, layers.Activation("linear")(images))
         assert counts(build("features", base, 10, **options)) == (expected, expected)
@@ -70,14 +98,21 @@ def test_posts_own_numbers_without_drawing_weights():
 def test_outputs_are_probabilities_or_plain_numbers():
     p = build("features", small(), 3, shape=(6, 6, 3)).predict(X, verbose=0)
     assert p.shape == (8, 3) and np.allclose(p.sum(1), 1, atol=1e-5)
-    assert build("features", small(), 1, shape=(6, 6, 3), activation=None).layers[-1].activation is keras.activations.linear
+    assert (
+        build("features", small(), 1, shape=(6, 6, 3), activation=None)
+        .layers[-1]
+        .activation
+        is keras.activations.linear
+    )
 
 
 def test_two_halves_are_the_whole_and_share_layers():
     base = small(6)
     below, above = cut(base, "add")
     assert np.allclose(above(below(X)), base(X), atol=1e-5)
-    assert below.get_layer("conv1") is base.get_layer("conv1") and above.get_layer("conv3") is base.get_layer("conv3")
+    assert below.get_layer("conv1") is base.get_layer("conv1") and above.get_layer(
+        "conv3"
+    ) is base.get_layer("conv3")
 
 
 def test_mistakes_are_told_in_a_sentence():

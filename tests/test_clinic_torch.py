@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 
 from transfer_course.engine.errors import BadValue
 from transfer_course.engine.frameworks import load_torch
-from transfer_course.practice.clinic_torch import activation_bytes, evaluate, kept_for_backward
+from transfer_course.practice.clinic_torch import (
+    activation_bytes,
+    evaluate,
+    kept_for_backward,
+)
 from transfer_course.vision.evaluate import confusion_matrix, scores
 
 torch = load_torch()
@@ -31,16 +35,24 @@ def small():
 
 def samples(n=23, seed=0):
     rng = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 3, 8, 8, generator=rng), torch.randint(0, 3, (n,), generator=rng)
+    return torch.randn(n, 3, 8, 8, generator=rng), torch.randint(
+        0, 3, (n,), generator=rng
+    )
 
 
 @FEW
 @given(st.integers(1, 23), st.integers(0, 5))
 def test_no_batch_size_changes_the_result(size, seed):
     net, (x, y) = small(), samples(seed=seed)
-    whole, cut = evaluate(net, [(x, y)]), evaluate(net, list(zip(x.split(size), y.split(size), strict=True)))
+    whole, cut = (
+        evaluate(net, [(x, y)]),
+        evaluate(net, list(zip(x.split(size), y.split(size), strict=True))),
+    )
     np.testing.assert_allclose(cut["loss"], whole["loss"], rtol=1e-5)
-    assert cut["accuracy"] == whole["accuracy"] and (cut["confusion"] == whole["confusion"]).all()
+    assert (
+        cut["accuracy"] == whole["accuracy"]
+        and (cut["confusion"] == whole["confusion"]).all()
+    )
 
 
 def test_it_is_torchs_loss_and_the_courses_scores():
@@ -48,7 +60,9 @@ def test_it_is_torchs_loss_and_the_courses_scores():
     with torch.no_grad():
         logits = net(x)
     got, p = evaluate(net, [(x, y)]), logits.argmax(1).numpy()
-    np.testing.assert_allclose(got.pop("loss"), nn.CrossEntropyLoss()(logits, y).item(), rtol=1e-6)
+    np.testing.assert_allclose(
+        got.pop("loss"), nn.CrossEntropyLoss()(logits, y).item(), rtol=1e-6
+    )
     assert (got.pop("confusion") == confusion_matrix(y.numpy(), p, 3)).all()
     assert got == scores(y.numpy(), p, 3)
 
@@ -70,7 +84,9 @@ def test_modes_come_back_when_a_batch_is_bad():
     assert all(m.training for m in net.modules())
 
 
-@pytest.mark.parametrize("labels", [lambda y: y[:, None], lambda y: y[:5]], ids=["a column", "too few"])
+@pytest.mark.parametrize(
+    "labels", [lambda y: y[:, None], lambda y: y[:5]], ids=["a column", "too few"]
+)
 def test_labels_that_do_not_belong_to_the_images_are_refused(labels):
     x, y = samples()
     with pytest.raises(BadValue, match=r"expected .* (image|row)"):
@@ -95,7 +111,9 @@ def test_an_empty_loader_is_refused():
 @FEW
 @given(st.integers(1, 6), st.sampled_from([8, 12, 16]))
 def test_foreseen_sizes_are_the_real_ones(batch, side):
-    net = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(7))
+    net = nn.Sequential(
+        nn.Conv2d(3, 5, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(7)
+    )
     x, real = torch.randn(batch, 3, side, side), {}
     net(x)
     for name, layer in net.named_children():
@@ -130,7 +148,10 @@ def test_of_a_layer_with_several_outputs_every_tensor_counts():
 
 def really_kept(net, x):
     """Bytes of the different memory that autograd holds after a real forward pass, without parameters and buffers."""
-    own, kept = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}, {}
+    own, kept = (
+        {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())},
+        {},
+    )
 
     def pack(t):
         kept[t.untyped_storage().data_ptr()] = t
@@ -138,20 +159,30 @@ def really_kept(net, x):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         out = net(x)
-    return sum(t.untyped_storage().nbytes() for k, t in kept.items() if k not in own), out
+    return sum(
+        t.untyped_storage().nbytes() for k, t in kept.items() if k not in own
+    ), out
 
 
 @pytest.mark.parametrize("batch", [1, 7])
 def test_what_autograd_will_keep_is_what_it_keeps(batch):
     net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3)
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 32),
+        nn.ReLU(),
+        nn.Linear(32, 3),
     )
     kept, _ = really_kept(net, torch.randn(batch, 3, 8, 8))
     assert kept_for_backward(net, (batch, 3, 8, 8)) == kept > 0
 
 
 def test_a_frozen_network_keeps_nothing():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()).requires_grad_(False)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()).requires_grad_(
+        False
+    )
     assert kept_for_backward(net, (2, 3, 8, 8)) == 0
 
 
@@ -161,4 +192,8 @@ def test_foreseeing_does_not_touch_the_network():
     for f in (activation_bytes, kept_for_backward):
         f(net, (2, 3, 8, 8))
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
-    assert next(net.parameters()).device.type == "cpu" and net.training and not net[6]._forward_hooks
+    assert (
+        next(net.parameters()).device.type == "cpu"
+        and net.training
+        and not net[6]._forward_hooks
+    )

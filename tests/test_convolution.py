@@ -27,10 +27,17 @@ from transfer_course.theory.convolution import (
 keras = load_keras()
 torch = load_torch()
 F = torch.nn.functional
-pytestmark = pytest.mark.filterwarnings("ignore:CUDA initialization")  # torch, where TensorFlow has looked for a GPU before it
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:CUDA initialization"
+)  # torch, where TensorFlow has looked for a GPU before it
 few = settings(max_examples=25, deadline=None, derandomize=True)
 hows = st.fixed_dictionaries(
-    dict(stride=st.integers(1, 3), padding=st.integers(0, 3), dilation=st.integers(1, 2), groups=st.sampled_from([1, 2, 4]))
+    dict(
+        stride=st.integers(1, 3),
+        padding=st.integers(0, 3),
+        dilation=st.integers(1, 2),
+        groups=st.sampled_from([1, 2, 4]),
+    )
 )
 kernels = st.tuples(st.integers(1, 3), st.integers(1, 4))
 sizes = st.tuples(st.integers(7, 10), st.integers(7, 10))
@@ -38,7 +45,11 @@ sizes = st.tuples(st.integers(7, 10), st.integers(7, 10))
 
 def numbers(how, kernel, size, seed=0):
     rng = np.random.default_rng(seed)
-    x, w, b = rng.normal(size=(2, 4, *size)), rng.normal(size=(8, 4 // how["groups"], *kernel)), rng.normal(size=8)
+    x, w, b = (
+        rng.normal(size=(2, 4, *size)),
+        rng.normal(size=(8, 4 // how["groups"], *kernel)),
+        rng.normal(size=8),
+    )
     return x, w, b, rng.normal(size=conv2d(x, w, b, **how).shape)
 
 
@@ -62,15 +73,27 @@ def test_gradients_are_the_adjoint_of_the_layer(how, kernel, size, same):
     how = how | dict(padding="same") if same else how
     x, w, _, dy = numbers(how, kernel, size)
     other_x, other_w, _, _ = numbers(how, kernel, size, seed=1)
-    np.testing.assert_allclose(np.vdot(conv2d(other_x, w, **how), dy), np.vdot(other_x, input_gradient(dy, w, size, **how)))
-    np.testing.assert_allclose(np.vdot(conv2d(x, other_w, **how), dy), np.vdot(other_w, weight_gradient(x, dy, kernel, **how)))
+    np.testing.assert_allclose(
+        np.vdot(conv2d(other_x, w, **how), dy),
+        np.vdot(other_x, input_gradient(dy, w, size, **how)),
+    )
+    np.testing.assert_allclose(
+        np.vdot(conv2d(x, other_w, **how), dy),
+        np.vdot(other_w, weight_gradient(x, dy, kernel, **how)),
+    )
 
 
-@pytest.mark.parametrize("n, k, s, d", itertools.product((7, 8, 33), (1, 2, 3, 5), (1, 2, 3), (1, 2)))
+@pytest.mark.parametrize(
+    "n, k, s, d", itertools.product((7, 8, 33), (1, 2, 3, 5), (1, 2, 3), (1, 2))
+)
 def test_same_keeps_as_many_places_as_strides_fit(n, k, s, d):
     before, after = same_padding(n, k, s, d)
     assert after - before in (0, 1), "the odd zero goes to the end"
-    assert out_size(n, k, s, "same", d) == -(-n // s) == len(range(0, n + before + after - d * (k - 1), s))
+    assert (
+        out_size(n, k, s, "same", d)
+        == -(-n // s)
+        == len(range(0, n + before + after - d * (k - 1), s))
+    )
 
 
 @pytest.mark.parametrize("side, stride", [(8, 2), (9, 2), (9, 3), (10, 3)])
@@ -80,36 +103,62 @@ def test_same_with_a_stride_is_keras_and_not_torchs_padding(side, stride):
     layer.build((None, side, side, 4))
     layer.set_weights([w.transpose(2, 3, 1, 0)])
     theirs = np.asarray(layer(x.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(conv2d(x, w, stride=stride, padding="same"), theirs, atol=1e-6)
+    np.testing.assert_allclose(
+        conv2d(x, w, stride=stride, padding="same"), theirs, atol=1e-6
+    )
     odd = same_padding(side, 3, stride) != (1, 1)
-    assert odd != np.allclose(conv2d(x, w, stride=stride, padding=1)[:, :, :3, :3], theirs[:, :, :3, :3])
+    assert odd != np.allclose(
+        conv2d(x, w, stride=stride, padding=1)[:, :, :3, :3], theirs[:, :, :3, :3]
+    )
 
 
 def test_one_kernel_a_channel_is_keras_depthwise_layer():
-    x, w = np.random.default_rng(0).normal(size=(2, 5, 9, 8)), np.random.default_rng(1).normal(size=(5, 1, 3, 3))
-    layer = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False, dtype="float64")
+    x, w = (
+        np.random.default_rng(0).normal(size=(2, 5, 9, 8)),
+        np.random.default_rng(1).normal(size=(5, 1, 3, 3)),
+    )
+    layer = keras.layers.DepthwiseConv2D(
+        3, padding="same", use_bias=False, dtype="float64"
+    )
     layer.build((None, 9, 8, 5))
     layer.set_weights([w.transpose(2, 3, 0, 1)])
     theirs = np.asarray(layer(x.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(conv2d(x, w, padding="same", groups=5), theirs, atol=1e-6)
+    np.testing.assert_allclose(
+        conv2d(x, w, padding="same", groups=5), theirs, atol=1e-6
+    )
 
 
 def test_two_linear_layers_are_one_with_a_larger_kernel():
     """3 × 3 after 3 × 3 sees 5 × 5, and without something between them it is a 5 × 5 kernel: their full convolution."""
     rng = np.random.default_rng(0)
-    x, v, w = rng.normal(size=(1, 1, 9, 9)), rng.normal(size=(1, 1, 3, 3)), rng.normal(size=(1, 1, 3, 3))
+    x, v, w = (
+        rng.normal(size=(1, 1, 9, 9)),
+        rng.normal(size=(1, 1, 3, 3)),
+        rng.normal(size=(1, 1, 3, 3)),
+    )
     one = conv2d(np.pad(v, ((0, 0), (0, 0), (2, 2), (2, 2))), w[:, :, ::-1, ::-1])
     np.testing.assert_allclose(conv2d(conv2d(x, v), w), conv2d(x, one), atol=1e-12)
-    assert layer_table([Layer("v", 1), Layer("w", 1)], (1, 9, 9))[-1].sees == one.shape[-1] == 5
+    assert (
+        layer_table([Layer("v", 1), Layer("w", 1)], (1, 9, 9))[-1].sees
+        == one.shape[-1]
+        == 5
+    )
 
 
 def test_types_stay_and_arguments_are_not_written_to():
     x, w, b, dy = (a.astype("float32") for a in numbers(dict(groups=1), (3, 3), (8, 8)))
     kept = [a.copy() for a in (x, w, dy)]
-    results = conv2d(x, w, b), input_gradient(dy, w, (8, 8)), weight_gradient(x, dy, (3, 3)), pool2d(x)
+    results = (
+        conv2d(x, w, b),
+        input_gradient(dy, w, (8, 8)),
+        weight_gradient(x, dy, (3, 3)),
+        pool2d(x),
+    )
     assert {r.dtype for r in results} == {np.dtype("float32")}
     assert all((a == old).all() for a, old in zip((x, w, dy), kept, strict=True))
-    assert conv2d(np.ones((1, 1, 4, 4), int), np.ones((1, 1, 2, 2), int)).dtype.kind == "i"
+    assert (
+        conv2d(np.ones((1, 1, 4, 4), int), np.ones((1, 1, 2, 2), int)).dtype.kind == "i"
+    )
 
 
 def test_windows_are_a_view_that_refuses_to_be_written_to():
@@ -126,22 +175,41 @@ def test_windows_are_a_view_that_refuses_to_be_written_to():
 @pytest.mark.parametrize("size, stride", [(2, None), (3, 2), (2, 1)])
 def test_pooling_is_both_frameworks(size, stride):
     x = np.random.default_rng(0).normal(size=(2, 3, 9, 8))
-    for kind, theirs, layer in (("max", F.max_pool2d, keras.layers.MaxPooling2D), ("mean", F.avg_pool2d, keras.layers.AveragePooling2D)):
-        np.testing.assert_allclose(pool2d(x, size, stride, kind), theirs(torch.tensor(x), size, stride), atol=1e-6)
-        in_keras = np.asarray(layer(size, stride, dtype="float64")(x.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
+    for kind, theirs, layer in (
+        ("max", F.max_pool2d, keras.layers.MaxPooling2D),
+        ("mean", F.avg_pool2d, keras.layers.AveragePooling2D),
+    ):
+        np.testing.assert_allclose(
+            pool2d(x, size, stride, kind),
+            theirs(torch.tensor(x), size, stride),
+            atol=1e-6,
+        )
+        in_keras = np.asarray(
+            layer(size, stride, dtype="float64")(x.transpose(0, 2, 3, 1))
+        ).transpose(0, 3, 1, 2)
         np.testing.assert_allclose(pool2d(x, size, stride, kind), in_keras, atol=1e-6)
 
 
 def test_vgg16_is_keras_layer_by_layer():
-    model = keras.applications.VGG16(weights=None, include_top=False, input_shape=(224, 224, 3))
+    model = keras.applications.VGG16(
+        weights=None, include_top=False, input_shape=(224, 224, 3)
+    )
     rows = layer_table(VGG16[:-3])
     assert [r.name for r in rows] == [layer.name for layer in model.layers[1:]]
-    assert [(*r.shape[1:], r.shape[0]) for r in rows] == [tuple(layer.output.shape[1:]) for layer in model.layers[1:]]
-    assert [r.parameters for r in rows] == [layer.count_params() for layer in model.layers[1:]]
+    assert [(*r.shape[1:], r.shape[0]) for r in rows] == [
+        tuple(layer.output.shape[1:]) for layer in model.layers[1:]
+    ]
+    assert [r.parameters for r in rows] == [
+        layer.count_params() for layer in model.layers[1:]
+    ]
     assert sum(r.parameters for r in rows) == model.count_params() == 14_714_688
 
 
-chains = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 2)), min_size=1, max_size=4)
+chains = st.lists(
+    st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 2)),
+    min_size=1,
+    max_size=4,
+)
 
 
 @few
@@ -153,22 +221,45 @@ def test_the_receptive_field_is_where_the_gradient_arrives(chain):
     back = np.zeros((1, 1, sides[-1], sides[-1]))
     back[0, 0, 0, 0] = 1
     for layer, side in zip(layers[::-1], sides[-2::-1], strict=True):
-        back = input_gradient(back, np.ones((1, 1, layer.kernel, layer.kernel)), (side, side), layer.stride, 0, layer.dilation)
+        back = input_gradient(
+            back,
+            np.ones((1, 1, layer.kernel, layer.kernel)),
+            (side, side),
+            layer.stride,
+            0,
+            layer.dilation,
+        )
     reached = np.flatnonzero(back[0, 0].any(0))
-    assert reached[0] == 0 and reached[-1] + 1 == layer_table(layers, (1, n, n))[-1].sees
+    assert (
+        reached[0] == 0 and reached[-1] + 1 == layer_table(layers, (1, n, n))[-1].sees
+    )
 
 
 def test_groups_and_dense_layers_are_counted():
     whole, grouped, dense, mean = layer_table(
-        [Layer("a", 32), Layer("b", 32, groups=32), Layer("c", 10, None), Layer("d", kernel=None)], (32, 16, 12)
+        [
+            Layer("a", 32),
+            Layer("b", 32, groups=32),
+            Layer("c", 10, None),
+            Layer("d", kernel=None),
+        ],
+        (32, 16, 12),
     )
-    assert (whole.parameters, grouped.parameters, dense.parameters, mean.parameters) == (
+    assert (
+        whole.parameters,
+        grouped.parameters,
+        dense.parameters,
+        mean.parameters,
+    ) == (
         32 * 32 * 9 + 32,
         32 * 9 + 32,
         32 * 16 * 12 * 10 + 10,
         0,
     )
-    assert grouped.multiplications == 32 * 9 * 16 * 12 and dense.multiplications == 32 * 16 * 12 * 10
+    assert (
+        grouped.multiplications == 32 * 9 * 16 * 12
+        and dense.multiplications == 32 * 16 * 12 * 10
+    )
     assert dense.shape == (10, 1, 1)
 
 
@@ -185,9 +276,13 @@ BAD = {
     "padding is 'valid'": lambda: conv2d(x4, w4, padding="valid"),
     "padding is -1": lambda: conv2d(x4, w4, padding=-1),
     "dilation is True": lambda: out_size(8, 3, dilation=True),
-    "dy has shape (1, 6, 8, 8)": lambda: input_gradient(np.zeros((1, 6, 8, 8)), w4, (8, 8)),
+    "dy has shape (1, 6, 8, 8)": lambda: input_gradient(
+        np.zeros((1, 6, 8, 8)), w4, (8, 8)
+    ),
     "(N, 6, 6, 6)": lambda: weight_gradient(x4, np.zeros((1, 6, 5, 6)), (3, 3)),
-    "w expects 1 in each of 3 groups": lambda: weight_gradient(x4, np.zeros((1, 6, 6, 6)), (3, 3), groups=3),
+    "w expects 1 in each of 3 groups": lambda: weight_gradient(
+        x4, np.zeros((1, 6, 6, 6)), (3, 3), groups=3
+    ),
     "kind is 'sum'": lambda: pool2d(x4, kind="sum"),
     "expected (…, H, W)": lambda: pool2d(np.zeros(5)),
     "a cuts 3 channels": lambda: layer_table([Layer("a", 4, groups=2)], (3, 8, 8)),
@@ -203,5 +298,7 @@ def test_a_mistake_is_told_in_a_sentence(words):
 
 def test_theory_needs_numpy_only():
     code = "import sys, transfer_course.theory.convolution; print(sorted({'torch', 'tensorflow', 'keras', 'scipy', 'matplotlib'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

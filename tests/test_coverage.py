@@ -7,7 +7,19 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
-IDS = {f"{kind}{i:02}" for kind, n in {"C": 51, "M": 25, "K": 27, "A": 20, "P": 25, "Q": 16, "T": 22}.items() for i in range(1, n + 1)}
+IDS = {
+    f"{kind}{i:02}"
+    for kind, n in {
+        "C": 51,
+        "M": 25,
+        "K": 27,
+        "A": 20,
+        "P": 25,
+        "Q": 16,
+        "T": 22,
+    }.items()
+    for i in range(1, n + 1)
+}
 
 
 def rows(name):
@@ -18,7 +30,10 @@ def rows(name):
 
 def lessons():
     """Name of every notebook of the course, and its cells by id."""
-    return {p.stem: {c["id"]: c.source for c in nbformat.read(p, as_version=4).cells} for p in (ROOT / "nbs").rglob("*.ipynb")}
+    return {
+        p.stem: {c["id"]: c.source for c in nbformat.read(p, as_version=4).cells}
+        for p in (ROOT / "nbs").rglob("*.ipynb")
+    }
 
 
 def test_every_idea_has_a_place():
@@ -31,7 +46,9 @@ def test_what_is_called_done_is_there():
     cells = lessons()
     for r in rows("coverage.csv") + rows("faults.csv"):
         if r.get("state") == "done" or r.get("how", "planned") != "planned":
-            assert r["cell"] in cells.get(r["lesson"], ()), f"{r['id']}: {r['lesson']} has no cell {r['cell']!r}"
+            assert r["cell"] in cells.get(r["lesson"], ()), (
+                f"{r['id']}: {r['lesson']} has no cell {r['cell']!r}"
+            )
 
 
 def test_what_is_planned_is_on_the_map_and_not_built_yet():
@@ -40,7 +57,9 @@ def test_what_is_planned_is_on_the_map_and_not_built_yet():
     for r in rows("coverage.csv") + rows("faults.csv"):
         if "planned" in (r.get("state"), r.get("how")):
             assert not r["cell"] and r["lesson"] not in cells, r
-            assert re.search(rf"\b{r['lesson'][:2]} [a-z]", readme), f"the README does not know lesson {r['lesson']}"
+            assert re.search(rf"\b{r['lesson'][:2]} [a-z]", readme), (
+                f"the README does not know lesson {r['lesson']}"
+            )
 
 
 def test_every_question_is_answered():
@@ -55,7 +74,11 @@ def test_every_error_has_a_place_and_the_grave_ones_an_exercise():
     assert {r["id"] for r in found} == {f"F{i:02}" for i in range(1, 111)}
     for r in found:
         kind, *names = r["how"].split()
-        assert kind in {"exercise", "shown", "table", "planned"} and bool(names) == (kind == "exercise"), r
+        assert kind in {"exercise", "shown", "table", "planned"} and bool(names) == (
+            kind == "exercise"
+        ), r
         assert all(f'check("{n}")' in cells[r["lesson"]].values() for n in names), r
     judged = {r["id"] for r in found if r["how"].startswith("exercise")}
-    assert {r["lesson"] for r in found if r["severity"] == "A" and r["id"] not in judged} == {"timeline", "14_layers"}
+    assert {
+        r["lesson"] for r in found if r["severity"] == "A" and r["id"] not in judged
+    } == {"timeline", "14_layers"}

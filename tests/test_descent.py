@@ -27,7 +27,12 @@ from transfer_course.theory.descent import (
 from transfer_course.theory.losses import numerical_gradient
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)
-RULES = [(sgd, {}), (momentum, {"beta": 0.8}), (adam, {}), (adam, {"eps_hat": True, "eps": 1e-7})]
+RULES = [
+    (sgd, {}),
+    (momentum, {"beta": 0.8}),
+    (adam, {}),
+    (adam, {"eps_hat": True, "eps": 1e-7}),
+]
 
 
 def bowl(seed, size=4):
@@ -39,12 +44,19 @@ def bowl(seed, size=4):
 
 @quick
 @given(st.integers(0, 999), st.floats(0.05, 1.6))
-def test_descent_on_a_bowl_is_its_closed_form_and_shrinks_only_below_the_limit(seed, part):
+def test_descent_on_a_bowl_is_its_closed_form_and_shrinks_only_below_the_limit(
+    seed, part
+):
     A = bowl(seed)
     rate = part * rate_limit(A)
     start = np.linalg.eigh(A)[1].sum(1)  # a bit of every direction
     path = descend(lambda w: A @ w, start, sgd, 30, rate=rate)
-    np.testing.assert_allclose(path[-1], np.linalg.matrix_power(np.eye(4) - rate * A, 30) @ start, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(
+        path[-1],
+        np.linalg.matrix_power(np.eye(4) - rate * A, 30) @ start,
+        rtol=1e-6,
+        atol=1e-12,
+    )
     steep = np.abs(path @ np.linalg.eigh(A)[1][:, -1])
     if abs(part - 1) > 1e-3:
         assert (steep[-1] < steep[0]) == (part < 1)
@@ -52,9 +64,13 @@ def test_descent_on_a_bowl_is_its_closed_form_and_shrinks_only_below_the_limit(s
 
 @quick
 @given(st.floats(0, 0.99), st.floats(0.1, 50), st.floats(0.01, 3))
-def test_the_limit_with_momentum_is_where_the_spectral_radius_is_one(beta, curvature, part):
+def test_the_limit_with_momentum_is_where_the_spectral_radius_is_one(
+    beta, curvature, part
+):
     rate = part * rate_limit([[curvature]], beta)
-    one_step = np.array([[1 - rate * curvature, -rate * beta], [curvature, beta]])  # (w, v) → w − rate (βv + λw), βv + λw
+    one_step = np.array(
+        [[1 - rate * curvature, -rate * beta], [curvature, beta]]
+    )  # (w, v) → w − rate (βv + λw), βv + λw
     radius = np.abs(np.linalg.eigvals(one_step)).max()
     if abs(part - 1) > 1e-3:
         assert (radius < 1) == (part < 1)
@@ -62,8 +78,12 @@ def test_the_limit_with_momentum_is_where_the_spectral_radius_is_one(beta, curva
 
 def test_the_path_stops_by_itself():
     assert len(descend(lambda w: 2 * w, 1.0, sgd, 500, tol=1e-3, rate=0.1)) < 50
-    assert len(descend(lambda w: 0 * w, np.ones(3), sgd, 5)) == 6  # tol=0 takes every step, even where nothing moves
-    path = descend(lambda w: w**3, 10.0, sgd, 500, rate=1.0)  # diverges faster than any exponential
+    assert (
+        len(descend(lambda w: 0 * w, np.ones(3), sgd, 5)) == 6
+    )  # tol=0 takes every step, even where nothing moves
+    path = descend(
+        lambda w: w**3, 10.0, sgd, 500, rate=1.0
+    )  # diverges faster than any exponential
     assert len(path) < 30 and np.isfinite(path).all()
 
 
@@ -72,26 +92,44 @@ def test_rules_leave_their_arguments_alone_and_keep_float32(rule, how):
     w, g = np.ones((2, 3), np.float32), np.full((2, 3), 0.5, np.float32)
     state = None
     for _ in range(3):
-        frozen = None if state is None else [np.copy(s) for s in (state if isinstance(state, tuple) else (state,))]
+        frozen = (
+            None
+            if state is None
+            else [np.copy(s) for s in (state if isinstance(state, tuple) else (state,))]
+        )
         new, after = rule(w, g, state, rate=0.1, **how)
-        assert new.dtype == np.float32 and (new < w).all() and (w == 1).all() and (g == 0.5).all()
+        assert (
+            new.dtype == np.float32
+            and (new < w).all()
+            and (w == 1).all()
+            and (g == 0.5).all()
+        )
         if frozen is not None:
-            for a, b in zip(frozen, state if isinstance(state, tuple) else (state,), strict=True):
+            for a, b in zip(
+                frozen, state if isinstance(state, tuple) else (state,), strict=True
+            ):
                 np.testing.assert_array_equal(a, b)
         state = after
 
 
 def test_momentum_without_memory_is_plain_descent():
     A = bowl(0)
-    plain, heavy = (descend(lambda w: A @ w, np.ones(4), *rule, 10, rate=0.02) for rule in ((sgd,), (momentum,)))
+    plain, heavy = (
+        descend(lambda w: A @ w, np.ones(4), *rule, 10, rate=0.02)
+        for rule in ((sgd,), (momentum,))
+    )
     assert not np.allclose(plain, heavy)
-    np.testing.assert_array_equal(plain, descend(lambda w: A @ w, np.ones(4), momentum, 10, rate=0.02, beta=0.0))
+    np.testing.assert_array_equal(
+        plain, descend(lambda w: A @ w, np.ones(4), momentum, 10, rate=0.02, beta=0.0)
+    )
 
 
 @quick
 @given(st.floats(1e-3, 1e3), st.integers(1, 40))
 def test_adams_step_in_a_steady_gradient_is_the_rate(size, steps):
-    path = descend(lambda w: np.full_like(w, size), 0.0, adam, steps, rate=0.01, eps=0.0)
+    path = descend(
+        lambda w: np.full_like(w, size), 0.0, adam, steps, rate=0.01, eps=0.0
+    )
     np.testing.assert_allclose(path, -0.01 * np.arange(steps + 1), rtol=1e-9)
 
 
@@ -108,15 +146,27 @@ def test_eps_hat_is_the_papers_faster_form(size):
 
 
 @quick
-@given(st.lists(st.integers(1, 6), min_size=2, max_size=5), st.integers(1, 5), st.integers(0, 99))
+@given(
+    st.lists(st.integers(1, 6), min_size=2, max_size=5),
+    st.integers(1, 5),
+    st.integers(0, 99),
+)
 def test_gradients_of_any_perceptron_are_the_measured_ones(sizes, n, seed):
     rng = np.random.default_rng(seed)
-    params = {k: v + 0.1 * rng.standard_normal(v.shape) for k, v in mlp(sizes, seed).items()}
+    params = {
+        k: v + 0.1 * rng.standard_normal(v.shape) for k, v in mlp(sizes, seed).items()
+    }
     x, y = rng.standard_normal((n, sizes[0])), rng.integers(0, sizes[-1], n)
     _, grads = loss_and_gradients(params, x, y)
     assert set(grads) == set(params)
     for k, w in params.items():
-        np.testing.assert_allclose(grads[k], numerical_gradient(lambda v, k=k: loss_and_gradients(params | {k: v}, x, y)[0], w), atol=1e-6)
+        np.testing.assert_allclose(
+            grads[k],
+            numerical_gradient(
+                lambda v, k=k: loss_and_gradients(params | {k: v}, x, y)[0], w
+            ),
+            atol=1e-6,
+        )
 
 
 def test_a_perceptron_without_hidden_layer_is_its_head():
@@ -132,13 +182,17 @@ def test_a_perceptron_without_hidden_layer_is_its_head():
 def test_minibatches_hold_every_row_once(n, batch, seed):
     parts = minibatches(n, batch, np.random.default_rng(seed))
     assert sorted(np.concatenate(parts)) == list(range(n))
-    assert [len(p) for p in parts[:-1]] == [batch] * (len(parts) - 1) and 0 < len(parts[-1]) <= batch
+    assert [len(p) for p in parts[:-1]] == [batch] * (len(parts) - 1) and 0 < len(
+        parts[-1]
+    ) <= batch
 
 
 def blobs(n=60):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, n)
-    return np.eye(3)[y] @ rng.standard_normal((3, 5)) + 0.1 * rng.standard_normal((n, 5)), y
+    return np.eye(3)[y] @ rng.standard_normal((3, 5)) + 0.1 * rng.standard_normal(
+        (n, 5)
+    ), y
 
 
 def test_training_counts_its_updates_repeats_itself_and_leaves_the_start_alone():
@@ -153,7 +207,9 @@ def test_training_counts_its_updates_repeats_itself_and_leaves_the_start_alone()
         np.testing.assert_array_equal(start[k], before[k])
         np.testing.assert_array_equal(one[k], two[k])
         assert not np.array_equal(one[k], start[k])
-    assert not np.array_equal(train(start, x, y, momentum, epochs=3, batch=32, rate=0.1, seed=1)[1], losses)
+    assert not np.array_equal(
+        train(start, x, y, momentum, epochs=3, batch=32, rate=0.1, seed=1)[1], losses
+    )
 
 
 @pytest.mark.parametrize("rule, how", RULES[:3])
@@ -162,16 +218,30 @@ def test_twenty_updates_of_the_perceptron_are_pytorchs(rule, how):
     x, y = np.random.default_rng(0).random((160, 784)), np.arange(160) % 10
     params = mlp()
     L = torch.nn.Linear
-    layers = OrderedDict(hidden1=L(784, 128), a=torch.nn.ReLU(), hidden2=L(128, 64), b=torch.nn.ReLU(), head=L(64, 10))
+    layers = OrderedDict(
+        hidden1=L(784, 128),
+        a=torch.nn.ReLU(),
+        hidden2=L(128, 64),
+        b=torch.nn.ReLU(),
+        head=L(64, 10),
+    )
     net = torch.nn.Sequential(layers).double()
     net.load_state_dict({k: torch.tensor(v) for k, v in params.items()})
-    make = {sgd: torch.optim.SGD, momentum: lambda w, lr: torch.optim.SGD(w, lr, momentum=0.8), adam: torch.optim.Adam}[rule]
+    make = {
+        sgd: torch.optim.SGD,
+        momentum: lambda w, lr: torch.optim.SGD(w, lr, momentum=0.8),
+        adam: torch.optim.Adam,
+    }[rule]
     optimiser, rng = make(net.parameters(), lr=0.01), np.random.default_rng(3)
     for rows in (rows for _ in range(4) for rows in minibatches(160, 32, rng)):
         optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(net(torch.tensor(x[rows])), torch.tensor(y[rows])).backward()
+        torch.nn.functional.cross_entropy(
+            net(torch.tensor(x[rows])), torch.tensor(y[rows])
+        ).backward()
         optimiser.step()
-    ours, losses = train(params, x, y, rule, epochs=4, batch=32, seed=3, rate=0.01, **how)
+    ours, losses = train(
+        params, x, y, rule, epochs=4, batch=32, seed=3, rate=0.01, **how
+    )
     assert len(losses) == 20
     for k, w in net.named_parameters():
         np.testing.assert_allclose(ours[k], w.detach().numpy(), rtol=1e-6, atol=1e-8)
@@ -179,13 +249,21 @@ def test_twenty_updates_of_the_perceptron_are_pytorchs(rule, how):
 
 def test_twenty_updates_of_the_perceptron_are_keras():
     keras = load_keras()
-    x, y = np.random.default_rng(0).random((160, 784)).astype(np.float32), np.arange(160) % 10
+    x, y = (
+        np.random.default_rng(0).random((160, 784)).astype(np.float32),
+        np.arange(160) % 10,
+    )
     params = mlp(dtype=np.float32)
     D = keras.layers.Dense
-    model = keras.Sequential([keras.Input((784,)), D(128, "relu"), D(64, "relu"), D(10)])
+    model = keras.Sequential(
+        [keras.Input((784,)), D(128, "relu"), D(64, "relu"), D(10)]
+    )
     model.set_weights([v.T for v in params.values()])
     assert model.count_params() == 109_386
-    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     rng = np.random.default_rng(3)
     for rows in (rows for _ in range(4) for rows in minibatches(160, 32, rng)):
         model.train_on_batch(x[rows], y[rows])
@@ -216,7 +294,10 @@ def test_a_gradient_of_another_shape_is_refused_instead_of_broadcast(rule):
         (lambda: rate_limit([[1.0]], beta=1.0), "without 1"),
         (lambda: mlp((784,)), "two or more"),
         (lambda: mlp((784, 0, 10)), "positive"),
-        (lambda: update(sgd, mlp((2, 2)), {"head.weight": np.ones((2, 2))}), "head.bias"),
+        (
+            lambda: update(sgd, mlp((2, 2)), {"head.weight": np.ones((2, 2))}),
+            "head.bias",
+        ),
         (lambda: minibatches(10, 0, np.random.default_rng(0)), "1 or more"),
         (lambda: forward(mlp(), np.ones((2, 28, 28))), "reshape"),
         (lambda: forward(mlp(), np.ones((2, 64))), "784"),
@@ -235,4 +316,9 @@ def test_a_flat_bowl_has_no_limit():
 
 def test_the_module_needs_numpy_alone():
     code = "import sys, transfer_course.theory.descent; print([m for m in ('torch', 'tensorflow', 'keras', 'sklearn', 'matplotlib') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

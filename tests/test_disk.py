@@ -36,14 +36,26 @@ def disk(tmp_path):
         folder = tmp_path / f"{name}{len(mounted)}"
         folder.mkdir()
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1024)}k", "tmpfs", folder], capture_output=True, text=True
+            [
+                "mount",
+                "-t",
+                "tmpfs",
+                "-o",
+                f"size={int(megabytes * 1024)}k",
+                "tmpfs",
+                folder,
+            ],
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
         mounted.append(folder)
         return folder
 
-    mount.close = lambda folder: subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    mount.close = lambda folder: subprocess.run(
+        ["mount", "-o", "remount,ro", folder], check=True
+    )
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", folder], check=True)
@@ -55,7 +67,9 @@ def photos(tmp_path_factory):
     for c in "abc":
         (root / c).mkdir(parents=True)
         for i in range(5):
-            (root / c / f"{i}.png").write_bytes(encoded(picture(np.random.default_rng([ord(c), i])), "PNG"))
+            (root / c / f"{i}.png").write_bytes(
+                encoded(picture(np.random.default_rng([ord(c), i])), "PNG")
+            )
     return root
 
 
@@ -86,26 +100,50 @@ def call(capsys, *args, code):
 
 
 def tune(capsys, photos, out, code, *more):
-    return call(capsys, "fine-tune", photos, "--backbone", "small_cnn", "--strategy", "probe", "--size", 32, "--out", out, *more, code=code)
+    return call(
+        capsys,
+        "fine-tune",
+        photos,
+        "--backbone",
+        "small_cnn",
+        "--strategy",
+        "probe",
+        "--size",
+        32,
+        "--out",
+        out,
+        *more,
+        code=code,
+    )
 
 
 def refused(capsys, photos, out, words, *more):
     message = tune(capsys, photos, out, 2, *more)[0]["error"]
-    assert words in message and "\n" not in message and len(message) < 500 + len(str(photos)) + len(str(out)), message
+    assert (
+        words in message
+        and "\n" not in message
+        and len(message) < 500 + len(str(photos)) + len(str(out))
+    ), message
     return message
 
 
 # --- where the run is to be saved -----------------------------------------------------------------------------------------
 
 
-def test_an_output_that_takes_nothing_is_refused_before_training(photos, disk, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(own_folder, "fine_tune", lambda *a, **k: pytest.fail("it trained"))
+def test_an_output_that_takes_nothing_is_refused_before_training(
+    photos, disk, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(
+        own_folder, "fine_tune", lambda *a, **k: pytest.fail("it trained")
+    )
     full, closed = disk(0.2), disk(1)
     fill(full)
     disk.close(closed)
     (tmp_path / "file").touch()
     # an empty file has room on a disk that is full, so a full disk need not be told by a lock; the model tells it
-    refused(capsys, photos, closed / "run", "the disk is read-only. Choose another folder")
+    refused(
+        capsys, photos, closed / "run", "the disk is read-only. Choose another folder"
+    )
     refused(capsys, photos, closed, "the disk is read-only")
     refused(capsys, photos, tmp_path / "file" / "run", "is a file")
     refused(capsys, photos, "/dev/full", "is a file")
@@ -115,12 +153,25 @@ def test_an_output_that_takes_nothing_is_refused_before_training(photos, disk, c
     assert not (tmp_path / "n").exists() or not any((tmp_path / "n").iterdir())
 
 
-@pytest.mark.parametrize("framework", ["torch", pytest.param("keras", marks=pytest.mark.stress)])
-def test_a_disk_that_fills_up_while_the_model_is_written(photos, disk, capsys, framework):
+@pytest.mark.parametrize(
+    "framework", ["torch", pytest.param("keras", marks=pytest.mark.stress)]
+)
+def test_a_disk_that_fills_up_while_the_model_is_written(
+    photos, disk, capsys, framework
+):
     out = disk(1) / "run"  # the small network takes 1.6 MB
-    refused(capsys, photos, out, "the disk is full. Free some space", "--framework", framework)
+    refused(
+        capsys,
+        photos,
+        out,
+        "the disk is full. Free some space",
+        "--framework",
+        framework,
+    )
     left = sorted(p.name for p in out.rglob("*")) if out.exists() else []
-    assert not [n for n in left if n not in (".lock", ".lock.pid") and "checkpoint" not in n], left
+    assert not [
+        n for n in left if n not in (".lock", ".lock.pid") and "checkpoint" not in n
+    ], left
     shutil.rmtree(out, ignore_errors=True)
     assert shutil.disk_usage(out.parent).free > 900_000, "half a model is left"
 
@@ -152,7 +203,10 @@ def test_a_deleted_output_folder_is_made_again(photos, capsys, monkeypatch, tmp_
 
     monkeypatch.setattr(own_folder, "fine_tune", then_deleted)
     tune(capsys, photos, out, 0)
-    assert load_result(out).classes == ["a", "b", "c"] and {"report.html", "card.md"} <= set(os.listdir(out))
+    assert load_result(out).classes == ["a", "b", "c"] and {
+        "report.html",
+        "card.md",
+    } <= set(os.listdir(out))
 
 
 def test_a_limit_on_file_size_is_one_sentence(tmp_path):
@@ -162,7 +216,12 @@ def test_a_limit_on_file_size_is_one_sentence(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         info = {"backbone": {}, "classes": [], "versions": {"a": 1}}
         try:
-            save_run(tmp_path / "run", framework="torch", write_model=lambda p: p.write_bytes(bytes(10**6)), info=info)
+            save_run(
+                tmp_path / "run",
+                framework="torch",
+                write_model=lambda p: p.write_bytes(bytes(10**6)),
+                info=info,
+            )
         except NoRoom as e:
             os._exit(0 if "does not take a file of this size" in str(e) else 3)
         os._exit(4)
@@ -171,7 +230,9 @@ def test_a_limit_on_file_size_is_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(116, "Stale file handle"), MemoryError()])
-def test_a_checkpoint_that_cannot_be_written_is_told_once_and_tried_again(tmp_path, monkeypatch, error):
+def test_a_checkpoint_that_cannot_be_written_is_told_once_and_tried_again(
+    tmp_path, monkeypatch, error
+):
     from transfer_course.engine import checkpoints
 
     kept, write = checkpoints.Checkpoint(tmp_path, {}), checkpoints.atomic_write
@@ -180,7 +241,9 @@ def test_a_checkpoint_that_cannot_be_written_is_told_once_and_tried_again(tmp_pa
         raise error
 
     monkeypatch.setattr(checkpoints, "atomic_write", broken)
-    with pytest.warns(UserWarning, match="No checkpoint could be written.*Training goes on") as said:
+    with pytest.warns(
+        UserWarning, match="No checkpoint could be written.*Training goes on"
+    ) as said:
         kept.save({"w": np.ones(3)}, {"epoch": 1})
         kept.save({"w": np.ones(3)}, {"epoch": 2})
     assert len(said) == 1 and kept.load() is None
@@ -189,14 +252,20 @@ def test_a_checkpoint_that_cannot_be_written_is_told_once_and_tried_again(tmp_pa
     assert kept.load()[1] == {"epoch": 3}
 
 
-def test_what_can_hold_nothing_out_is_refused_before_training(tmp_path, capsys, monkeypatch):
+def test_what_can_hold_nothing_out_is_refused_before_training(
+    tmp_path, capsys, monkeypatch
+):
     from PIL import Image
 
     for c in "ab":
         (tmp_path / "photos" / c).mkdir(parents=True)
         for i in range(2):
-            Image.new("RGB", (40, 40), (0, 0, ord(c))).save(tmp_path / "photos" / c / f"{i}.png")
-    monkeypatch.setattr(own_folder, "fine_tune", lambda *a, **k: pytest.fail("it trained"))
+            Image.new("RGB", (40, 40), (0, 0, ord(c))).save(
+                tmp_path / "photos" / c / f"{i}.png"
+            )
+    monkeypatch.setattr(
+        own_folder, "fine_tune", lambda *a, **k: pytest.fail("it trained")
+    )
     refused(capsys, tmp_path / "photos", tmp_path / "run", "Add a different picture")
     assert not (tmp_path / "run").exists()
 
@@ -204,7 +273,12 @@ def test_what_can_hold_nothing_out_is_refused_before_training(tmp_path, capsys, 
 def test_keras_under_torchrun_is_refused(monkeypatch, tmp_path, photos):
     from types import SimpleNamespace
 
-    alone = SimpleNamespace(process_index=0, num_processes=2, is_main_process=True, wait_for_everyone=lambda: None)
+    alone = SimpleNamespace(
+        process_index=0,
+        num_processes=2,
+        is_main_process=True,
+        wait_for_everyone=lambda: None,
+    )
     monkeypatch.setattr(own_folder, "processes", lambda: alone)
     with pytest.raises(UserMistake, match="without torchrun"):
         own_folder.tune_folder(photos, tmp_path / "run", framework="keras")
@@ -213,9 +287,19 @@ def test_keras_under_torchrun_is_refused(monkeypatch, tmp_path, photos):
 def test_an_old_run_stays_when_the_new_one_finds_no_room(disk):
     folder = disk(2) / "run"
     info = {"backbone": {}, "classes": [], "versions": {"a": 1}}
-    save_run(folder, framework="torch", write_model=lambda p: p.write_bytes(b"o" * 10**6), info=info)
+    save_run(
+        folder,
+        framework="torch",
+        write_model=lambda p: p.write_bytes(b"o" * 10**6),
+        info=info,
+    )
     with pytest.raises(NoRoom, match="the disk is full"):
-        save_run(folder, framework="torch", write_model=lambda p: p.write_bytes(b"n" * 1_500_000), info=info)
+        save_run(
+            folder,
+            framework="torch",
+            write_model=lambda p: p.write_bytes(b"n" * 1_500_000),
+            info=info,
+        )
     assert read_run(folder)[1].read_bytes() == b"o" * 10**6
     assert sorted(os.listdir(folder)) == ["model.safetensors", "run.json"]
 
@@ -226,7 +310,10 @@ def test_an_old_run_stays_when_the_new_one_finds_no_room(disk):
 def test_no_permission_is_one_sentence(tmp_path):
     if os.geteuid() != 0:
         (tmp_path / "closed").mkdir(mode=0o500)
-        with pytest.raises(UserMistake, match="may not write there"), claim_folder(tmp_path / "closed" / "run"):
+        with (
+            pytest.raises(UserMistake, match="may not write there"),
+            claim_folder(tmp_path / "closed" / "run"),
+        ):
             pass
         return
     pid = os.fork()  # root may write anywhere: another user tries
@@ -235,7 +322,9 @@ def test_no_permission_is_one_sentence(tmp_path):
         os.setgid(65534)
         os.setuid(65534)
         try:
-            with claim_folder("/root-only/run" if not Path("/etc").is_dir() else "/etc/run"):
+            with claim_folder(
+                "/root-only/run" if not Path("/etc").is_dir() else "/etc/run"
+            ):
                 pass
         except UserMistake as e:
             os._exit(0 if "may not write there" in str(e) else 3)
@@ -246,11 +335,28 @@ def test_no_permission_is_one_sentence(tmp_path):
 # --- the cache ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["read-only", "full", *(pytest.param(h, marks=pytest.mark.stress) for h in ("a file", "nowhere"))])
-def test_a_cache_that_takes_nothing_costs_only_time(photos, disk, capsys, monkeypatch, tmp_path, how):
-    monkeypatch.setattr(own_folder, "random_probe", lambda *a: lambda valid: np.zeros(len(valid), int))
+@pytest.mark.parametrize(
+    "how",
+    [
+        "read-only",
+        "full",
+        *(pytest.param(h, marks=pytest.mark.stress) for h in ("a file", "nowhere")),
+    ],
+)
+def test_a_cache_that_takes_nothing_costs_only_time(
+    photos, disk, capsys, monkeypatch, tmp_path, how
+):
+    monkeypatch.setattr(
+        own_folder, "random_probe", lambda *a: lambda valid: np.zeros(len(valid), int)
+    )
     plain = tune(capsys, photos, tmp_path / "plain", 0)[0]["accuracy"]
-    cache = tmp_path / "file" if how == "a file" else Path("/proc/nowhere") if how == "nowhere" else disk(0.1)
+    cache = (
+        tmp_path / "file"
+        if how == "a file"
+        else Path("/proc/nowhere")
+        if how == "nowhere"
+        else disk(0.1)
+    )
     if how == "a file":
         cache.touch()
     elif how == "full":
@@ -258,14 +364,18 @@ def test_a_cache_that_takes_nothing_costs_only_time(photos, disk, capsys, monkey
     elif how == "read-only":
         disk.close(cache)
     monkeypatch.setenv("TRANSFER_COURSE_CACHE", str(cache))
-    with pytest.warns(UserWarning, match="feature cache .* can't be used .*going on without it"):
+    with pytest.warns(
+        UserWarning, match="feature cache .* can't be used .*going on without it"
+    ):
         assert tune(capsys, photos, tmp_path / "run", 0)[0]["accuracy"] == plain
 
 
 # --- what is read ---------------------------------------------------------------------------------------------------------
 
 
-def test_images_that_vanish_while_training_are_one_sentence(photos, capsys, monkeypatch, tmp_path):
+def test_images_that_vanish_while_training_are_one_sentence(
+    photos, capsys, monkeypatch, tmp_path
+):
     """A folder too large for memory is read as it is needed."""
     from transfer_course.vision import images
 
@@ -282,7 +392,9 @@ def test_images_that_vanish_while_training_are_one_sentence(photos, capsys, monk
     assert state_of(tmp_path / "run") in ("absent", "empty", "unfinished")
 
 
-def test_a_folder_that_is_gone_once_read_is_not_missed(photos, capsys, monkeypatch, tmp_path):
+def test_a_folder_that_is_gone_once_read_is_not_missed(
+    photos, capsys, monkeypatch, tmp_path
+):
     mine, train = tmp_path / "mine", own_folder.fine_tune
     shutil.copytree(photos, mine)
 
@@ -296,43 +408,91 @@ def test_a_folder_that_is_gone_once_read_is_not_missed(photos, capsys, monkeypat
 
 def test_names_that_no_system_takes(capsys, tmp_path, photos):
     for name in ("n" * 300, "x/" * 3000):
-        assert "There is no folder" in refused(capsys, tmp_path / name, tmp_path / "run", "There is no folder")
+        assert "There is no folder" in refused(
+            capsys, tmp_path / name, tmp_path / "run", "There is no folder"
+        )
     tune(capsys, photos, tmp_path / "run", 0)
     row, _ = call(capsys, "predict", tmp_path / "run", tmp_path / ("n" * 300), code=2)
     assert "name too long" in row["error"]
-    assert "There is no folder" in call(capsys, "predict", tmp_path / ("n" * 300), "a.png", code=2)[0]["error"]
+    assert (
+        "There is no folder"
+        in call(capsys, "predict", tmp_path / ("n" * 300), "a.png", code=2)[0]["error"]
+    )
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("framework", ["torch", pytest.param("keras", marks=pytest.mark.stress)])
-def test_without_a_network_the_bundled_one_is_named(photos, capsys, monkeypatch, tmp_path, framework):
-    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+@pytest.mark.parametrize(
+    "framework", ["torch", pytest.param("keras", marks=pytest.mark.stress)]
+)
+def test_without_a_network_the_bundled_one_is_named(
+    photos, capsys, monkeypatch, tmp_path, framework
+):
+    for name in (
+        "HTTPS_PROXY",
+        "https_proxy",
+        "HTTP_PROXY",
+        "http_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     for name in ("HF_HOME", "TORCH_HOME", "KERAS_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
-    monkeypatch.setattr(urllib.request, "_opener", None)  # urlopen keeps the proxies of its first call for the whole process
+    monkeypatch.setattr(
+        urllib.request, "_opener", None
+    )  # urlopen keeps the proxies of its first call for the whole process
     began = time.monotonic()
-    message = refused(capsys, photos, tmp_path / "run", "have to be downloaded", "--backbone", "resnet50", "--framework", framework)
-    assert "efficientnet_lite0" in message and time.monotonic() - began < 60 and not (tmp_path / "run").exists()
+    message = refused(
+        capsys,
+        photos,
+        tmp_path / "run",
+        "have to be downloaded",
+        "--backbone",
+        "resnet50",
+        "--framework",
+        framework,
+    )
+    assert (
+        "efficientnet_lite0" in message
+        and time.monotonic() - began < 60
+        and not (tmp_path / "run").exists()
+    )
 
 
 @pytest.mark.parametrize("buffered", ["", "1"])
 def test_a_stdout_that_takes_nothing_is_one_sentence(tmp_path, buffered):
-    for args in (["--version"], ["--help"], ["lab", str(tmp_path / "lessons"), "--no-open", "--json"]):
-        command, env = [sys.executable, "-m", "transfer_course.cli", *args], {**os.environ, "PYTHONUNBUFFERED": buffered}
+    for args in (
+        ["--version"],
+        ["--help"],
+        ["lab", str(tmp_path / "lessons"), "--no-open", "--json"],
+    ):
+        command, env = (
+            [sys.executable, "-m", "transfer_course.cli", *args],
+            {**os.environ, "PYTHONUNBUFFERED": buffered},
+        )
         with open("/dev/full", "wb") as full:
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+            done = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, text=True, env=env
+            )
         assert done.returncode == 2, done.stderr
-        assert "The output can't be written: the disk is full" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        assert (
+            "The output can't be written: the disk is full" in done.stderr
+            and len(done.stderr.splitlines()) == 1
+        ), done.stderr
 
 
 def test_lessons_on_a_disk_that_is_full_or_read_only(disk, capsys):
     full, closed = disk(0.1), disk(1)
     disk.close(closed)
-    for folder, words in ((full, "No space left on device"), (closed, "Read-only file system")):
-        message = call(capsys, "lab", folder / "lessons", "--no-open", code=2)[0]["error"]
+    for folder, words in (
+        (full, "No space left on device"),
+        (closed, "Read-only file system"),
+    ):
+        message = call(capsys, "lab", folder / "lessons", "--no-open", code=2)[0][
+            "error"
+        ]
         assert words in message
 
 

@@ -10,7 +10,13 @@ from scipy import stats
 from sklearn import metrics
 
 from transfer_course.engine.errors import BadValue
-from transfer_course.practice.coverage import DESIGNS, QUESTIONS, Design, coverage, load_coverage
+from transfer_course.practice.coverage import (
+    DESIGNS,
+    QUESTIONS,
+    Design,
+    coverage,
+    load_coverage,
+)
 from transfer_course.vision.evaluate import (
     Interval,
     by_model,
@@ -23,7 +29,11 @@ from transfer_course.vision.evaluate import (
 )
 
 quick = settings(max_examples=40, deadline=None)
-pairs = st.integers(1, 6).flatmap(lambda c: st.lists(st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)), min_size=1, max_size=30))
+pairs = st.integers(1, 6).flatmap(
+    lambda c: st.lists(
+        st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)), min_size=1, max_size=30
+    )
+)
 
 
 @pytest.mark.filterwarnings("ignore:A single label")
@@ -43,24 +53,36 @@ def test_scores_are_scikit_learns(rows, unused):
     got = scores(y, p, c)
     assert got == pytest.approx(want, abs=1e-12) and list(got) == list(want)
     assert scores(y, p) == pytest.approx(want, abs=1e-12)
-    np.testing.assert_array_equal(confusion_matrix(y, p, c), metrics.confusion_matrix(y, p, labels=range(c)))
+    np.testing.assert_array_equal(
+        confusion_matrix(y, p, c), metrics.confusion_matrix(y, p, labels=range(c))
+    )
 
 
 def test_balanced_accuracy_is_scikit_learns():
     rng = np.random.default_rng(0)
     y, p = rng.integers(0, 4, 60), rng.integers(0, 4, 60)
-    assert scores(y, p)["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(y, p))
+    assert scores(y, p)["balanced_accuracy"] == pytest.approx(
+        metrics.balanced_accuracy_score(y, p)
+    )
 
 
 def test_one_class_and_lists():
-    assert scores([0, 0], [0, 0]) == dict.fromkeys(["accuracy", "balanced_accuracy", "precision", "recall", "f1"], 1.0)
+    assert scores([0, 0], [0, 0]) == dict.fromkeys(
+        ["accuracy", "balanced_accuracy", "precision", "recall", "f1"], 1.0
+    )
     assert set(scores([1, 1], [0, 0]).values()) == {0.0}
     assert all(type(v) is float for v in scores([0, 1], [1, 1]).values())
 
 
 @pytest.mark.parametrize(
     "y, p, n",
-    [([0, 1], [0], 2), ([0, 2], [0, 1], 2), ([0, -1], [0, 0], 2), ([0, 1], [0, -1], 2), ([0.0], [0], 2)]
+    [
+        ([0, 1], [0], 2),
+        ([0, 2], [0, 1], 2),
+        ([0, -1], [0, 0], 2),
+        ([0, 1], [0, -1], 2),
+        ([0.0], [0], 2),
+    ]
     + [([[0]], [[0]], 2), (["a"], ["a"], 2), ([0, np.nan], [0, 1], 2)],
 )
 def test_confusion_refuses(y, p, n):
@@ -95,18 +117,28 @@ def test_interval_properties(shape):
     assert wide.mean == pytest.approx(x.mean())
     assert wide == interval(x, groups) and all(type(v) is float for v in wide)
     names = np.array(list("abcd"))[groups]
-    assert interval(x, names) == pytest.approx(wide)  # only which items belong together matters
+    assert interval(x, names) == pytest.approx(
+        wide
+    )  # only which items belong together matters
     mirrored = interval(~x, groups)
     assert mirrored == pytest.approx((1 - wide.mean, 1 - wide.high, 1 - wide.low))
     losses = interval(5 * x - 1.0, groups)
-    assert losses.mean == pytest.approx(5 * wide.mean - 1) and losses.low <= losses.mean <= losses.high
+    assert (
+        losses.mean == pytest.approx(5 * wide.mean - 1)
+        and losses.low <= losses.mean <= losses.high
+    )
 
 
 def test_shape_and_text():
     x = np.random.default_rng(0).random(50) < 0.6
     assert interval(x) == interval(x[None])
-    assert isinstance(interval(x), Interval) and str(Interval(0.5, 0.25, 0.75)) == "0.50 (0.25 to 0.75)"
-    mean, low, high = interval(x.tolist(), groups=[None if i % 2 else f"{i // 4}" for i in range(50)])
+    assert (
+        isinstance(interval(x), Interval)
+        and str(Interval(0.5, 0.25, 0.75)) == "0.50 (0.25 to 0.75)"
+    )
+    mean, low, high = interval(
+        x.tolist(), groups=[None if i % 2 else f"{i // 4}" for i in range(50)]
+    )
     assert low < mean < high
 
 
@@ -115,9 +147,13 @@ def test_one_model_is_the_textbooks():
     rng = np.random.default_rng(0)
     losses = rng.exponential(2, 40)
     half = stats.t.ppf(0.975, 39) * losses.std(ddof=1) / 40**0.5
-    assert interval(losses, level=0.95) == pytest.approx((losses.mean(), losses.mean() - half, losses.mean() + half))
+    assert interval(losses, level=0.95) == pytest.approx(
+        (losses.mean(), losses.mean() - half, losses.mean() + half)
+    )
     by_identity = np.repeat(losses, 3) + np.tile([-0.1, 0, 0.1], 40)
-    assert interval(by_identity, np.repeat(np.arange(40), 3), level=0.95) == pytest.approx(interval(losses, level=0.95))
+    assert interval(
+        by_identity, np.repeat(np.arange(40), 3), level=0.95
+    ) == pytest.approx(interval(losses, level=0.95))
     for right in (200, 388, 30):
         theirs = stats.binomtest(right, 400).proportion_ci(0.95, "wilson")
         ours = interval(np.arange(400) < right, level=0.95)
@@ -129,8 +165,12 @@ def test_unpaired():
     a, b = np.arange(400) < 388, np.arange(400) < 368
     d, back = unpaired_interval(a, b), unpaired_interval(b, a)
     assert interval(a).low < interval(b).high and d.low > 0
-    assert d == pytest.approx((0.05, 0.007, 0.095), abs=0.003) and back == pytest.approx((-d.mean, -d.high, -d.low))
-    assert unpaired_interval([1.0, 2, 3], [5.0, 7, 9, 8]).mean == pytest.approx(2 - 7.25)
+    assert d == pytest.approx(
+        (0.05, 0.007, 0.095), abs=0.003
+    ) and back == pytest.approx((-d.mean, -d.high, -d.low))
+    assert unpaired_interval([1.0, 2, 3], [5.0, 7, 9, 8]).mean == pytest.approx(
+        2 - 7.25
+    )
     assert unpaired_interval([1, 0, 1], b, groups_a=list("aaa")).note
     with pytest.raises(BadValue, match="groups"):
         unpaired_interval(a, b, groups_b=[1])
@@ -141,7 +181,11 @@ def test_many_rows_are_variance_components():
     from transfer_course.practice.coverage import components
 
     rng, groups = np.random.default_rng(2), np.arange(80)
-    x = rng.standard_normal(80) + 0.3 * rng.standard_normal((60, 1)) + rng.standard_normal((60, 80))
+    x = (
+        rng.standard_normal(80)
+        + 0.3 * rng.standard_normal((60, 1))
+        + rng.standard_normal((60, 80))
+    )
     _, low, high = interval(x, groups, level=0.95)
     assert (low, high) == pytest.approx(components(x, groups, 0.95), abs=0.01)
 
@@ -157,36 +201,68 @@ def test_seed_spread_widens():
 
 def test_unanimous_is_not_certain():
     few, many = interval(np.ones(10), level=0.95), interval(np.ones(1000), level=0.95)
-    assert few.low == pytest.approx(0.025 ** (1 / 10)) and few.high == 1 and many.low > 0.99
-    assert interval(np.ones(100), groups=np.arange(100) // 10, level=0.95) == few  # ten identities, not a hundred
+    assert (
+        few.low == pytest.approx(0.025 ** (1 / 10))
+        and few.high == 1
+        and many.low > 0.99
+    )
+    assert (
+        interval(np.ones(100), groups=np.arange(100) // 10, level=0.95) == few
+    )  # ten identities, not a hundred
     assert interval(np.zeros(10), level=0.95) == (0, 0, pytest.approx(1 - few.low))
-    assert paired_interval(np.ones(3), np.zeros(3)).low < 0.2  # three identities, however clear, are three
-    same = paired_interval([1, 0, 1, 1], [1, 0, 1, 1], level=0.95)  # the same answers so far, not the same methods
+    assert (
+        paired_interval(np.ones(3), np.zeros(3)).low < 0.2
+    )  # three identities, however clear, are three
+    same = paired_interval(
+        [1, 0, 1, 1], [1, 0, 1, 1], level=0.95
+    )  # the same answers so far, not the same methods
     assert same.mean == 0 and same.low == -same.high == pytest.approx(0.025**0.25 - 1)
     assert interval([2.0, 2.0]) == (2, 2, 2)
-    halves = interval([[1, 0, 1, 0], [0, 1, 1, 0]], groups=list("aabb"))  # every identity has the mean 0.5
+    halves = interval(
+        [[1, 0, 1, 0], [0, 1, 1, 0]], groups=list("aabb")
+    )  # every identity has the mean 0.5
     assert halves.mean == 0.5 and halves.low < 0.1 and halves.high > 0.9
 
 
 def test_what_supports_no_interval_says_so():
     lone = interval([1, 0, 1], groups=["a", "a", "a"])
-    assert lone == (pytest.approx(2 / 3), 0, 1) and "one identity" in lone.note and "no interval" in str(lone)
+    assert (
+        lone == (pytest.approx(2 / 3), 0, 1)
+        and "one identity" in lone.note
+        and "no interval" in str(lone)
+    )
     fold = np.arange(40) % 2
     two = np.where(fold == np.arange(2)[:, None], np.arange(40) % 3 > 0, np.nan)
     found = interval(two)
-    assert found[1:] == (0, 1) and "two folds" in found.note and "no interval" in str(found)
-    assert paired_interval(two, 1 - two).note and paired_interval(two, 1 - two)[1:] == (-1, 1)
-    three = np.where(np.arange(40) % 3 == np.arange(3)[:, None], np.arange(40) % 5 > 0, np.nan)
+    assert (
+        found[1:] == (0, 1)
+        and "two folds" in found.note
+        and "no interval" in str(found)
+    )
+    assert paired_interval(two, 1 - two).note and paired_interval(two, 1 - two)[1:] == (
+        -1,
+        1,
+    )
+    three = np.where(
+        np.arange(40) % 3 == np.arange(3)[:, None], np.arange(40) % 5 > 0, np.nan
+    )
     assert not interval(three).note and interval(three).low > 0.5
-    alone = np.where(np.eye(40) > 0, np.arange(40) % 5 > 0, np.nan)  # leave one out: a model per item
+    alone = np.where(
+        np.eye(40) > 0, np.arange(40) % 5 > 0, np.nan
+    )  # leave one out: a model per item
     assert interval(alone) == interval(np.nanmax(alone, 0))
 
 
 def test_rows_of_repeated_folds():
-    table, folds = np.array([[1, 0, 1, 1], [0, 0, 1, 1]]), np.array([[0, 0, 1, 1], [1, 0, 1, 0]])
+    table, folds = (
+        np.array([[1, 0, 1, 1], [0, 0, 1, 1]]),
+        np.array([[0, 0, 1, 1], [1, 0, 1, 0]]),
+    )
     rows = by_model(table, folds)
     n = np.nan
-    np.testing.assert_array_equal(rows, [[1, 0, n, n], [n, n, 1, 1], [n, 0, n, 1], [0, n, 1, n]])
+    np.testing.assert_array_equal(
+        rows, [[1, 0, n, n], [n, n, 1, 1], [n, 0, n, 1], [0, n, 1, n]]
+    )
     with pytest.raises(BadValue, match="fold of every entry"):
         by_model(table, folds[:, :2])
 
@@ -196,13 +272,28 @@ def test_paired():
     easy, groups = np.repeat(rng.random(100), 3) * 0.9, np.repeat(np.arange(100), 3)
     a, b = rng.random((10, 300)) < easy + 0.08, rng.random((10, 300)) < easy
     d, back = paired_interval(a, b, groups), paired_interval(b, a, groups)
-    assert d.low > 0 and d.mean == pytest.approx(a.mean() - b.mean()) and back.mean == -d.mean and back.high < 0
+    assert (
+        d.low > 0
+        and d.mean == pytest.approx(a.mean() - b.mean())
+        and back.mean == -d.mean
+        and back.high < 0
+    )
     apart = interval(a, groups)
     assert d.high - d.low < 0.7 * (apart.high - apart.low)
     assert paired_interval([2.5, 3.0, 1.0], [1.0, 1.0, 1.5]).mean == pytest.approx(1)
 
 
-bad = [[], [[]], np.zeros((2, 2, 2)), [1, np.nan], [np.inf, 1], ["a"], [[1, 0], [1]], None, 1.0]
+bad = [
+    [],
+    [[]],
+    np.zeros((2, 2, 2)),
+    [1, np.nan],
+    [np.inf, 1],
+    ["a"],
+    [[1, 0], [1]],
+    None,
+    1.0,
+]
 
 
 @pytest.mark.parametrize("x", bad, ids=repr)
@@ -212,7 +303,16 @@ def test_interval_refuses(x):
             call()
 
 
-@pytest.mark.parametrize("how", [dict(groups=[1]), dict(groups=[[1], [2]]), dict(level=95), dict(level=0), dict(level=1)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(groups=[1]),
+        dict(groups=[[1], [2]]),
+        dict(level=95),
+        dict(level=0),
+        dict(level=1),
+    ],
+)
 def test_interval_refuses_settings(how):
     with pytest.raises(BadValue, match="expected"):
         interval([1, 0], **how)
@@ -261,19 +361,37 @@ def test_coverage(design, question):
 
 def test_coverage_finds_what_does_not_cover():
     """The check above can fail: an interval that forgets the models is found out, and so is one that counts things twice."""
-    full = coverage(Design("full", 5, 120), "difference", worlds=200, seed=1, rivals=200)[0]
+    full = coverage(
+        Design("full", 5, 120), "difference", worlds=200, seed=1, rivals=200
+    )[0]
     assert full["identities only"]["coverage"] < 0.9
-    folds = coverage(Design("folds", 5, 120), "difference", worlds=200, seed=1, rivals=200)[0]
+    folds = coverage(
+        Design("folds", 5, 120), "difference", worlds=200, seed=1, rivals=200
+    )[0]
     assert folds["pigeonhole"]["coverage"] > 0.985
 
 
 def test_the_stored_table_is_complete_and_true():
     stored = load_coverage()
-    wanted = {(*d, q, None, level) for d in DESIGNS for q in QUESTIONS for level in (0.95, 0.99)}
+    wanted = {
+        (*d, q, None, level)
+        for d in DESIGNS
+        for q in QUESTIONS
+        for level in (0.95, 0.99)
+    }
     keys = ("kind", "seeds", "identities", "question", "seed_sd", "level")
-    assert wanted <= {tuple(r[k] for k in keys) for r in stored} and {r["worlds"] for r in stored} == {2000}
+    assert wanted <= {tuple(r[k] for k in keys) for r in stored} and {
+        r["worlds"] for r in stored
+    } == {2000}
     again = coverage(DESIGNS[1], "score", rivals=0)
-    assert again[0]["ours"] == next(r for r in stored if tuple(r[k] for k in keys) == (*DESIGNS[1], "score", None, 0.95))["ours"]
+    assert (
+        again[0]["ours"]
+        == next(
+            r
+            for r in stored
+            if tuple(r[k] for k in keys) == (*DESIGNS[1], "score", None, 0.95)
+        )["ours"]
+    )
 
 
 def test_fast_and_small():

@@ -26,12 +26,17 @@ def twice():
 
 def test_verdicts(twice):
     assert exercises.grade("twice", lambda x: 2 * x) == ("right", "Twice is right.")
-    assert exercises.grade("twice", lambda x: x * x) == ("not quite", "That is the square.")
+    assert exercises.grade("twice", lambda x: x * x) == (
+        "not quite",
+        "That is the square.",
+    )
     for stub in (..., None, lambda x: None, lambda x: ...):
         assert exercises.grade("twice", stub)[0] == "not yet"
     verdict, why = exercises.grade("twice", lambda x: x / 0)
     assert verdict == "not quite" and "ZeroDivisionError" in why
-    assert exercises.grade("twice", 6)[0] == "not quite", "a value where a function is asked for"
+    assert exercises.grade("twice", 6)[0] == "not quite", (
+        "a value where a function is asked for"
+    )
 
 
 def test_check_finds_the_name_and_never_stops_a_notebook(twice, capsys, monkeypatch):
@@ -40,7 +45,10 @@ def test_check_finds_the_name_and_never_stops_a_notebook(twice, capsys, monkeypa
     exercises.check("twice")
     monkeypatch.delitem(globals(), "twice")
     exercises.check("twice")
-    assert capsys.readouterr().out == "✗ not quite: That is the square.\n… not yet: write twice in the cell above and run it.\n"
+    assert (
+        capsys.readouterr().out
+        == "✗ not quite: That is the square.\n… not yet: write twice in the cell above and run it.\n"
+    )
     monkeypatch.setenv("TRANSFER_COURSE_STRICT", "1")
     with pytest.raises(AssertionError, match="not yet"):
         exercises.check("twice")
@@ -67,13 +75,21 @@ def test_a_slider_that_was_not_moved_is_no_guess(capsys):
     control.value = 0.75
     guess.reveal(0.25)
     out = capsys.readouterr().out
-    assert "You made no guess. It is 0.25." in out and "You guessed 0.75. It is 0.25, 0.50 away." in out
+    assert (
+        "You made no guess. It is 0.25." in out
+        and "You guessed 0.75. It is 0.25, 0.50 away." in out
+    )
 
 
 def test_a_control_redraws(monkeypatch):
     shown = []
     monkeypatch.setattr(widgets, "_display", lambda box, **kw: shown.append(box))
-    widgets.explore(lambda depth, style: f"{depth} {style}", "words", depth=[0, 1, 2], style=["a", "b"])
+    widgets.explore(
+        lambda depth, style: f"{depth} {style}",
+        "words",
+        depth=[0, 1, 2],
+        style=["a", "b"],
+    )
     depth, style, view = shown[0].children
     assert view.value == "<pre>0 a</pre>"
     depth.value, style.value = 2, "b"
@@ -90,17 +106,28 @@ def test_a_claim_asserts_its_expectation_and_is_recorded(tmp_path, monkeypatch):
     with pytest.raises(AssertionError, match="found 'unclear'"):
         claims.claim("2 b", (0.2, -0.1, 0.3))
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert [found[k]["outcome"] for k in ("1 a", "2 b", "3 c")] == ["holds", "unclear", "fails"]
+    assert [found[k]["outcome"] for k in ("1 a", "2 b", "3 c")] == [
+        "holds",
+        "unclear",
+        "fails",
+    ]
     monkeypatch.delenv("TRANSFER_COURSE_RECORD")
     claims.claim("4 d", (0.2, 0.1, 0.3))
     assert "4 d" not in json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("difference", [(0.2, -0.1, 0.3), (-0.2, -0.3, -0.1), (float("nan"),) * 3, (0.2, -np.inf, np.inf)], ids=str)
+@pytest.mark.parametrize(
+    "difference",
+    [(0.2, -0.1, 0.3), (-0.2, -0.3, -0.1), (float("nan"),) * 3, (0.2, -np.inf, np.inf)],
+    ids=str,
+)
 def test_a_learners_claim_never_stops_a_notebook(difference, monkeypatch, capsys):
     monkeypatch.delenv("TRANSFER_COURSE_STRICT", raising=False)
     claims.claim("5 e", difference)
-    assert "expected 'holds'" not in (told := capsys.readouterr().out) and "The course found 'holds' here, and your run found" in told
+    assert (
+        "expected 'holds'" not in (told := capsys.readouterr().out)
+        and "The course found 'holds' here, and your run found" in told
+    )
 
 
 def test_glossary_is_sorted_and_whole():
@@ -116,5 +143,7 @@ def test_the_classroom_needs_no_framework():
     code = "from transfer_course.classroom import claims, exercises, glossary, pictures, widgets; import sys; print([m for m in ('torch', 'tensorflow', 'sklearn') if m in sys.modules])"
     import subprocess
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

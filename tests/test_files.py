@@ -28,7 +28,13 @@ from nobody import as_nobody
 from PIL import Image, ImageFile
 
 from transfer_course.engine import files
-from transfer_course.engine.errors import BadValue, Damaged, NoRoom, NotFound, UserMistake
+from transfer_course.engine.errors import (
+    BadValue,
+    Damaged,
+    NoRoom,
+    NotFound,
+    UserMistake,
+)
 from transfer_course.engine.files import (
     Unreadable,
     asset,
@@ -55,7 +61,9 @@ def texture(h=60, w=80, channels=3, seed=0):
     """A picture that neither compresses to nothing nor is pure noise."""
     rng, (y, x) = np.random.default_rng(seed), np.mgrid[:h, :w]
     waves = [(5 * x + 3 * (c + 1) * y) % 256 for c in range(channels)]
-    return np.clip(np.stack(waves, -1) + rng.integers(-20, 20, (h, w, channels)), 0, 255).astype(np.uint8)
+    return np.clip(
+        np.stack(waves, -1) + rng.integers(-20, 20, (h, w, channels)), 0, 255
+    ).astype(np.uint8)
 
 
 def exif(orientation):
@@ -100,23 +108,48 @@ def plain(a):
     yield "1", encoded(Image.fromarray(g > 99), "PNG"), grey(255 * (g > 99)), 0
     yield "RGB png", encoded(Image.fromarray(rgb), "PNG"), rgb, 0
     yield "RGB bmp", encoded(Image.fromarray(rgb), "BMP"), rgb, 0
-    yield "RGB tiff", encoded(Image.fromarray(rgb), "TIFF", compression="tiff_lzw"), rgb, 0
+    yield (
+        "RGB tiff",
+        encoded(Image.fromarray(rgb), "TIFF", compression="tiff_lzw"),
+        rgb,
+        0,
+    )
     yield "RGB webp", encoded(Image.fromarray(rgb), "WEBP", lossless=True), rgb, 0
     yield "RGBA", encoded(Image.fromarray(a), "PNG"), on_white(rgb, alpha), 1
-    yield "RGBA webp", encoded(Image.fromarray(a), "WEBP", lossless=True, exact=True), on_white(rgb, alpha), 1
+    yield (
+        "RGBA webp",
+        encoded(Image.fromarray(a), "WEBP", lossless=True, exact=True),
+        on_white(rgb, alpha),
+        1,
+    )
     la = Image.merge("LA", [Image.fromarray(g), Image.fromarray(alpha)])
     yield "LA", encoded(la, "PNG"), on_white(grey(g), alpha), 1
     yield "P", encoded(pal, "PNG"), table[g], 0
     yield "P transparent", encoded(pal, "PNG", transparency=5), seen, 0
-    yield "P many alphas", encoded(pal, "PNG", transparency=bytes(range(256))), on_white(table[g], g), 1
+    yield (
+        "P many alphas",
+        encoded(pal, "PNG", transparency=bytes(range(256))),
+        on_white(table[g], g),
+        1,
+    )
     yield "P gif", encoded(pal, "GIF", transparency=5), seen, 0
     clear = encoded(Image.fromarray(g), "PNG", transparency=int(g[0, 0]))
     yield "L transparent", clear, grey(np.where(g == g[0, 0], 255, g)), 0
     yield "I;16 png", encoded(grey16, "PNG"), grey(full / 257), 0.51
     yield "I;16 tiff", encoded(grey16, "TIFF"), grey(full / 257), 0.51
     twelve = (full // 16).astype(np.uint16)
-    yield "12 bits", encoded(Image.fromarray(twelve), "PNG"), grey(twelve / 4095 * 255), 0.51
-    yield "I", encoded(Image.fromarray(full.astype(np.int32)), "TIFF"), grey(full / 257), 0.51
+    yield (
+        "12 bits",
+        encoded(Image.fromarray(twelve), "PNG"),
+        grey(twelve / 4095 * 255),
+        0.51,
+    )
+    yield (
+        "I",
+        encoded(Image.fromarray(full.astype(np.int32)), "TIFF"),
+        grey(full / 257),
+        0.51,
+    )
     unit = (deep / 65535).astype(np.float32)
     unit[0, 0] = 1
     yield "F 0..1", encoded(Image.fromarray(unit), "TIFF"), grey(unit * 255), 0.51
@@ -126,10 +159,17 @@ def plain(a):
     yield "F own range", encoded(Image.fromarray(wide), "TIFF"), grey(own), 0.51
     cmyk = Image.merge("CMYK", [Image.fromarray(a[..., i]) for i in range(4)])
     ink = np.clip(255 - a[..., :3].astype(int) - a[..., 3:].astype(int), 0, 255)
-    multiplied = (255 - a[..., :3].astype(float)) * (255 - a[..., 3:].astype(float)) / 255
+    multiplied = (
+        (255 - a[..., :3].astype(float)) * (255 - a[..., 3:].astype(float)) / 255
+    )
     # Pillow has had two formulas for ink; both are right where one of the two inks is zero
     yield "CMYK", encoded(cmyk, "TIFF"), (ink, multiplied), 2
-    yield "YCbCr", encoded(Image.fromarray(rgb).convert("YCbCr"), "TIFF", compression="tiff_lzw"), rgb, 3
+    yield (
+        "YCbCr",
+        encoded(Image.fromarray(rgb).convert("YCbCr"), "TIFF", compression="tiff_lzw"),
+        rgb,
+        3,
+    )
 
 
 @quick
@@ -138,29 +178,55 @@ def test_every_lossless_mode_and_size_reads_as_what_was_saved(h, w, seed):
     a = np.random.default_rng(seed).integers(0, 256, (h, w, 4), dtype=np.uint8)
     for mode, data, want, tolerance in plain(a):
         got = read_image(data)
-        assert got.dtype == np.uint8 and got.shape == (h, w, 3) and got.flags.writeable, mode
+        assert (
+            got.dtype == np.uint8 and got.shape == (h, w, 3) and got.flags.writeable
+        ), mode
         wants = want if isinstance(want, tuple) else (want,)
-        assert min(np.abs(got - np.asarray(x, float)).max() for x in wants) <= tolerance, mode
+        assert (
+            min(np.abs(got - np.asarray(x, float)).max() for x in wants) <= tolerance
+        ), mode
 
 
 def test_printers_jpeg_is_not_inverted():
-    for ink, colour in [((0, 255, 255, 0), (255, 0, 0)), ((0, 0, 0, 255), (0, 0, 0)), ((0, 0, 0, 0), (255, 255, 255))]:
+    for ink, colour in [
+        ((0, 255, 255, 0), (255, 0, 0)),
+        ((0, 0, 0, 255), (0, 0, 0)),
+        ((0, 0, 0, 0), (255, 255, 255)),
+    ]:
         data = encoded(Image.new("CMYK", (16, 16), ink), "JPEG", quality=95)
-        assert b"Adobe" in data and np.abs(read_image(data)[8, 8].astype(int) - colour).max() <= 4
+        assert (
+            b"Adobe" in data
+            and np.abs(read_image(data)[8, 8].astype(int) - colour).max() <= 4
+        )
 
 
 def test_lab_tiff_has_its_colours():
-    red = Image.merge("LAB", [Image.new("L", (4, 4), v) for v in (138, 209, 198)])  # L*=54, a*=81, b*=70, stored with 128 added
-    assert np.abs(read_image(encoded(red, "TIFF"))[0, 0].astype(int) - (255, 0, 0)).max() <= 12
+    red = Image.merge(
+        "LAB", [Image.new("L", (4, 4), v) for v in (138, 209, 198)]
+    )  # L*=54, a*=81, b*=70, stored with 128 added
+    assert (
+        np.abs(read_image(encoded(red, "TIFF"))[0, 0].astype(int) - (255, 0, 0)).max()
+        <= 12
+    )
 
 
 def test_deep_values_without_a_number_are_black():
     a = np.array([[0, np.nan, 0.5, np.inf, -np.inf, 1]], np.float32)
     got = read_image(encoded(Image.fromarray(a), "TIFF"))[0, :, 0]
     assert got.tolist() == [0, 0, 128, 255, 0, 255]
-    assert read_image(encoded(Image.fromarray(np.full((2, 2), np.nan, np.float32)), "TIFF")).max() == 0
+    assert (
+        read_image(
+            encoded(Image.fromarray(np.full((2, 2), np.nan, np.float32)), "TIFF")
+        ).max()
+        == 0
+    )
     for flat in (-7.0, 1e9, 0.0):
-        assert read_image(encoded(Image.fromarray(np.full((2, 2), flat, np.float32)), "TIFF")).max() == 0
+        assert (
+            read_image(
+                encoded(Image.fromarray(np.full((2, 2), flat, np.float32)), "TIFF")
+            ).max()
+            == 0
+        )
 
 
 UPRIGHT = {
@@ -179,42 +245,76 @@ UPRIGHT = {
 def test_all_eight_ways_to_hold_a_camera(orientation):
     a = texture(5, 7)
     want, note = UPRIGHT[orientation](a), exif(orientation)
-    lossless = [("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True})]
+    lossless = [
+        ("PNG", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("WEBP", {"lossless": True}),
+    ]
     for form, options in lossless:
-        assert (read_image(encoded(Image.fromarray(a), form, exif=note, **options)) == want).all(), form
+        assert (
+            read_image(encoded(Image.fromarray(a), form, exif=note, **options)) == want
+        ).all(), form
     blocks = np.kron(a[:3, :4], np.ones((16, 16, 1))).astype(np.uint8)
-    jpeg = read_image(encoded(Image.fromarray(blocks), "JPEG", exif=note, quality=95, subsampling=0))
+    jpeg = read_image(
+        encoded(Image.fromarray(blocks), "JPEG", exif=note, quality=95, subsampling=0)
+    )
     assert np.abs(jpeg - UPRIGHT[orientation](blocks).astype(float)).mean() < 6
 
 
 def test_damaged_exif_turns_nothing_and_warns_of_nothing():
     a = texture(8, 8)
-    block = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIIHHII", 0x112, 3, 2**31 - 1, 6, 0x10E, 2, 65535, 65535)
+    block = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack(
+        "<HHIIHHII", 0x112, 3, 2**31 - 1, 6, 0x10E, 2, 65535, 65535
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read_image(encoded(Image.fromarray(a), "JPEG", exif=block)).shape == (8, 8, 3)
+        assert read_image(encoded(Image.fromarray(a), "JPEG", exif=block)).shape == (
+            8,
+            8,
+            3,
+        )
     for odd in (0, 9, 77):
-        assert (read_image(encoded(Image.fromarray(a), "PNG", exif=exif(odd))) == a).all()
+        assert (
+            read_image(encoded(Image.fromarray(a), "PNG", exif=exif(odd))) == a
+        ).all()
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_first_frame(form):
     frames = [Image.new("RGB", (6, 4), c) for c in ("red", "blue", "lime")]
-    options = {"lossless": True} if form == "WEBP" else {"compression": "tiff_lzw"} if form == "TIFF" else {}
+    options = (
+        {"lossless": True}
+        if form == "WEBP"
+        else {"compression": "tiff_lzw"}
+        if form == "TIFF"
+        else {}
+    )
     data = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
     assert (read_image(data) == [255, 0, 0]).all()
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "MPO", "AVIF"])
+@pytest.mark.parametrize(
+    "form",
+    ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "MPO", "AVIF"],
+)
 def test_content_decides_and_not_the_suffix(form, tmp_path):
     if form == "AVIF" and "AVIF" not in Image.OPEN:
         pytest.skip("this Pillow has no AVIF")
     im = Image.fromarray(np.kron(texture(4, 4), np.ones((8, 8, 1))).astype(np.uint8))
     for name in ["wrong.jpg", "wrong.png", "wrong"]:
         (tmp_path / name).write_bytes(encoded(im, form))
-        assert np.abs(read_image(tmp_path / name) - np.asarray(im).astype(float)).mean() < 25
-    assert (read_image(str(tmp_path / name)) == read_image((tmp_path / name).read_bytes())).all()
-    assert (read_image(memoryview((tmp_path / name).read_bytes())) == read_image(tmp_path / name)).all()
+        assert (
+            np.abs(read_image(tmp_path / name) - np.asarray(im).astype(float)).mean()
+            < 25
+        )
+    assert (
+        read_image(str(tmp_path / name)) == read_image((tmp_path / name).read_bytes())
+    ).all()
+    assert (
+        read_image(memoryview((tmp_path / name).read_bytes()))
+        == read_image(tmp_path / name)
+    ).all()
 
 
 # --- truncated, damaged, hostile ------------------------------------------------------------------------------------
@@ -230,9 +330,16 @@ WHOLE = {
     "palette": encoded(RGBA.quantize(50), "PNG"),
     "deep": encoded(Image.fromarray(texture()[..., 0].astype(np.uint16) * 200), "PNG"),
     "gif": encoded(RGB.quantize(50), "GIF"),
-    "animated gif": encoded(RGB.quantize(50), "GIF", save_all=True, append_images=[RGB.rotate(90).quantize(50)]),
+    "animated gif": encoded(
+        RGB.quantize(50),
+        "GIF",
+        save_all=True,
+        append_images=[RGB.rotate(90).quantize(50)],
+    ),
     "webp": encoded(RGB, "WEBP"),
-    "animated webp": encoded(RGBA, "WEBP", save_all=True, append_images=[RGBA.rotate(90)]),
+    "animated webp": encoded(
+        RGBA, "WEBP", save_all=True, append_images=[RGBA.rotate(90)]
+    ),
     "bmp": encoded(RGB, "BMP"),
     "tiff": encoded(RGB, "TIFF"),
     "float": encoded(RGB.convert("F"), "TIFF"),
@@ -248,7 +355,9 @@ DECODED = {name: read_image(data) for name, data in WHOLE.items()}
 @given(st.sampled_from(sorted(WHOLE)), st.floats(0, 1, exclude_max=True), st.booleans())
 def test_a_cut_file_is_refused_or_complete(name, where, near_the_end):
     data = WHOLE[name]
-    cut = data[: len(data) - 1 - int(where * 30) if near_the_end else int(where * len(data))]
+    cut = data[
+        : len(data) - 1 - int(where * 30) if near_the_end else int(where * len(data))
+    ]
     try:
         got = read_image(cut)
     except Unreadable as e:
@@ -260,8 +369,18 @@ def test_a_cut_file_is_refused_or_complete(name, where, near_the_end):
 def test_a_cut_in_the_middle_is_always_refused():
     for name, data in WHOLE.items():
         half = data[: int(len(data) * 0.45)]
-        sure = name.split()[-1] in ("jpeg", "progressive", "png", "palette", "bmp", "tiff", "ppm")  # the others can't tell
-        assert reason(half) == "truncated" if sure else "truncated" in reason(half), name
+        sure = name.split()[-1] in (
+            "jpeg",
+            "progressive",
+            "png",
+            "palette",
+            "bmp",
+            "tiff",
+            "ppm",
+        )  # the others can't tell
+        assert reason(half) == "truncated" if sure else "truncated" in reason(half), (
+            name
+        )
         ImageFile.LOAD_TRUNCATED_IMAGES = True  # as many scripts do
         try:
             assert "truncated" in reason(half), name
@@ -277,7 +396,10 @@ def test_png_with_half_its_rows_but_a_proper_end():
 
     def png(body):
         chunks = [(b"IHDR", head), (b"IDAT", body), (b"IEND", b"")]
-        return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d))
+            for k, d in chunks
+        )
 
     assert (read_image(png(zlib.compress(rows))) == a).all()
     assert "truncated" in reason(png(zlib.compress(rows)[:200]))
@@ -297,22 +419,48 @@ def test_flipped_bytes_never_give_a_traceback(name, seed):
         assert 0 < len(e.reason) < 60
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyError, zlib.error, SyntaxError, OverflowError, NotImplementedError])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError,
+        KeyError,
+        zlib.error,
+        SyntaxError,
+        OverflowError,
+        NotImplementedError,
+    ],
+)
 def test_whatever_a_decoder_raises_is_a_reason(error, monkeypatch):
     def fail(*_):
         raise error("cannot")
 
     monkeypatch.setattr(Image.Image, "getexif", fail)
-    assert (read_image(WHOLE["turned png"]).shape) == (60, 80, 3)  # not turned, but read
+    assert (read_image(WHOLE["turned png"]).shape) == (
+        60,
+        80,
+        3,
+    )  # not turned, but read
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     assert reason(WHOLE["jpeg"]) == "damaged or truncated"
-    monkeypatch.setitem(Image.OPEN, "JPEG", (fail, lambda head: head[:2] == b"\xff\xd8"))
+    monkeypatch.setitem(
+        Image.OPEN, "JPEG", (fail, lambda head: head[:2] == b"\xff\xd8")
+    )
     assert reason(WHOLE["jpeg"]) == "damaged or truncated"
     monkeypatch.setitem(Image.OPEN, "JPEG", (fail, lambda head: "no such library"))
     assert reason(WHOLE["jpeg"]) == "a format that this Pillow was built without"
 
 
-MAGIC = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\x99\0\0\0WEBPVP8 ", b"BM", b"II*\0", b"P6 ", b"Pf "]
+MAGIC = [
+    b"",
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF89a",
+    b"RIFF\x99\0\0\0WEBPVP8 ",
+    b"BM",
+    b"II*\0",
+    b"P6 ",
+    b"Pf ",
+]
 
 
 @quick
@@ -326,8 +474,15 @@ def test_random_bytes_are_refused(magic, rest):
 
 def test_reasons_name_what_else_it_is():
     assert reason(b"") == "empty file"
-    assert reason(b"Dear colleague,\n") == reason(b"BMW drives") == reason(b"P3 is a gene") == "not an image"
-    assert "web page" in reason(b"\n<!DOCTYPE html><html>") and "PDF" in reason(b"%PDF-1.7 ")
+    assert (
+        reason(b"Dear colleague,\n")
+        == reason(b"BMW drives")
+        == reason(b"P3 is a gene")
+        == "not an image"
+    )
+    assert "web page" in reason(b"\n<!DOCTYPE html><html>") and "PDF" in reason(
+        b"%PDF-1.7 "
+    )
     for brands in (b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0heic"):
         assert "HEIC" in reason(b"\0\0\0\x18ftyp" + brands)
     assert "SVG" in reason(b'<?xml version="1.0"?>\n<svg xmlns="...">')
@@ -354,7 +509,14 @@ def bombs():
     for tag in (256, 257):
         at = tiff.index(struct.pack("<HH", tag, 4)) + 8
         tiff[at : at + 4] = struct.pack("<I", 40000)
-    return {"png": png, "gif": gif, "bmp": bmp, "jpeg": jpeg, "tiff": tiff, "ppm": bytearray(b"P6 40000 40000 255\n")}
+    return {
+        "png": png,
+        "gif": gif,
+        "bmp": bmp,
+        "jpeg": jpeg,
+        "tiff": tiff,
+        "ppm": bytearray(b"P6 40000 40000 255\n"),
+    }
 
 
 def test_bombs_are_refused_by_their_header():
@@ -371,7 +533,9 @@ def test_limits_are_ours_and_not_pillows(monkeypatch, tmp_path):
         warnings.simplefilter("error")
         assert read_image(data, max_pixels=RGB.width * RGB.height).shape == (60, 80, 3)
     assert Image.MAX_IMAGE_PIXELS == 10
-    assert "too many pixels (80 × 60)" in reason(data, max_pixels=RGB.width * RGB.height - 1)
+    assert "too many pixels (80 × 60)" in reason(
+        data, max_pixels=RGB.width * RGB.height - 1
+    )
     assert "too large" in reason(data, max_bytes=len(data) - 1)
     assert "too large" in reason(tmp_path / "a.png", max_bytes=len(data) - 1)
     assert read_image(tmp_path / "a.png", max_bytes=len(data)).shape == (60, 80, 3)
@@ -390,25 +554,36 @@ def test_reading_at_a_size_is_reading_then_resizing(h, w, size, seed):
     a = texture(h, w, seed=seed)
     data = encoded(Image.fromarray(a), "PNG", exif=exif(seed % 8 + 1))
     small = resize_square(read_image(data), size)
-    assert (read_image(data, size=size) == small).all() and small.shape == (size, size, 3)
+    assert (read_image(data, size=size) == small).all() and small.shape == (
+        size,
+        size,
+        3,
+    )
     assert (resize_square(np.stack([a, a]), size)[1] == resize_square(a, size)).all()
 
 
 def test_resizing_keeps_the_aspect_and_the_centre():
     a = texture(300, 400)
-    long = Image.fromarray(a).resize((128, 96), Image.Resampling.BICUBIC)  # short side to 96 …
+    long = Image.fromarray(a).resize(
+        (128, 96), Image.Resampling.BICUBIC
+    )  # short side to 96 …
     want = np.asarray(long)[:, 16:112]  # … and the middle
     assert np.abs(resize_square(a, 96) - want.astype(float)).max() <= 1
     assert (resize_square(a[:200, :200], 200) == a[:200, :200]).all()
     wide = texture(10, 30)
-    want = np.asarray(Image.fromarray(wide[:, 10:20]).resize((90, 90), Image.Resampling.BICUBIC))
+    want = np.asarray(
+        Image.fromarray(wide[:, 10:20]).resize((90, 90), Image.Resampling.BICUBIC)
+    )
     assert np.abs(resize_square(wide, 90) - want.astype(float)).mean() < 5
     assert resize_square(a[None][:0], 7).shape == (0, 7, 7, 3)
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, True, "64", 10**9])
 def test_impossible_sizes(size):
-    for call in (lambda: resize_square(texture(), size), lambda: read_image(WHOLE["png"], size=size)):
+    for call in (
+        lambda: resize_square(texture(), size),
+        lambda: read_image(WHOLE["png"], size=size),
+    ):
         with pytest.raises(BadValue, match="size"):
             call()
 
@@ -439,7 +614,11 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as s:
         monkeypatch.chdir(tmp_path)  # a socket's whole path may be too long
         s.bind("socket.jpg")
-        found = {n: reason(tmp_path / n) for n in os.listdir(tmp_path) if n not in ("good.png", "link.jpg")}
+        found = {
+            n: reason(tmp_path / n)
+            for n in os.listdir(tmp_path)
+            if n not in ("good.png", "link.jpg")
+        }
     assert found == {
         "pipe.jpg": "not a regular file",
         "socket.jpg": "not a regular file",
@@ -450,7 +629,10 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch):
         "empty.png": "empty file",
     }
     assert reason("/dev/zero") == "not a regular file"
-    assert reason(tmp_path / "none.jpg") == "no such file" and reason("a\0b.jpg") == "not a file name"
+    assert (
+        reason(tmp_path / "none.jpg") == "no such file"
+        and reason("a\0b.jpg") == "not a file name"
+    )
     assert "name too long" in reason(tmp_path / ("a" * 300))
     assert (read_image(tmp_path / "link.jpg") == DECODED["png"]).all()
 
@@ -474,7 +656,11 @@ def test_no_permission(nobodys):
         try:
             read_image(tmp_path / "a.png")
         except Unreadable as e:
-            return e.reason, list_images(tmp_path)[1], refusal(tmp_path / "new", lambda f: f.write(b"a"))
+            return (
+                e.reason,
+                list_images(tmp_path)[1],
+                refusal(tmp_path / "new", lambda f: f.write(b"a")),
+            )
 
     why, left_out, writing = as_nobody(look)
     assert why == "cannot be read: permission denied"
@@ -484,7 +670,16 @@ def test_no_permission(nobodys):
     (tmp_path / "locked").chmod(0o700)
 
 
-NAMES = ["two\nlines.png", "🐈‍⬛.png", "قطة.png", "e\u0301.png", " .png", "-rf.png", "a'\"<&>.png", "\u202egnp.exe.png"]
+NAMES = [
+    "two\nlines.png",
+    "🐈‍⬛.png",
+    "قطة.png",
+    "e\u0301.png",
+    " .png",
+    "-rf.png",
+    "a'\"<&>.png",
+    "\u202egnp.exe.png",
+]
 
 
 @posix
@@ -492,9 +687,13 @@ def test_names_in_any_script_and_in_none(tmp_path):
     raw = [n.encode() for n in NAMES] + [b"caf\xe9.png", b"\xff\xfe.png"]
     for name in raw:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(WHOLE["png"])
-        Path(os.fsdecode(os.fsencode(tmp_path) + b"/no_" + name + b".txt")).write_bytes(b"text")
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/no_" + name + b".txt")).write_bytes(
+            b"text"
+        )
     paths, left_out = list_images(tmp_path)
-    assert sorted(os.fsencode(p.name) for p in paths) == sorted(raw) and len(left_out) == len(raw)
+    assert sorted(os.fsencode(p.name) for p in paths) == sorted(raw) and len(
+        left_out
+    ) == len(raw)
     assert all((read_image(p) == DECODED["png"]).all() for p in paths)
     json.dumps([*left_out, *map(printable, paths)], ensure_ascii=False).encode()
     assert any(r"\xff\xfe.png" in s.path for s in left_out)
@@ -502,7 +701,9 @@ def test_names_in_any_script_and_in_none(tmp_path):
         s.write_bytes(b"")
         with pytest.raises(Unreadable) as e:
             read_image(s)
-        assert "\n" not in str(e.value).encode().decode() and e.value.path == printable(s)
+        assert "\n" not in str(e.value).encode().decode() and e.value.path == printable(
+            s
+        )
 
 
 @quick
@@ -511,7 +712,11 @@ def test_every_name_can_be_printed(name):
     text = printable(name)
     assert text == printable(os.fsdecode(name)) and json.loads(json.dumps(text)) == text
     line = printable(name, one_line=True)
-    assert line.splitlines() in ([], [line]) and "\x1b" not in line and line.encode().decode() == line
+    assert (
+        line.splitlines() in ([], [line])
+        and "\x1b" not in line
+        and line.encode().decode() == line
+    )
     try:
         assert name.decode() == text
     except UnicodeDecodeError:
@@ -520,7 +725,11 @@ def test_every_name_can_be_printed(name):
 
 def test_unreadable_passes_between_processes():
     e = pickle.loads(pickle.dumps(Unreadable("a\nb.jpg", "truncated")))
-    assert (e.path, e.reason, str(e)) == ("a\nb.jpg", "truncated", "a\\nb.jpg: truncated")
+    assert (e.path, e.reason, str(e)) == (
+        "a\nb.jpg",
+        "truncated",
+        "a\\nb.jpg: truncated",
+    )
     assert isinstance(e, UserMistake) and isinstance(e, ValueError)
 
 
@@ -535,7 +744,12 @@ def noisy():
     at = tiff.index(struct.pack("<HH", 262, 3))
     tiff[at : at + 8] = struct.pack("<HHI", 270, 2, 10**8)
     exif_block = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0e\x01\x02\0\xff\xff\0\0\xff\xff\0\0"
-    return [encoded(RGB, "JPEG", exif=exif_block), mpo, encoded(pal, "PNG", transparency=bytes(range(50))), bytes(tiff)]
+    return [
+        encoded(RGB, "JPEG", exif=exif_block),
+        mpo,
+        encoded(pal, "PNG", transparency=bytes(range(50))),
+        bytes(tiff),
+    ]
 
 
 def quietly(data):
@@ -566,7 +780,9 @@ def test_no_warning_leaks_from_any_thread_and_none_of_others_is_lost():
             list(pool.map(quietly, noisy() * 30))
         assert not caught and warnings.filters == before
         done = threading.Event()
-        with ThreadPoolExecutor(1) as pool:  # while a thread decodes, Pillow may warn in this one
+        with ThreadPoolExecutor(
+            1
+        ) as pool:  # while a thread decodes, Pillow may warn in this one
 
             def busy():
                 while not done.is_set():
@@ -575,7 +791,10 @@ def test_no_warning_leaks_from_any_thread_and_none_of_others_is_lost():
             pool.submit(busy)
             for _ in range(20):
                 # as if from within PIL: the filter looks at the module's name
-                exec("import warnings; warnings.warn('mine')", {"__name__": "PIL.Image", "__warningregistry__": {}})
+                exec(
+                    "import warnings; warnings.warn('mine')",
+                    {"__name__": "PIL.Image", "__warningregistry__": {}},
+                )
             done.set()
     assert sum(str(w.message) == "mine" for w in caught) == 20
     with warnings.catch_warnings():
@@ -617,8 +836,13 @@ def test_circles_of_links_end_and_pictures_keep_their_real_path(tmp_path):
     (album / "lost.jpg").symlink_to("nowhere")
     paths, left_out = list_images(album)
     assert [str(p.relative_to(album)) for p in paths] == ["b/1.jpg", "outside/2.jpg"]
-    assert sum(s.reason == "a link to a folder that is read already" for s in left_out) == 9
-    assert {Path(s.path).name: s.reason for s in left_out if "read already" not in s.reason} == {
+    assert (
+        sum(s.reason == "a link to a folder that is read already" for s in left_out)
+        == 9
+    )
+    assert {
+        Path(s.path).name: s.reason for s in left_out if "read already" not in s.reason
+    } == {
         "self": "a link that leads in a circle",
         "lost.jpg": "a link that leads nowhere",
     }
@@ -635,10 +859,21 @@ def test_what_is_listed_and_what_is_left_out(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     os.mkfifo(tmp_path / "pipe")
     paths, left_out = list_images(tmp_path)
-    assert [str(p.relative_to(tmp_path)) for p in paths] == ["a.png", "b.JPG", "scan", "sub.jpg/e.webp"]
+    assert [str(p.relative_to(tmp_path)) for p in paths] == [
+        "a.png",
+        "b.JPG",
+        "scan",
+        "sub.jpg/e.webp",
+    ]
     why = {str(Path(s.path).relative_to(tmp_path)): s.reason for s in left_out}
-    assert len(why) == 10 and why[".git"] == why[".DS_Store"] == why["._a.png"] == "hidden"
-    assert why["z.txt"] == "not an image (.txt)" and "HEIC" in why["c.HEIC"] and "SVG" in why["d.svg"]
+    assert (
+        len(why) == 10 and why[".git"] == why[".DS_Store"] == why["._a.png"] == "hidden"
+    )
+    assert (
+        why["z.txt"] == "not an image (.txt)"
+        and "HEIC" in why["c.HEIC"]
+        and "SVG" in why["d.svg"]
+    )
     assert why["pipe.jpg"] == why["pipe"] == "not a regular file"
     flat, left_out = list_images(str(tmp_path), recursive=False)
     assert [p.name for p in flat] == ["a.png", "b.JPG", "scan"]
@@ -659,12 +894,29 @@ def test_no_folder(tmp_path):
 
 def test_sums_know_type_shape_and_values(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
-    assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        sha256_file(tmp_path / "a")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
     a = np.arange(6, dtype=np.int32)
-    different = [a, a.reshape(2, 3), a.reshape(3, 2), a.astype(np.int64), a.view(np.float32), a + 1, a[:0]]
+    different = [
+        a,
+        a.reshape(2, 3),
+        a.reshape(3, 2),
+        a.astype(np.int64),
+        a.view(np.float32),
+        a + 1,
+        a[:0],
+    ]
     assert len({sha256_array(x) for x in different}) == len(different)
-    assert sha256_array(a) == sha256_array(a.astype(">i4")) == sha256_array(np.repeat(a, 2)[::2])
-    assert sha256_array(np.asfortranarray(a.reshape(2, 3))) == sha256_array(a.reshape(2, 3))
+    assert (
+        sha256_array(a)
+        == sha256_array(a.astype(">i4"))
+        == sha256_array(np.repeat(a, 2)[::2])
+    )
+    assert sha256_array(np.asfortranarray(a.reshape(2, 3))) == sha256_array(
+        a.reshape(2, 3)
+    )
     with pytest.raises(BadValue):
         sha256_array(np.array([None]))
 
@@ -713,7 +965,9 @@ def test_a_file_is_whole_or_as_before(tmp_path):
         (errno.EIO, "NoRoom", "the disk reports an error"),
     ],
 )
-def test_disk_errors_become_one_sentence(where, number, kind, words, tmp_path, monkeypatch):
+def test_disk_errors_become_one_sentence(
+    where, number, kind, words, tmp_path, monkeypatch
+):
     (tmp_path / "a").write_bytes(b"old")
 
     def fail(*_):
@@ -721,20 +975,34 @@ def test_disk_errors_become_one_sentence(where, number, kind, words, tmp_path, m
 
     if where != "write":
         monkeypatch.setattr(os, where, fail)
-    found = refusal(tmp_path / "a", fail if where == "write" else lambda f: f.write(b"new"))
+    found = refusal(
+        tmp_path / "a", fail if where == "write" else lambda f: f.write(b"new")
+    )
     monkeypatch.undo()
-    assert found[0] == kind and words in found[1] and str(tmp_path / "a") in found[1] and found[1].count("\n") == 0
+    assert (
+        found[0] == kind
+        and words in found[1]
+        and str(tmp_path / "a") in found[1]
+        and found[1].count("\n") == 0
+    )
     assert (tmp_path / "a").read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
 
 
 def test_mistakes_in_the_name(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    expected = {"none/a": "NotFound", "file/a": "BadValue", "folder": "BadValue", "a" * 300: "BadValue"}
+    expected = {
+        "none/a": "NotFound",
+        "file/a": "BadValue",
+        "folder": "BadValue",
+        "a" * 300: "BadValue",
+    }
     for name, kind in expected.items():
         found = refusal(tmp_path / name, lambda f: f.write(b"a"))
         assert found[0] == kind and "can't be written" in found[1], name
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"] and not os.listdir(tmp_path / "folder")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"] and not os.listdir(
+        tmp_path / "folder"
+    )
     with pytest.raises(BadValue, match="mode"), atomic_write(tmp_path / "a", "a"):
         pass
 
@@ -762,7 +1030,9 @@ for i in itertools.count():
 
 @posix
 def test_killed_while_writing(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path / "a"], stdout=subprocess.PIPE) as p:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, tmp_path / "a"], stdout=subprocess.PIPE
+    ) as p:
         for _ in range(5):
             p.stdout.readline()
         time.sleep(0.003)
@@ -815,7 +1085,9 @@ def test_bundled_files_are_checked(box, monkeypatch):
 
 def test_a_file_is_summed_once_and_again_when_it_changes(box, monkeypatch):
     calls = []
-    monkeypatch.setattr(files, "sha256_file", lambda p: calls.append(p) or sha256_file(p))
+    monkeypatch.setattr(
+        files, "sha256_file", lambda p: calls.append(p) or sha256_file(p)
+    )
     for _ in range(3):
         asset("sub/w.bin", box)
     assert len(calls) == 1

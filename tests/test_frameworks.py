@@ -12,7 +12,14 @@ import pytest
 
 from transfer_course.engine import frameworks
 from transfer_course.engine.errors import BadValue, MissingExtra, UserMistake
-from transfer_course.engine.frameworks import ImportOrder, check_framework, installed, keras_backend, load_torch, seeded
+from transfer_course.engine.frameworks import (
+    ImportOrder,
+    check_framework,
+    installed,
+    keras_backend,
+    load_torch,
+    seeded,
+)
 
 # The last line that a script prints is JSON for the test.
 SHARED = """
@@ -71,7 +78,11 @@ ENV = {"keras_on_torch": {"KERAS_BACKEND": "torch"}}
 
 def run(name):
     """A script's last line, and what it wrote to stderr."""
-    env = {k: v for k, v in os.environ.items() if k not in ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")
+    }
     env |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | ENV.get(name, {})
     command = [sys.executable, "-c", FIRST.get(name, "") + SHARED + SCRIPTS[name]]
     p = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
@@ -88,7 +99,9 @@ def outcome():
     pool.shutdown(cancel_futures=True)
 
 
-needs_both = pytest.mark.skipif(not (installed("torch") and installed("tensorflow")), reason="needs both frameworks")
+needs_both = pytest.mark.skipif(
+    not (installed("torch") and installed("tensorflow")), reason="needs both frameworks"
+)
 
 
 @pytest.mark.slow
@@ -103,10 +116,16 @@ def test_both_frameworks_live_in_either_order(outcome, name):
 
 
 @needs_both
-@pytest.mark.skipif(not installed("triton"), reason="without triton nothing can go wrong")
+@pytest.mark.skipif(
+    not installed("triton"), reason="without triton nothing can go wrong"
+)
 def test_torch_is_refused_where_it_could_kill_the_process(outcome):
     got, _ = outcome("their_tensorflow_first")
-    assert got["kind"] == "ImportOrder" and "Restart the kernel" in got["refused"] and "import transfer_course first" in got["refused"]
+    assert (
+        got["kind"] == "ImportOrder"
+        and "Restart the kernel" in got["refused"]
+        and "import transfer_course first" in got["refused"]
+    )
     assert got["loaded"] == [] and got["keras"] == 2  # the Keras side goes on
 
 
@@ -124,7 +143,10 @@ def test_keras_on_torch_needs_no_tensorflow_and_gives_the_same_features(outcome)
 def test_keras_works_where_torch_is_missing(outcome):
     got, _ = outcome("torch_is_missing")
     assert got["has"] == [] and got["n"] >= 8
-    assert len(got["words"]) == 4 and all("PyTorch is not installed" in w and "transfer_course[torch]" in w for w in got["words"])
+    assert len(got["words"]) == 4 and all(
+        "PyTorch is not installed" in w and "transfer_course[torch]" in w
+        for w in got["words"]
+    )
 
 
 def test_importing_backbones_loads_no_framework(outcome):
@@ -159,7 +181,12 @@ def only(monkeypatch, *names):
         (("torch",), "tensorflow", None, "torch"),  # Keras wrote that file itself
         (("tensorflow", "torch"), "theano", None, "tensorflow"),
         (("tensorflow", "torch"), "torch", "tensorflow", "tensorflow"),
-        (("tensorflow",), None, "jax", "jax"),  # what is asked for is not second-guessed here
+        (
+            ("tensorflow",),
+            None,
+            "jax",
+            "jax",
+        ),  # what is asked for is not second-guessed here
     ],
 )
 def test_which_backend(fresh, monkeypatch, there, json_says, asked, expected):
@@ -188,7 +215,9 @@ def test_a_strange_keras_json_does_no_harm(fresh, monkeypatch, content):
         (("keras", "tensorflow"), "tensorfow", BadValue, "Did you mean 'tensorflow'?"),
     ],
 )
-def test_a_backend_that_is_not_there_is_one_sentence(fresh, monkeypatch, there, asked, kind, words):
+def test_a_backend_that_is_not_there_is_one_sentence(
+    fresh, monkeypatch, there, asked, kind, words
+):
     only(monkeypatch, *there)
     if asked:
         monkeypatch.setenv("KERAS_BACKEND", asked)
@@ -197,7 +226,11 @@ def test_a_backend_that_is_not_there_is_one_sentence(fresh, monkeypatch, there, 
 
 
 def test_installed_sees_blocked_and_missing_modules(monkeypatch):
-    assert installed("json") and installed("numpy") and not installed("no_such_module_at_all")
+    assert (
+        installed("json")
+        and installed("numpy")
+        and not installed("no_such_module_at_all")
+    )
     monkeypatch.setitem(sys.modules, "numpy", None)
     assert not installed("numpy")
 
@@ -205,7 +238,12 @@ def test_installed_sees_blocked_and_missing_modules(monkeypatch):
 def test_refusal_needs_all_three_signs(monkeypatch):
     """TensorFlow loaded, triton not loaded, triton installed: only then."""
     torch = load_torch()
-    for tf, triton, there, refused in [(1, 0, 1, True), (0, 0, 1, False), (1, 1, 1, False), (1, 0, 0, False)]:
+    for tf, triton, there, refused in [
+        (1, 0, 1, True),
+        (0, 0, 1, False),
+        (1, 1, 1, False),
+        (1, 0, 0, False),
+    ]:
         with monkeypatch.context() as m:
             m.delitem(sys.modules, "triton", raising=False)
             m.delitem(sys.modules, "tensorflow", raising=False)
@@ -214,7 +252,11 @@ def test_refusal_needs_all_three_signs(monkeypatch):
             if triton:
                 m.setitem(sys.modules, "triton", json)
             m.setattr(frameworks, "installed", lambda n, there=there: bool(there))
-            m.setattr(frameworks.importlib, "import_module", lambda name, *a: json if name == "triton" else torch)
+            m.setattr(
+                frameworks.importlib,
+                "import_module",
+                lambda name, *a: json if name == "triton" else torch,
+            )
             if refused:
                 with pytest.raises(ImportOrder) as e:
                     load_torch()
@@ -246,9 +288,18 @@ def test_a_broken_triton_does_no_harm(monkeypatch):
 
 def test_only_the_greeting_is_dropped(capfd):
     with frameworks._without_greeting():
-        os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n")
-        os.write(2, b"I0000 00:00:1795259073.104365 7250 cudart_stub.cc:31] Could not find cuda drivers\n")
-        os.write(2, b"E0000 00:00:1 1 cuda_platform.cc:51] failed call to cuInit: UNKNOWN ERROR (303)\n")
+        os.write(
+            2,
+            b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n",
+        )
+        os.write(
+            2,
+            b"I0000 00:00:1795259073.104365 7250 cudart_stub.cc:31] Could not find cuda drivers\n",
+        )
+        os.write(
+            2,
+            b"E0000 00:00:1 1 cuda_platform.cc:51] failed call to cuInit: UNKNOWN ERROR (303)\n",
+        )
         os.write(2, b"this matters\n")
     assert capfd.readouterr().err == "this matters\n"
     with pytest.raises(KeyError), frameworks._without_greeting():
@@ -258,7 +309,9 @@ def test_only_the_greeting_is_dropped(capfd):
     assert capfd.readouterr().err == "before the error\nafter\n"
 
 
-@pytest.mark.parametrize("name", ["", "Torch", "pytorch", "tensorflow", None, 3, ["torch"]])
+@pytest.mark.parametrize(
+    "name", ["", "Torch", "pytorch", "tensorflow", None, 3, ["torch"]]
+)
 def test_unknown_frameworks(name):
     with pytest.raises(BadValue, match="expected 'torch' or 'keras'"):
         check_framework(name)
@@ -296,9 +349,19 @@ def test_seeded_leaves_the_callers_numbers_alone():
 
 def threads_wait(**env):
     """What the C library's OpenMP will be told in a fresh process with these variables."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
     code = "import os, transfer_course; print(os.environ.get('GOMP_SPINCOUNT'))"
-    return subprocess.run([sys.executable, "-c", code], env=clean | env, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=clean | env,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
 
 
 def test_threads_do_not_spin_long_unless_the_user_says_so():

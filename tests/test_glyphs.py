@@ -15,7 +15,15 @@ from sklearn.datasets import load_digits
 from transfer_course.engine.errors import BadValue
 from transfer_course.engine.files import assets_folder
 from transfer_course.vision import glyphs as module
-from transfer_course.vision.glyphs import DIGITS, GLYPH_DOMAINS, LETTERS, centred, families, glyphs, handwriting
+from transfer_course.vision.glyphs import (
+    DIGITS,
+    GLYPH_DOMAINS,
+    LETTERS,
+    centred,
+    families,
+    glyphs,
+    handwriting,
+)
 
 FOLDER = assets_folder() / "glyphs"
 ARCHIVES = ("ofl", "apache", "gpl", "permissive")
@@ -43,7 +51,10 @@ def index():
     rows = []
     for archive in ARCHIVES:
         with zipfile.ZipFile(FOLDER / f"{archive}.zip") as z:
-            rows += [(archive, r) for r in csv.DictReader(io.StringIO(z.read("index.csv").decode()))]
+            rows += [
+                (archive, r)
+                for r in csv.DictReader(io.StringIO(z.read("index.csv").decode()))
+            ]
     return rows
 
 
@@ -63,13 +74,28 @@ def builder():
 
 def test_counts_match_the_page(index):
     page = (FOLDER / "README.md").read_text("utf-8")
-    fonts, n_families, packages = map(int, re.search(r"(\d+) font files of (\d+) families in (\d+) packages", page).groups())
+    fonts, n_families, packages = map(
+        int,
+        re.search(
+            r"(\d+) font files of (\d+) families in (\d+) packages", page
+        ).groups(),
+    )
     assert fonts == len(index) >= 250
-    assert n_families == len({r["family"] for _, r in index}) and packages == len({r["package"] for _, r in index})
+    assert n_families == len({r["family"] for _, r in index}) and packages == len(
+        {r["package"] for _, r in index}
+    )
     for domain in GLYPH_DOMAINS:
-        said = re.search(rf"^\| {domain} \| (\d+) \+ (\d+) \| (\d+) \+ (\d+) \|$", page, re.M)
-        here = [[r for _, r in index if r["domain"] == domain and r["part"] == part] for part in ("development", "sealed")]
-        assert [int(v) for v in said.groups()] == [*map(len, here), *(len({r["family"] for r in rows}) for rows in here)]
+        said = re.search(
+            rf"^\| {domain} \| (\d+) \+ (\d+) \| (\d+) \+ (\d+) \|$", page, re.M
+        )
+        here = [
+            [r for _, r in index if r["domain"] == domain and r["part"] == part]
+            for part in ("development", "sealed")
+        ]
+        assert [int(v) for v in said.groups()] == [
+            *map(len, here),
+            *(len({r["family"] for r in rows}) for rows in here),
+        ]
     assert f"Letters: {' '.join(LETTERS)}." in page
 
 
@@ -77,20 +103,30 @@ def test_every_font_has_its_licence_and_credit(index):
     page = (FOLDER / "README.md").read_text("utf-8")
     built = builder()
     for archive, r in index:
-        assert all(r[column] for column in ("licence", "package", "version", "credit")), r
+        assert all(
+            r[column] for column in ("licence", "package", "version", "credit")
+        ), r
         assert built.ARCHIVE_OF[r["licence"]] == archive
         line = f"| {r['font']} | {r['domain']} | {r['licence']} | {r['package']} | {r['version']} | {r['credit'].replace('|', '/')} |"
         assert line in page
     for archive in ARCHIVES:
         with zipfile.ZipFile(FOLDER / f"{archive}.zip") as z:
             names, mine = set(z.namelist()), [r for a, r in index if a == archive]
-            assert {f"copyright/{r['package']}.txt" for r in mine} | {r["file"] for r in mine} <= names
+            assert {f"copyright/{r['package']}.txt" for r in mine} | {
+                r["file"] for r in mine
+            } <= names
             assert len(names) == len(mine) + len({r["package"] for r in mine}) + 2
             licence = z.read("LICENSE.txt").decode()
             for text in built.ARCHIVES[archive][2]:
-                assert (built.ROOT / "tools/licences" / f"{text}.txt").read_text("utf-8") in licence
+                assert (built.ROOT / "tools/licences" / f"{text}.txt").read_text(
+                    "utf-8"
+                ) in licence
             for r in mine:
-                built.prove(r["package"], r["licence"], z.read(f"copyright/{r['package']}.txt").decode())
+                built.prove(
+                    r["package"],
+                    r["licence"],
+                    z.read(f"copyright/{r['package']}.txt").decode(),
+                )
 
 
 def test_the_files_are_small():
@@ -110,10 +146,19 @@ def test_no_two_fonts_are_the_same_pixels_but_in_one_family(letters):
 
 def test_shapes_and_labels(letters, digits):
     for data, classes in ((letters, LETTERS), (digits, DIGITS)):
-        assert data.images.shape == (len(data), 28, 28, 3) and data.images.dtype == np.uint8
+        assert (
+            data.images.shape == (len(data), 28, 28, 3)
+            and data.images.dtype == np.uint8
+        )
         assert data.classes == list(classes) and len(set(data.counts().values())) == 1
-        assert all(name.endswith(" " + data.classes[y]) for name, y in zip(data.names, data.labels, strict=True))
-        assert all(group.endswith("/" + data.classes[y]) for group, y in zip(data.groups, data.labels, strict=True))
+        assert all(
+            name.endswith(" " + data.classes[y])
+            for name, y in zip(data.names, data.labels, strict=True)
+        )
+        assert all(
+            group.endswith("/" + data.classes[y])
+            for group, y in zip(data.groups, data.labels, strict=True)
+        )
     assert len(letters) / 39 == len(digits) / 10
 
 
@@ -128,9 +173,19 @@ def test_a_letter_looks_like_itself(letters):
 
 def test_glyphs_stand_upright(letters, by_hand):
     """An L has its ink on the left and below, a 7 above: not mirrored, not turned."""
-    ell = letters.images[letters.labels == LETTERS.index("L"), ..., 0].astype(float).mean(0)
-    rows, columns = np.flatnonzero(ell.sum(1) > ell.sum(1).max() / 4), np.flatnonzero(ell.sum(0) > ell.sum(0).max() / 4)
-    assert ell[:, columns[:3]].sum() > ell[:, columns[-3:]].sum() and ell[rows[-3:]].sum() > 1.5 * ell[rows[:3]].sum()
+    ell = (
+        letters.images[letters.labels == LETTERS.index("L"), ..., 0]
+        .astype(float)
+        .mean(0)
+    )
+    rows, columns = (
+        np.flatnonzero(ell.sum(1) > ell.sum(1).max() / 4),
+        np.flatnonzero(ell.sum(0) > ell.sum(0).max() / 4),
+    )
+    assert (
+        ell[:, columns[:3]].sum() > ell[:, columns[-3:]].sum()
+        and ell[rows[-3:]].sum() > 1.5 * ell[rows[:3]].sum()
+    )
     seven = by_hand.images[by_hand.labels == 7, ..., 0].astype(float).mean(0)
     assert seven[5:10].sum() > 1.2 * seven[18:23].sum()
 
@@ -142,8 +197,16 @@ def test_every_glyph_is_centred_as_in_mnist(which, request):
     centre = np.stack([grey.sum(2) @ at, grey.sum(1) @ at], 1) / mass[:, None]
     assert (np.abs(centre).max(1) > 0.501).mean() < 0.001 and np.abs(centre).max() < 1
     ink = grey > 0
-    sides = np.stack([28 - some.argmax(1) - some[:, ::-1].argmax(1) for some in (ink.any(1), ink.any(2))], 1)
-    assert sides.max() == 20 and (sides.max(1) >= 19).all()  # an edge fainter than one grey level is lost
+    sides = np.stack(
+        [
+            28 - some.argmax(1) - some[:, ::-1].argmax(1)
+            for some in (ink.any(1), ink.any(2))
+        ],
+        1,
+    )
+    assert (
+        sides.max() == 20 and (sides.max(1) >= 19).all()
+    )  # an edge fainter than one grey level is lost
     assert grey.max((1, 2)).min() > 100  # nothing is too thin to be seen
 
 
@@ -158,26 +221,44 @@ def test_centred_keeps_the_aspect_ratio_and_finds_the_middle():
 
 
 def test_loading_twice_gives_the_same():
-    for load in (lambda: glyphs("digits", domain="script", part="sealed"), lambda: handwriting("sealed")):
+    for load in (
+        lambda: glyphs("digits", domain="script", part="sealed"),
+        lambda: handwriting("sealed"),
+    ):
         a, b = load(), load()
-        assert (a.images == b.images).all() and (a.names == b.names).all() and (a.groups == b.groups).all()
+        assert (
+            (a.images == b.images).all()
+            and (a.names == b.names).all()
+            and (a.groups == b.groups).all()
+        )
 
 
 # ---------------------------------------------------------------- parts
 
 
 def test_parts_are_apart_by_family(letters, digits, index):
-    development, sealed = glyphs(), glyphs("digits", "sealed")  # all characters of a family go together
+    development, sealed = (
+        glyphs(),
+        glyphs("digits", "sealed"),
+    )  # all characters of a family go together
     assert not set(families(development)) & set(families(sealed))
-    assert set(families(development)) | set(families(sealed)) == set(families(letters)) == set(families(digits))
+    assert (
+        set(families(development)) | set(families(sealed))
+        == set(families(letters))
+        == set(families(digits))
+    )
     assert 0.2 < len(set(families(sealed))) / len(set(families(letters))) < 0.3
     assert set(development.domains) == set(sealed.domains) == set(GLYPH_DOMAINS)
     assert len(development) / 39 + len(sealed) / 10 == len(index)
 
 
 def test_the_table_of_families_is_what_the_archives_hold(index):
-    rows = list(csv.DictReader(io.StringIO((FOLDER / "families.csv").read_text("utf-8"))))
-    assert {r["family"]: r["part"] for r in rows} == {r["family"]: r["part"] for _, r in index}
+    rows = list(
+        csv.DictReader(io.StringIO((FOLDER / "families.csv").read_text("utf-8")))
+    )
+    assert {r["family"]: r["part"] for r in rows} == {
+        r["family"]: r["part"] for _, r in index
+    }
     assert sum(int(r["fonts"]) for r in rows) == len(index)
 
 
@@ -185,7 +266,11 @@ def test_weights_of_a_family_never_part(letters):
     parts = letters.split(seed=3)
     assert len(parts.train) and len(parts.test)
     a, b = (
-        {n.removesuffix(" " + n[-1]).removesuffix(" bold").removesuffix(" italic") + n[-1] for n in p.names}
+        {
+            n.removesuffix(" " + n[-1]).removesuffix(" bold").removesuffix(" italic")
+            + n[-1]
+            for n in p.names
+        }
         for p in (parts.train, parts.test)
     )
     assert not a & b
@@ -194,13 +279,24 @@ def test_weights_of_a_family_never_part(letters):
 def test_forms_of_the_handwriting(by_hand):
     """The sequence of labels starts again where the library says that a form begins."""
     labels = "".join(map(str, load_digits().target))
-    for start, end in zip(module._FORMS, [*module._FORMS[1:], len(labels)], strict=True):
-        assert SequenceMatcher(None, labels[:130], labels[start:end], autojunk=False).ratio() > 0.95
+    for start, end in zip(
+        module._FORMS, [*module._FORMS[1:], len(labels)], strict=True
+    ):
+        assert (
+            SequenceMatcher(
+                None, labels[:130], labels[start:end], autojunk=False
+            ).ratio()
+            > 0.95
+        )
     development, sealed = handwriting(), handwriting("sealed")
     assert len(development) == 1287 and len(sealed) == 510
-    assert len(set(development.groups)) == 10 and not set(development.groups) & set(sealed.groups)
+    assert len(set(development.groups)) == 10 and not set(development.groups) & set(
+        sealed.groups
+    )
     assert (by_hand.labels == load_digits().target).all()
-    assert (by_hand.images[:1287] == development.images).all() and (by_hand.images[1287:] == sealed.images).all()
+    assert (by_hand.images[:1287] == development.images).all() and (
+        by_hand.images[1287:] == sealed.images
+    ).all()
 
 
 # ---------------------------------------------------------------- mistakes
@@ -210,8 +306,14 @@ def test_forms_of_the_handwriting(by_hand):
     "call, words",
     [
         (lambda: glyphs("leters"), "kind is 'leters'.*Did you mean 'letters'"),
-        (lambda: glyphs(part="test"), "part is 'test'; expected one of 'development', 'sealed', 'all'"),
-        (lambda: glyphs(domain="sanserif"), "domain is 'sanserif'.*Did you mean 'serif'"),
+        (
+            lambda: glyphs(part="test"),
+            "part is 'test'; expected one of 'development', 'sealed', 'all'",
+        ),
+        (
+            lambda: glyphs(domain="sanserif"),
+            "domain is 'sanserif'.*Did you mean 'serif'",
+        ),
         (lambda: glyphs(domain=["mono", "scrpt"]), "Did you mean 'script'"),
         (lambda: glyphs(domain=[]), r"domain is \[\]; expected one or more"),
         (lambda: glyphs(kind=None), "kind is None"),

@@ -20,7 +20,9 @@ from nobody import as_nobody
 from transfer_course import cli
 from transfer_course.engine.files import Unreadable, printable, read_image
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX files, links and names")
+pytestmark = pytest.mark.skipif(
+    os.name != "posix", reason="POSIX files, links and names"
+)
 
 # One picture at the limit of 100 million pixels costs at most 12 bytes a pixel while it is brought to RGB on white (its own mode, RGBA and
 # RGB, 4 bytes each, as Pillow holds them), and the pictures that threads decode at one time share that limit: 1.2 GB. A process that has
@@ -33,14 +35,27 @@ class Done:
 
     def __init__(self, args, home, env=None, user=None):
         out, err = home / "stdout", home / "stderr"
-        places = {name: str(home / name) for name in ("HOME", "TMPDIR", "TRANSFER_COURSE_CACHE")}
+        places = {
+            name: str(home / name)
+            for name in ("HOME", "TMPDIR", "TRANSFER_COURSE_CACHE")
+        }
         for place in places.values():
             os.makedirs(place, exist_ok=True)
         (home / "here").mkdir(exist_ok=True)
-        env = {**os.environ, **places, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **(env or {})}
+        env = {
+            **os.environ,
+            **places,
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            **(env or {}),
+        }
         with open(out, "wb") as o, open(err, "wb") as e:
             process = subprocess.Popen(
-                [sys.executable, "-m", "transfer_course.cli", *map(os.fsencode, map(str, args))],
+                [
+                    sys.executable,
+                    "-m",
+                    "transfer_course.cli",
+                    *map(os.fsencode, map(str, args)),
+                ],
                 cwd=home / "here",
                 stdin=subprocess.DEVNULL,
                 stdout=o,
@@ -49,9 +64,14 @@ class Done:
             )
             self.code, self.peak, usage = memory.wait(process)
         self.cpu = usage.ru_utime + usage.ru_stime
-        self.out, self.err = out.read_bytes().decode(), err.read_bytes().decode()  # both are UTF-8, whatever the names are
+        self.out, self.err = (
+            out.read_bytes().decode(),
+            err.read_bytes().decode(),
+        )  # both are UTF-8, whatever the names are
         assert "Traceback" not in self.err, self.err
-        assert os.listdir(home / "here") == [], "something was written where the command was called"
+        assert os.listdir(home / "here") == [], (
+            "something was written where the command was called"
+        )
 
     def rows(self):
         """The JSON lines on stdout."""
@@ -79,10 +99,18 @@ def agree(listed, used, root, things):
     """Each thing is where it belongs: (path -> reason) of what was listed, the paths used."""
     want = {name(root, t): t for t in things}
     assert len(want) == len(things), "two things have one name"
-    abyss = name(root, hostile.Thing(b"cats/abyss", "", False))  # how deep one gets depends on where it lies
-    listed = {abyss if path.startswith(abyss) else path: why for path, why in listed.items()}
-    assert not listed.keys() & used and listed.keys() | used >= want.keys(), sorted(want.keys() - listed.keys() - used)[:5]
-    assert listed.keys() | used == want.keys(), sorted((listed.keys() | used) - want.keys())[:5]
+    abyss = name(
+        root, hostile.Thing(b"cats/abyss", "", False)
+    )  # how deep one gets depends on where it lies
+    listed = {
+        abyss if path.startswith(abyss) else path: why for path, why in listed.items()
+    }
+    assert not listed.keys() & used and listed.keys() | used >= want.keys(), sorted(
+        want.keys() - listed.keys() - used
+    )[:5]
+    assert listed.keys() | used == want.keys(), sorted(
+        (listed.keys() | used) - want.keys()
+    )[:5]
     for path, thing in want.items():
         if thing.used is not None:
             assert (path in used) == thing.used, (thing, listed.get(path))
@@ -94,7 +122,21 @@ def tuned(home, root, things, framework, *extra):
     """Fine-tune, and look at everything that it says."""
     before = hostile.contents(root)
     done = Done(
-        ["fine-tune", root, "--framework", framework, "--strategy", "probe", "--size", 32, "--out", home / "run", "--json", *extra], home
+        [
+            "fine-tune",
+            root,
+            "--framework",
+            framework,
+            "--strategy",
+            "probe",
+            "--size",
+            32,
+            "--out",
+            home / "run",
+            "--json",
+            *extra,
+        ],
+        home,
     )
     assert done.code == 0 and len(done.out.splitlines()) == 1, done.err
     summary = done.rows()[0]
@@ -104,10 +146,19 @@ def tuned(home, root, things, framework, *extra):
     used = {name(root, t) for t in things if b"abyss" not in t.path} - listed.keys()
     assert len(abyss) == 1
     agree(listed, used, root, things)
-    assert summary["n_train"] + summary["n_valid"] == len(used) == sum(t.used is True for t in things)
-    assert summary["classes"] == sorted({printable(t.path.split(b"/")[0]) for t in things if t.used})
+    assert (
+        summary["n_train"] + summary["n_valid"]
+        == len(used)
+        == sum(t.used is True for t in things)
+    )
+    assert summary["classes"] == sorted(
+        {printable(t.path.split(b"/")[0]) for t in things if t.used}
+    )
     assert "the same picture under two classes" in done.err
-    assert json.loads((home / "run" / "run.json").read_text(encoding="utf-8"))["skipped"] == summary["skipped"]
+    assert (
+        json.loads((home / "run" / "run.json").read_text(encoding="utf-8"))["skipped"]
+        == summary["skipped"]
+    )
     assert not [line for line in done.err.splitlines() if "Warning" in line], done.err
     assert hostile.contents(root) == before, "the folder was touched"
     assert framework == "keras" or os.listdir(home / "HOME") == []
@@ -123,10 +174,26 @@ def without_classes(things):
 def extracted(home, root, things, framework):
     """Extract, and look at the features' names and at what was left out."""
     before = hostile.contents(root)
-    done = Done(["extract", root, "--framework", framework, "--size", 32, "--out", home / "features", "--json"], home)
+    done = Done(
+        [
+            "extract",
+            root,
+            "--framework",
+            framework,
+            "--size",
+            32,
+            "--out",
+            home / "features",
+            "--json",
+        ],
+        home,
+    )
     assert done.code == 0 and len(done.out.splitlines()) == 1, done.err
     info = done.rows()[0]
-    listed, asked = {s["path"]: s["reason"] for s in info["skipped"]}, without_classes(things)
+    listed, asked = (
+        {s["path"]: s["reason"] for s in info["skipped"]},
+        without_classes(things),
+    )
     assert len(listed) == len(info["skipped"]), "listed twice"
     used = {name(root, t) for t in asked if b"abyss" not in t.path} - listed.keys()
     agree(listed, used, root, asked)
@@ -142,14 +209,23 @@ def predicted(home, root, things, framework):
     rows = done.rows()
     assert done.code == 2 and len({r["path"] for r in rows}) == len(rows)
     asked = without_classes(things)
-    listed = {r["path"]: r.get("error") or r["skipped"] for r in rows if "class" not in r}
+    listed = {
+        r["path"]: r.get("error") or r["skipped"] for r in rows if "class" not in r
+    }
     agree(listed, {r["path"] for r in rows if "class" in r}, root, asked)
-    assert all(0 < r["probability"] <= 1 and np.isfinite([t["probability"] for t in r["top"]]).all() for r in rows if "class" in r)
+    assert all(
+        0 < r["probability"] <= 1
+        and np.isfinite([t["probability"] for t in r["top"]]).all()
+        for r in rows
+        if "class" in r
+    )
     assert not [line for line in done.err.splitlines() if "Warning" in line], done.err
     return done
 
 
-needs_extract = pytest.mark.skipif(not hasattr(cli, "extract"), reason="no command extract yet")
+needs_extract = pytest.mark.skipif(
+    not hasattr(cli, "extract"), reason="no command extract yet"
+)
 
 
 @needs_extract
@@ -171,7 +247,10 @@ def test_extract_on_a_thousand_files(made_in_full, tmp_path, framework):
 def test_fine_tune_and_predict_use_every_picture_and_list_all_else(made, tmp_path):
     root, things = made
     assert len({t.kind for t in things}) > 130
-    for done in (tuned(tmp_path, root, things, "torch"), predicted(tmp_path, root, things, "torch")):
+    for done in (
+        tuned(tmp_path, root, things, "torch"),
+        predicted(tmp_path, root, things, "torch"),
+    ):
         assert done.peak < PEAK["torch"], f"{done.peak:.0f} MB"
 
 
@@ -180,16 +259,36 @@ def test_fine_tune_and_predict_use_every_picture_and_list_all_else(made, tmp_pat
 def test_a_thousand_files(made_in_full, tmp_path, framework):
     root, things = made_in_full
     assert len(things) >= 1000
-    for done in (tuned(tmp_path, root, things, framework), predicted(tmp_path, root, things, framework)):
+    for done in (
+        tuned(tmp_path, root, things, framework),
+        predicted(tmp_path, root, things, framework),
+    ):
         assert done.peak < PEAK[framework], f"{done.peak:.0f} MB"
 
 
 @pytest.mark.stress
 def test_training_on_a_thousand_files(made_in_full, tmp_path):
     root, things = made_in_full
-    done = Done(["fine-tune", root, "--strategy", "fine_tune", "--epochs", 1, "--size", 32, "--out", tmp_path / "run", "--json"], tmp_path)
+    done = Done(
+        [
+            "fine-tune",
+            root,
+            "--strategy",
+            "fine_tune",
+            "--epochs",
+            1,
+            "--size",
+            32,
+            "--out",
+            tmp_path / "run",
+            "--json",
+        ],
+        tmp_path,
+    )
     assert done.code == 0 and done.peak < PEAK["torch"], done.err
-    assert done.rows()[0]["n_train"] + done.rows()[0]["n_valid"] == sum(t.used is True for t in things)
+    assert done.rows()[0]["n_train"] + done.rows()[0]["n_valid"] == sum(
+        t.used is True for t in things
+    )
 
 
 # --- the generator --------------------------------------------------------------------------------------------------------
@@ -202,7 +301,9 @@ def test_the_generator_makes_the_same_twice(made, tmp_path):
     assert time.process_time() - began < 10
     assert hostile.contents(tmp_path / "again") == hostile.contents(root)
     other = Counter(t.kind for t in hostile.build(tmp_path / "other", seed=1))
-    assert other == Counter(t.kind for t in things) and hostile.contents(tmp_path / "other") != hostile.contents(root)
+    assert other == Counter(t.kind for t in things) and hostile.contents(
+        tmp_path / "other"
+    ) != hostile.contents(root)
 
 
 @pytest.mark.stress
@@ -224,7 +325,9 @@ with ThreadPoolExecutor(len(sys.argv) - 1) as pool: print(sum(int(a.sum()) for a
 
 def peak_of(paths):
     """The most memory in MB of a process that reads these pictures, each in a thread of its own."""
-    process = subprocess.Popen([sys.executable, "-c", READ, *map(str, paths)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", READ, *map(str, paths)], stdout=subprocess.DEVNULL
+    )
     code, peak, _ = memory.wait(process)
     assert code == 0
     return peak
@@ -242,13 +345,16 @@ def test_threads_share_one_allowance_of_pixels(tmp_path):
 def test_no_mode_takes_more_than_fourteen_bytes_a_pixel(tmp_path, mode):
     from PIL import Image
 
-    form, suffix, options = {"F": ("TIFF", "tif", {"compression": "tiff_adobe_deflate"}), "CMYK": ("JPEG", "jpg", {})}.get(
-        mode, ("PNG", "png", {})
-    )
+    form, suffix, options = {
+        "F": ("TIFF", "tif", {"compression": "tiff_adobe_deflate"}),
+        "CMYK": ("JPEG", "jpg", {}),
+    }.get(mode, ("PNG", "png", {}))
     if mode == "P":
         options["transparency"] = 0
     for i in range(3):
-        Image.new(mode, (7000 + i, 7000)).save(tmp_path / f"{i}.{suffix}", form, **options)
+        Image.new(mode, (7000 + i, 7000)).save(
+            tmp_path / f"{i}.{suffix}", form, **options
+        )
     assert peak_of(sorted(tmp_path.iterdir())) < 100 + 14 * 100
 
 
@@ -275,7 +381,11 @@ def test_what_may_not_be_read_is_listed():
             for i in range(2):
                 path = Path(root) / c / f"{i}.png"
                 path.parent.mkdir(exist_ok=True)
-                path.write_bytes(hostile.encoded(hostile.picture(np.random.default_rng(ord(c) + i)), "PNG"))
+                path.write_bytes(
+                    hostile.encoded(
+                        hostile.picture(np.random.default_rng(ord(c) + i)), "PNG"
+                    )
+                )
         (Path(root) / "a" / "0.png").chmod(0)
         (Path(root) / "b" / "closed").mkdir(mode=0)
 
@@ -285,7 +395,9 @@ def test_what_may_not_be_read_is_listed():
 
         n, skipped = as_nobody(look)
         (Path(root) / "b" / "closed").chmod(0o700)
-    assert n == 3 and dict(skipped) == dict.fromkeys((f"{root}/a/0.png", f"{root}/b/closed"), "cannot be read: permission denied")
+    assert n == 3 and dict(skipped) == dict.fromkeys(
+        (f"{root}/a/0.png", f"{root}/b/closed"), "cannot be read: permission denied"
+    )
 
 
 # --- a folder that changes ------------------------------------------------------------------------------------------------
@@ -298,7 +410,11 @@ def test_files_that_vanish_or_change_while_the_folder_is_read(tmp_path, monkeypa
         for i in range(3):
             path = tmp_path / c / f"{i}.png"
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(hostile.encoded(hostile.picture(np.random.default_rng(10 * ord(c) + i)), "PNG"))
+            path.write_bytes(
+                hostile.encoded(
+                    hostile.picture(np.random.default_rng(10 * ord(c) + i)), "PNG"
+                )
+            )
     listed = datasets.list_images
 
     def then_gone(root):
@@ -310,16 +426,23 @@ def test_files_that_vanish_or_change_while_the_folder_is_read(tmp_path, monkeypa
 
     monkeypatch.setattr(datasets, "list_images", then_gone)
     found = data.image_folder(tmp_path, size=32, progress=False)
-    why = {Path(p).relative_to(tmp_path).as_posix(): reason for p, reason in found.skipped}
+    why = {
+        Path(p).relative_to(tmp_path).as_posix(): reason for p, reason in found.skipped
+    }
     assert len(found) == 4 and found.classes == ["a", "b"]
-    assert why["a/0.png"] == why["c/1.png"] == "no such file" and why["b/0.png"] == "empty file"
+    assert (
+        why["a/0.png"] == why["c/1.png"] == "no such file"
+        and why["b/0.png"] == "empty file"
+    )
 
 
 def test_a_picture_that_vanishes_in_training_is_one_sentence(tmp_path):
     from transfer_course.engine.errors import UserMistake
     from transfer_course.vision.images import ImageDataset
 
-    (tmp_path / "a.png").write_bytes(hostile.encoded(hostile.picture(np.random.default_rng(0)), "PNG"))
+    (tmp_path / "a.png").write_bytes(
+        hostile.encoded(hostile.picture(np.random.default_rng(0)), "PNG")
+    )
     lazy = ImageDataset(paths=[tmp_path / "a.png"], size=32)
     (tmp_path / "a.png").unlink()
     with pytest.raises(UserMistake, match=r"a\.png: no such file"):
@@ -329,7 +452,9 @@ def test_a_picture_that_vanishes_in_training_is_one_sentence(tmp_path):
 def test_threads_agree_about_a_thousand_damaged_files(made):
     """What a file is does not depend on what is decoded beside it."""
     root, things = made
-    paths = [os.path.join(os.fsencode(root), t.path) for t in things if "heavy" not in t.kind]
+    paths = [
+        os.path.join(os.fsencode(root), t.path) for t in things if "heavy" not in t.kind
+    ]
     paths = [os.fsdecode(p) for p in paths if os.path.isfile(p)]
 
     def look(path):

@@ -37,7 +37,13 @@ def originals(tmp_path_factory):
     @functools.cache
     def original(framework):
         folder = tmp_path_factory.mktemp("runs") / framework
-        return fine_tune(backbone("small_cnn", framework), data, None, Recipe("probe"), progress=False).save(folder, size=32)
+        return fine_tune(
+            backbone("small_cnn", framework),
+            data,
+            None,
+            Recipe("probe"),
+            progress=False,
+        ).save(folder, size=32)
 
     return original
 
@@ -45,7 +51,12 @@ def originals(tmp_path_factory):
 @pytest.fixture
 def copy(originals, tmp_path):
     """`copy("torch")` is a fresh copy of that run."""
-    return lambda framework: Path(shutil.copytree(originals(framework), tmp_path / f"{framework}{len(list(tmp_path.iterdir()))}"))
+    return lambda framework: Path(
+        shutil.copytree(
+            originals(framework),
+            tmp_path / f"{framework}{len(list(tmp_path.iterdir()))}",
+        )
+    )
 
 
 def info_of(run):
@@ -116,15 +127,25 @@ def flips(copy, framework, n, seed):
     run = copy(framework)
     model, expected = run / FILE[framework], load_result(run)
     data, images = model.read_bytes(), np.zeros((2, 32, 32, 3), np.uint8)
-    ends, original = {"refused": 0, "loaded": 0}, shutil.copy(run / "run.json", run.parent / "run.json")
+    ends, original = (
+        {"refused": 0, "loaded": 0},
+        shutil.copy(run / "run.json", run.parent / "run.json"),
+    )
     for at, byte in places(data, framework, n, seed):
         model.write_bytes(data[:at] + bytes([byte]) + data[at + 1 :])
         refused(lambda: load_result(run), "checksum")
         result = taken_or_refused(lambda: load_result(seal(run)))
         ends["loaded" if result else "refused"] += 1
         if result:
-            assert np.isfinite(result.predict(images)).all() and result.classes == expected.classes
-            assert [k for k, v in vars(result.recipe).items() if v != vars(expected.recipe)[k]] == []
+            assert (
+                np.isfinite(result.predict(images)).all()
+                and result.classes == expected.classes
+            )
+            assert [
+                k
+                for k, v in vars(result.recipe).items()
+                if v != vars(expected.recipe)[k]
+            ] == []
         if sum(ends.values()) % 5 == 0:
             taken_or_refused(lambda: backbone("small_cnn", framework, weights=model))
         shutil.copy(original, run / "run.json")
@@ -152,7 +173,9 @@ def test_a_run_cut_anywhere_is_refused(copy, framework):
         model.write_bytes(data[:n])
         refused(lambda: load_result(run), "checksum")
         refused(lambda: load_result(seal(run)), "can't be read")
-        refused(lambda: backbone("small_cnn", framework, weights=model), "can't be read")
+        refused(
+            lambda: backbone("small_cnn", framework, weights=model), "can't be read"
+        )
 
 
 # --- another network, other numbers ---------------------------------------------------------------------------------------
@@ -166,16 +189,55 @@ def tensors_of(run):
 
 def _torch_changes():
     """name -> (change of the tensors, words of the refusal)."""
-    yield "missing", lambda t: {k: v for k, v in t.items() if k != "body.stage3.conv.bias"}, "lacks 1 of"
-    yield "no head", lambda t: {k: v for k, v in t.items() if not k.startswith("head")}, "don't fit"
+    yield (
+        "missing",
+        lambda t: {k: v for k, v in t.items() if k != "body.stage3.conv.bias"},
+        "lacks 1 of",
+    )
+    yield (
+        "no head",
+        lambda t: {k: v for k, v in t.items() if not k.startswith("head")},
+        "don't fit",
+    )
     yield "extra", lambda t: t | {"evil\nname": np.zeros(3, np.float32)}, "too many"
     yield "extra head", lambda t: t | {"head.more": np.zeros(3, np.float32)}, "too many"
-    yield "other shape", lambda t: t | {"body.stage2.conv.weight": np.zeros((64, 32, 1, 1), np.float32)}, "expected"
-    yield "turned", lambda t: t | {"body.stage4.conv.weight": t["body.stage4.conv.weight"].swapaxes(0, 1).copy()}, "expected"
-    yield "whole numbers", lambda t: t | {"body.stage1.conv.bias": np.zeros(32, np.int64)}, "int64"
-    yield "NaN", lambda t: t | {"body.stage1.conv.bias": np.full(32, np.nan, np.float32)}, "NaN"
-    yield "one infinity", lambda t: t | {"head.bias": np.array([0, 0, np.inf], np.float32)}, "NaN or infinity"
-    yield "scalar head", lambda t: t | {"head.bias": np.array(1, np.float32)}, "don't fit"
+    yield (
+        "other shape",
+        lambda t: t | {"body.stage2.conv.weight": np.zeros((64, 32, 1, 1), np.float32)},
+        "expected",
+    )
+    yield (
+        "turned",
+        lambda t: (
+            t
+            | {
+                "body.stage4.conv.weight": t["body.stage4.conv.weight"]
+                .swapaxes(0, 1)
+                .copy()
+            }
+        ),
+        "expected",
+    )
+    yield (
+        "whole numbers",
+        lambda t: t | {"body.stage1.conv.bias": np.zeros(32, np.int64)},
+        "int64",
+    )
+    yield (
+        "NaN",
+        lambda t: t | {"body.stage1.conv.bias": np.full(32, np.nan, np.float32)},
+        "NaN",
+    )
+    yield (
+        "one infinity",
+        lambda t: t | {"head.bias": np.array([0, 0, np.inf], np.float32)},
+        "NaN or infinity",
+    )
+    yield (
+        "scalar head",
+        lambda t: t | {"head.bias": np.array(1, np.float32)},
+        "don't fit",
+    )
     yield "nothing", lambda t: {}, "don't fit"
 
 
@@ -191,17 +253,38 @@ def test_other_tensors_are_refused(copy, name, capsys):
     save_file(change(tensors_of(run)), run / FILE["torch"])
     refused(lambda: load_result(seal(run)), words)
     assert words in predict(run, capsys)["error"]
-    if "head" not in name and name not in ("extra", "one infinity"):  # what a run holds beside the backbone does not count here
+    if "head" not in name and name not in (
+        "extra",
+        "one infinity",
+    ):  # what a run holds beside the backbone does not count here
         for framework in BOTH:
-            refused(lambda framework=framework: backbone("small_cnn", framework, weights=run / FILE["torch"]))
+            refused(
+                lambda framework=framework: backbone(
+                    "small_cnn", framework, weights=run / FILE["torch"]
+                )
+            )
 
 
 def archive(path, weights=None, config=None, **more):
     """A `.keras` file: `weights` (bytes of HDF5), config.json, and more members."""
     with zipfile.ZipFile(path, "w", more.pop("how", zipfile.ZIP_STORED)) as z:
-        z.writestr("metadata.json", '{"keras_version": "3.8.0", "date_saved": "2026-01-01"}')
-        z.writestr("config.json", json.dumps(config or {"module": "keras", "class_name": "Sequential", "config": {"layers": []}}))
-        for name, data in ([("model.weights.h5", weights)] if weights is not None else []) + list(more.items()):
+        z.writestr(
+            "metadata.json", '{"keras_version": "3.8.0", "date_saved": "2026-01-01"}'
+        )
+        z.writestr(
+            "config.json",
+            json.dumps(
+                config
+                or {
+                    "module": "keras",
+                    "class_name": "Sequential",
+                    "config": {"layers": []},
+                }
+            ),
+        )
+        for name, data in (
+            [("model.weights.h5", weights)] if weights is not None else []
+        ) + list(more.items()):
             z.writestr(name, data)
 
 
@@ -214,7 +297,11 @@ def hdf5(change):
             out = io.BytesIO(z.read("model.weights.h5"))
         with h5py.File(out, "r+") as f:
             heads = []
-            f.visititems(lambda path, g: heads.append(path) if g.attrs.get("name") == "head" else None)
+            f.visititems(
+                lambda path, g: (
+                    heads.append(path) if g.attrs.get("name") == "head" else None
+                )
+            )
             change(f, heads[0])
         return out.getvalue()
 
@@ -255,21 +342,48 @@ def _hdf5_changes():
     """name -> (change of the HDF5 file, words of the refusal)."""
     yield "missing", lambda f, h: f.__delitem__(h + "/1"), "don't fit"
     yield "no head", lambda f, h: f.__delitem__(h), "don't fit"
-    yield "other shape", lambda f, h: _set(f, h + "/1", data=np.zeros(4, "f4")), "don't fit"
     yield (
-        "another class count",
-        lambda f, h: (_set(f, h + "/1", data=np.zeros(4, "f4")), _set(f, h + "/0", data=np.zeros((256, 4), "f4"))),
+        "other shape",
+        lambda f, h: _set(f, h + "/1", data=np.zeros(4, "f4")),
         "don't fit",
     )
-    yield "whole numbers", lambda f, h: _set(f, h + "/1", data=np.zeros(3, "i8")), "type"
+    yield (
+        "another class count",
+        lambda f, h: (
+            _set(f, h + "/1", data=np.zeros(4, "f4")),
+            _set(f, h + "/0", data=np.zeros((256, 4), "f4")),
+        ),
+        "don't fit",
+    )
+    yield (
+        "whole numbers",
+        lambda f, h: _set(f, h + "/1", data=np.zeros(3, "i8")),
+        "type",
+    )
     yield "text", lambda f, h: _set(f, h + "/1", data=["a", "b", "c"]), "no numbers"
     yield "NaN", lambda f, h: f[h + "/1"].__setitem__(0, np.nan), "NaN"
-    yield "a group for an array", lambda f, h: (f.__delitem__(h + "/1"), f.create_group(h + "/1")), "lies elsewhere"
+    yield (
+        "a group for an array",
+        lambda f, h: (f.__delitem__(h + "/1"), f.create_group(h + "/1")),
+        "lies elsewhere",
+    )
     yield "external link", _external, "lies elsewhere"
     yield "soft link", _soft, "lies elsewhere"
-    yield "external storage", lambda f, h: _set(f, h + "/1", shape=(3,), dtype="f4", external=[("/etc/passwd", 0, 12)]), "lies elsewhere"
+    yield (
+        "external storage",
+        lambda f, h: _set(
+            f, h + "/1", shape=(3,), dtype="f4", external=[("/etc/passwd", 0, 12)]
+        ),
+        "lies elsewhere",
+    )
     yield "virtual", _virtual, "lies elsewhere"
-    yield "shape bomb", lambda f, h: _set(f, h + "/1", shape=(10**13,), dtype="f4", chunks=(1024,), compression="gzip"), "larger than"
+    yield (
+        "shape bomb",
+        lambda f, h: _set(
+            f, h + "/1", shape=(10**13,), dtype="f4", chunks=(1024,), compression="gzip"
+        ),
+        "larger than",
+    )
     yield "a circle", lambda f, h: f[h].__setitem__("round", f["/"]), "lies elsewhere"
 
 
@@ -290,14 +404,26 @@ def test_other_arrays_in_a_keras_file_are_refused(copy, name, capsys):
 def test_another_class_count_or_another_run(copy, originals, framework):
     run = copy(framework)
     for classes in (["a", "b"], [*"abcd"], [], ["c"] * 20_000):
-        refused(lambda classes=classes: load_result(seal(run, classes=classes)), "don't fit")
+        refused(
+            lambda classes=classes: load_result(seal(run, classes=classes)), "don't fit"
+        )
     for classes in ([1, 2, 3], ["a", None, "c"], [["a"], "b", "c"]):
-        refused(lambda classes=classes: load_result(seal(run, classes=classes)), "no text")
+        refused(
+            lambda classes=classes: load_result(seal(run, classes=classes)), "no text"
+        )
     other = "keras" if framework == "torch" else "torch"
     shutil.copy(originals(other) / "run.json", run)
     refused(lambda: load_result(run), "is missing")
     seal(copy(framework))
-    lite0 = {"name": "efficientnet_lite0", "config": {"name": "efficientnet_lite0", "framework": framework, "weights": None, "seed": 0}}
+    lite0 = {
+        "name": "efficientnet_lite0",
+        "config": {
+            "name": "efficientnet_lite0",
+            "framework": framework,
+            "weights": None,
+            "seed": 0,
+        },
+    }
     run = copy(framework)
     refused(lambda: load_result(seal(run, backbone=lite0)), "don't fit")
 
@@ -336,7 +462,19 @@ def odd_values(run, every):
     """Each value of run.json is replaced by odd ones (every so many of them), and left out: refused in a sentence, or of no importance."""
     whole = info_of(run)
     where = [
-        p for p in paths_in(whole) if p[0] in ("format", "framework", "backbone", "classes", "recipe", "model_sha256", "size", "history")
+        p
+        for p in paths_in(whole)
+        if p[0]
+        in (
+            "format",
+            "framework",
+            "backbone",
+            "classes",
+            "recipe",
+            "model_sha256",
+            "size",
+            "history",
+        )
     ]
     cases, refusals = [(path, value) for path in where for value in [*ODD, KeyError]], 0
     for path, value in cases[::every]:
@@ -389,12 +527,23 @@ def test_huge_and_deep_run_json(copy):
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "timm:../../etc/passwd", "timm:/etc/passwd", "file:///etc/passwd", "\0", "..", "timm:"]
+    "name",
+    [
+        "../../etc/passwd",
+        "timm:../../etc/passwd",
+        "timm:/etc/passwd",
+        "file:///etc/passwd",
+        "\0",
+        "..",
+        "timm:",
+    ],
 )
 def test_a_network_called_like_a_path(copy, name):
     run = copy("torch")
     config = {"name": name, "framework": "torch", "weights": "/etc/passwd", "seed": 0}
-    refused(lambda: load_result(seal(run, backbone={"name": name, "config": config})), "no ")
+    refused(
+        lambda: load_result(seal(run, backbone={"name": name, "config": config})), "no "
+    )
     refused(lambda: backbone(name), "no ")
 
 
@@ -403,7 +552,12 @@ def test_what_is_no_plain_file_is_not_waited_for(copy):
     for framework in BOTH:
         for name in ("run.json", FILE[framework]):
             run = copy(framework)
-            for make in (os.mkdir, os.mkfifo, lambda p: os.symlink("/dev/zero", p), lambda p: os.symlink(p, p)):
+            for make in (
+                os.mkdir,
+                os.mkfifo,
+                lambda p: os.symlink("/dev/zero", p),
+                lambda p: os.symlink(p, p),
+            ):
                 for old in run.glob(name):
                     old.rmdir() if old.is_dir() else old.unlink()
                 if (run / name).is_symlink():
@@ -431,7 +585,11 @@ def lambda_file(path, marker):
 
     keras = load_keras()
     here = str(marker)
-    layer = keras.layers.Lambda(lambda x: (__import__("os").makedirs(here, exist_ok=True), x)[1], output_shape=(3,), name="head")
+    layer = keras.layers.Lambda(
+        lambda x: (__import__("os").makedirs(here, exist_ok=True), x)[1],
+        output_shape=(3,),
+        name="head",
+    )
     keras.Sequential([keras.Input((3,)), layer]).save(path)
     if marker.exists():
         marker.rmdir()
@@ -440,19 +598,64 @@ def lambda_file(path, marker):
 def _configs(marker):
     """Descriptions of a network that have been ways to run code, or to reach files and the network."""
     code = f"__import__('os').mkdir({str(marker)!r})"
-    layer = lambda **what: {"module": "keras", "class_name": "Sequential", "config": {"name": "s", "layers": [what]}}  # noqa: E731
+
+    def layer(**what):
+        return {
+            "module": "keras",
+            "class_name": "Sequential",
+            "config": {"name": "s", "layers": [what]},
+        }
+
     yield layer(module="builtins", class_name="eval", config=code, registered_name=None)
-    yield layer(module="builtins", class_name="exec", config={"name": "x", "arguments": [code]}, registered_name=None)
-    yield layer(module="os", class_name="mkdir", config={"path": str(marker)}, registered_name="mkdir")
-    yield layer(module="os", class_name="function", config="system", registered_name="system")
-    yield layer(module="subprocess", class_name="Popen", config={"args": ["mkdir", str(marker)]}, registered_name="Popen")
     yield layer(
-        module="keras.utils", class_name="get_file", config={"fname": str(marker), "origin": "file:///etc/passwd"}, registered_name=None
+        module="builtins",
+        class_name="exec",
+        config={"name": "x", "arguments": [code]},
+        registered_name=None,
     )
-    yield layer(module="keras.config", class_name="enable_unsafe_deserialization", config={}, registered_name=None)
-    yield layer(module="keras.layers", class_name="StringLookup", config={"vocabulary": "/etc/passwd"}, registered_name=None)
-    pickled = {"class_name": "__bytes__", "config": {"value": pickle.dumps(Evil(marker)).hex()}}
-    yield layer(module="keras.layers", class_name="TorchModuleWrapper", config={"module": pickled}, registered_name=None)
+    yield layer(
+        module="os",
+        class_name="mkdir",
+        config={"path": str(marker)},
+        registered_name="mkdir",
+    )
+    yield layer(
+        module="os", class_name="function", config="system", registered_name="system"
+    )
+    yield layer(
+        module="subprocess",
+        class_name="Popen",
+        config={"args": ["mkdir", str(marker)]},
+        registered_name="Popen",
+    )
+    yield layer(
+        module="keras.utils",
+        class_name="get_file",
+        config={"fname": str(marker), "origin": "file:///etc/passwd"},
+        registered_name=None,
+    )
+    yield layer(
+        module="keras.config",
+        class_name="enable_unsafe_deserialization",
+        config={},
+        registered_name=None,
+    )
+    yield layer(
+        module="keras.layers",
+        class_name="StringLookup",
+        config={"vocabulary": "/etc/passwd"},
+        registered_name=None,
+    )
+    pickled = {
+        "class_name": "__bytes__",
+        "config": {"value": pickle.dumps(Evil(marker)).hex()},
+    }
+    yield layer(
+        module="keras.layers",
+        class_name="TorchModuleWrapper",
+        config={"module": pickled},
+        registered_name=None,
+    )
     yield {"module": "keras", "class_name": "Sequential", "config": "[" * 5000}
 
 
@@ -463,20 +666,37 @@ def test_the_payloads_would_run(tmp_path):
     lambda_file(tmp_path / "evil.keras", tmp_path / "ran")
     from transfer_course.engine.frameworks import load_keras
 
-    load_keras().saving.load_model(tmp_path / "evil.keras", safe_mode=False)(np.zeros((1, 3), "f4"))
+    load_keras().saving.load_model(tmp_path / "evil.keras", safe_mode=False)(
+        np.zeros((1, 3), "f4")
+    )
     assert (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("framework", BOTH)
 def test_a_pickle_under_another_name_is_never_opened(copy, framework, tmp_path, capsys):
     marker, run = tmp_path / "marker", copy(framework)
-    for data in (pickle.dumps(Evil(marker)), pickle.dumps(Evil(marker), 0), b"\x80\x02" + pickle.dumps(Evil(marker), 2)):
+    for data in (
+        pickle.dumps(Evil(marker)),
+        pickle.dumps(Evil(marker), 0),
+        b"\x80\x02" + pickle.dumps(Evil(marker), 2),
+    ):
         (run / FILE[framework]).write_bytes(data)
         refused(lambda: load_result(seal(run)), "can't be read")
         assert "can't be read" in predict(run, capsys)["error"]
-        for name in ("w.safetensors", "w.keras", "w.weights.h5", "w.pth", "w.bin", "w.npz"):
+        for name in (
+            "w.safetensors",
+            "w.keras",
+            "w.weights.h5",
+            "w.pth",
+            "w.bin",
+            "w.npz",
+        ):
             (tmp_path / name).write_bytes(data)
-            refused(lambda name=name: backbone("small_cnn", framework, weights=tmp_path / name))
+            refused(
+                lambda name=name: backbone(
+                    "small_cnn", framework, weights=tmp_path / name
+                )
+            )
     assert not marker.exists()
 
 
@@ -488,7 +708,10 @@ def test_a_pickle_where_torch_looks_for_one(copy, tmp_path):
     torch.save(Evil(marker), run / FILE["torch"])
     refused(lambda: load_result(seal(run)), "can't be read")
     shutil.copy(run / FILE["torch"], tmp_path / "w.safetensors")
-    refused(lambda: backbone("small_cnn", "torch", weights=tmp_path / "w.safetensors"), "can't be read")
+    refused(
+        lambda: backbone("small_cnn", "torch", weights=tmp_path / "w.safetensors"),
+        "can't be read",
+    )
     assert not marker.exists()
 
 
@@ -499,7 +722,11 @@ def test_a_description_that_would_run_code_is_not_looked_at(copy, tmp_path, caps
         weights = z.read("model.weights.h5")
     for config in _configs(marker):
         archive(model, weights, config)
-        assert load_result(seal(run)).classes == ["a", "b", "c"]  # the weights are whole, and nothing else counts
+        assert load_result(seal(run)).classes == [
+            "a",
+            "b",
+            "c",
+        ]  # the weights are whole, and nothing else counts
         backbone("small_cnn", "keras", weights=model)
         archive(model, None, config)
         refused(lambda: load_result(seal(run)), "can't be read")
@@ -518,11 +745,20 @@ def test_archives_that_unpack_to_more_or_elsewhere(copy, tmp_path):
     with zipfile.ZipFile(model) as z:
         weights = z.read("model.weights.h5")
     before = set(tmp_path.rglob("*"))
-    archive(model, weights, **{"../../evil": b"x", "/tmp/evil": b"x", "assets/../../../evil": b"x"})
-    assert load_result(seal(run)).classes == ["a", "b", "c"] and set(tmp_path.rglob("*")) == before
+    archive(
+        model,
+        weights,
+        **{"../../evil": b"x", "/tmp/evil": b"x", "assets/../../../evil": b"x"},
+    )
+    assert (
+        load_result(seal(run)).classes == ["a", "b", "c"]
+        and set(tmp_path.rglob("*")) == before
+    )
     archive(model, bytes(200_000_000), how=zipfile.ZIP_DEFLATED)
     refused(lambda: load_result(seal(run)), "larger than it can be")
-    refused(lambda: backbone("small_cnn", "keras", weights=model), "larger than it can be")
+    refused(
+        lambda: backbone("small_cnn", "keras", weights=model), "larger than it can be"
+    )
     archive(model, weights + bytes(10), how=zipfile.ZIP_LZMA)
     taken_or_refused(lambda: load_result(seal(run)))
 
@@ -551,7 +787,12 @@ def headers(whole):
     yield again(head | {name: "x"})
     yield again(head, body[:-1])
     yield again(head, body + b"more")
-    yield again({k: v | {"data_offsets": one["data_offsets"]} if k != "__metadata__" else v for k, v in head.items()})
+    yield again(
+        {
+            k: v | {"data_offsets": one["data_offsets"]} if k != "__metadata__" else v
+            for k, v in head.items()
+        }
+    )
 
 
 def test_headers_that_lie(copy, tmp_path):
@@ -561,7 +802,11 @@ def test_headers_that_lie(copy, tmp_path):
         model.write_bytes(data)
         refused(lambda: load_result(seal(run)))
         for framework in BOTH:
-            refused(lambda framework=framework: backbone("small_cnn", framework, weights=model))
+            refused(
+                lambda framework=framework: backbone(
+                    "small_cnn", framework, weights=model
+                )
+            )
 
 
 def test_keras_weights_as_hdf5(copy, tmp_path):
@@ -573,7 +818,9 @@ def test_keras_weights_as_hdf5(copy, tmp_path):
     net.model.save_weights(path)
     with h5py.File(path, "r+") as f:
         arrays = []
-        f.visititems(lambda name, g: arrays.append(name) if isinstance(g, h5py.Dataset) else None)
+        f.visititems(
+            lambda name, g: arrays.append(name) if isinstance(g, h5py.Dataset) else None
+        )
         f[arrays[0]][...] = np.nan
     refused(lambda: backbone("small_cnn", "keras", weights=path), "NaN")
     path.write_bytes(path.read_bytes()[:5000])
@@ -589,7 +836,10 @@ def checkpoint(folder, **about):
 
 def checkpoint_flips(folder, n, seed):
     kept = checkpoint(folder)
-    kept.save({"w": np.arange(60, dtype=np.float32), "step": np.array(3)}, {"epoch": 2, "history": [{"loss": 0.1}]})
+    kept.save(
+        {"w": np.arange(60, dtype=np.float32), "step": np.array(3)},
+        {"epoch": 2, "history": [{"loss": 0.1}]},
+    )
     data = (folder / NAME).read_bytes()
     for at, byte in places(data, "torch", n, seed):
         (folder / NAME).write_bytes(data[:at] + bytes([byte]) + data[at + 1 :])
@@ -630,14 +880,25 @@ def test_a_checkpoint_that_is_something_else(tmp_path):
 def interrupted(folder, framework="torch"):
     """Leave the checkpoint of a run of three epochs that was stopped in its second; gives what goes on with it."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
-    data, net = ImageDataset(pixels, np.arange(8) % 2, ["a", "b"]), backbone("small_cnn", framework)
+    data, net = (
+        ImageDataset(pixels, np.arange(8) % 2, ["a", "b"]),
+        backbone("small_cnn", framework),
+    )
 
     def stop(end):
         if end.epoch == 2:
             raise KeyboardInterrupt
 
     def go(*callbacks):
-        return fine_tune(net, data, data, Recipe("fine_tune", epochs=3), callbacks=callbacks, progress=False, checkpoint=folder)
+        return fine_tune(
+            net,
+            data,
+            data,
+            Recipe("fine_tune", epochs=3),
+            callbacks=callbacks,
+            progress=False,
+            checkpoint=folder,
+        )
 
     with pytest.raises(KeyboardInterrupt):
         go(stop)
@@ -678,10 +939,16 @@ def test_a_checkpoint_made_to_do_harm_is_refused(tmp_path):
         "a phase before the first": lambda t, s: s["at"].update(phase=-9),
         "a step too far": lambda t, s: s["at"].update(step=10**9),
         "a score of letters": lambda t, s: s["best"].update(score=["a", "b"]),
-        "moments of another shape": lambda t, s: t.update({"optimizer/0/exp_avg": np.zeros(1, np.float32)}),
-        "moments of nobody": lambda t, s: t.update({"optimizer/999/exp_avg": np.zeros(1, np.float32)}),
+        "moments of another shape": lambda t, s: t.update(
+            {"optimizer/0/exp_avg": np.zeros(1, np.float32)}
+        ),
+        "moments of nobody": lambda t, s: t.update(
+            {"optimizer/999/exp_avg": np.zeros(1, np.float32)}
+        ),
         "half of the moments": lambda t, s: t.pop("optimizer/0/exp_avg_sq"),
-        "best weights of another shape": lambda t, s: t.update({k: np.zeros(3, np.float32) for k in t if k.startswith("best ")}),
+        "best weights of another shape": lambda t, s: t.update(
+            {k: np.zeros(3, np.float32) for k in t if k.startswith("best ")}
+        ),
         "what moves is a number": lambda t, s: s.update(moving=3),
     }
     for name, change in changes.items():
@@ -713,8 +980,12 @@ def test_a_keras_checkpoint_made_to_do_harm_is_refused(tmp_path):
         "a history of numbers": lambda t, s: s.update(history=5),
         "a score of letters": lambda t, s: s["best"].update(score=["a", "b"]),
         "no tensors": lambda t, s: t.clear(),
-        "best weights of another shape": lambda t, s: t.update({k: np.zeros(3, np.float32) for k in t if k.startswith("state/")}),
-        "moments of another shape": lambda t, s: t.update({k: np.zeros(3, np.float32) for k in t if k.startswith("optimizer/")}),
+        "best weights of another shape": lambda t, s: t.update(
+            {k: np.zeros(3, np.float32) for k in t if k.startswith("state/")}
+        ),
+        "moments of another shape": lambda t, s: t.update(
+            {k: np.zeros(3, np.float32) for k in t if k.startswith("optimizer/")}
+        ),
     }
     for name, change in changes.items():
         (tmp_path / NAME).write_bytes(data)
@@ -731,8 +1002,22 @@ def test_resume_refuses_another_run_or_a_damaged_checkpoint(copy, tmp_path, caps
     for c in "ab":
         (tmp_path / "photos" / c).mkdir(parents=True)
         for i in range(4):
-            Image.new("RGB", (40, 40), (i * 60, 0, ord(c))).save(tmp_path / "photos" / c / f"{i}.png")
-    ask = ["fine-tune", str(tmp_path / "photos"), "--backbone", "small_cnn", "--epochs", "1", "--size", "32", "--resume", "--json", "--out"]
+            Image.new("RGB", (40, 40), (i * 60, 0, ord(c))).save(
+                tmp_path / "photos" / c / f"{i}.png"
+            )
+    ask = [
+        "fine-tune",
+        str(tmp_path / "photos"),
+        "--backbone",
+        "small_cnn",
+        "--epochs",
+        "1",
+        "--size",
+        "32",
+        "--resume",
+        "--json",
+        "--out",
+    ]
 
     def resumed(out):
         with pytest.raises(SystemExit) as stop:
@@ -741,7 +1026,9 @@ def test_resume_refuses_another_run_or_a_damaged_checkpoint(copy, tmp_path, caps
         assert stop.value.code == 2 and "Traceback" not in said.err, said.err
         return json.loads(said.out.splitlines()[-1])["error"]
 
-    assert "not that of a run of this command" in resumed(copy("torch")), "saved by the library, without scores"
+    assert "not that of a run of this command" in resumed(copy("torch")), (
+        "saved by the library, without scores"
+    )
     for data in (b"", b"x" * 100, pickle.dumps(Evil(tmp_path / "marker"))):
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / NAME).write_bytes(data)
@@ -762,9 +1049,23 @@ def test_predict_as_a_process_refuses_with_exit_code_two(copy, framework, tmp_pa
     (run / FILE[framework]).write_bytes(pickle.dumps(Evil(marker)))
     seal(run)
     done = subprocess.run(
-        [sys.executable, "-m", "transfer_course.cli", "predict", run, tmp_path / "a.png", "--json"], capture_output=True, text=True
+        [
+            sys.executable,
+            "-m",
+            "transfer_course.cli",
+            "predict",
+            run,
+            tmp_path / "a.png",
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 2 and "can't be read" in json.loads(done.stdout)["error"] and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "can't be read" in json.loads(done.stdout)["error"]
+        and "Traceback" not in done.stderr
+    )
     assert len(done.stderr.strip().splitlines()) == 1 and not marker.exists()
 
 

@@ -18,13 +18,17 @@ from transfer_course.vision.recipes import Recipe, fine_tune, load_result
 
 keras = load_keras()
 RECIPE = Recipe(epochs=4, batch_size=8, lr=1e-3, head_lr=1e-2, weight_decay=0.01)
-pytestmark = pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="TensorFlow's way")
+pytestmark = pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="TensorFlow's way"
+)
 
 
 @pytest.fixture(scope="module")
 def data():
     images = styles("twemoji", size=32)
-    return images.subset(np.flatnonzero(images.labels < 3)[::4]).only(images.classes[:3])
+    return images.subset(np.flatnonzero(images.labels < 3)[::4]).only(
+        images.classes[:3]
+    )
 
 
 class Small(KerasBackbone):
@@ -39,15 +43,36 @@ def net():
 def small():
     keras.utils.set_random_seed(0)
     k, x = keras.layers, keras.Input((None, None, 3))
-    y = k.ReLU()(k.BatchNormalization(name="stem_bn")(k.Conv2D(8, 5, strides=3, name="stem_conv")(x)))
-    y = k.Dropout(0.2, name="mid_drop")(k.ReLU()(k.BatchNormalization(name="mid_bn")(k.Conv2D(16, 3, strides=2, name="mid_conv")(y))))
-    body = keras.Model(x, k.GlobalAveragePooling2D()(k.ReLU()(k.Conv2D(32, 3, name="late_conv")(y))))
+    y = k.ReLU()(
+        k.BatchNormalization(name="stem_bn")(
+            k.Conv2D(8, 5, strides=3, name="stem_conv")(x)
+        )
+    )
+    y = k.Dropout(0.2, name="mid_drop")(
+        k.ReLU()(
+            k.BatchNormalization(name="mid_bn")(
+                k.Conv2D(16, 3, strides=2, name="mid_conv")(y)
+            )
+        )
+    )
+    body = keras.Model(
+        x, k.GlobalAveragePooling2D()(k.ReLU()(k.Conv2D(32, 3, name="late_conv")(y)))
+    )
     stages = {s: (s + "_",) for s in ("stem", "mid", "late")}
-    return Small(name="small", framework="keras", params=0, feature_dim=32, stages=stages, model=body)
+    return Small(
+        name="small",
+        framework="keras",
+        params=0,
+        feature_dim=32,
+        stages=stages,
+        model=body,
+    )
 
 
 def tune(net, data, recipe=RECIPE, **kwargs):
-    return fine_tune(net, data, kwargs.pop("valid", data), recipe, progress=False, **kwargs)
+    return fine_tune(
+        net, data, kwargs.pop("valid", data), recipe, progress=False, **kwargs
+    )
 
 
 def same(a, b):
@@ -84,16 +109,33 @@ def test_a_killed_run_ends_with_the_same_bits(case, net, data, tmp_path, monkeyp
     whole = tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "whole")
     for at in (2, 3):
         with pytest.raises(Killed):
-            tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "cut", callbacks=[killed_after(at)])
+            tune(
+                net,
+                data,
+                recipe,
+                valid=valid,
+                checkpoint=tmp_path / "cut",
+                callbacks=[killed_after(at)],
+            )
     assert (tmp_path / "cut" / NAME).exists()
-    monkeypatch.setattr("transfer_course.vision.features.probe_head", None)  # a resumed run brings its head along
+    monkeypatch.setattr(
+        "transfer_course.vision.features.probe_head", None
+    )  # a resumed run brings its head along
     again = tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "cut", workers=2)
     assert same(whole, again)
-    assert whole.step_losses == again.step_losses and whole.best_epoch == again.best_epoch and whole.stopped == again.stopped
-    once_more = tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "cut")  # it is finished: nothing is left to train
+    assert (
+        whole.step_losses == again.step_losses
+        and whole.best_epoch == again.best_epoch
+        and whole.stopped == again.stopped
+    )
+    once_more = tune(
+        net, data, recipe, valid=valid, checkpoint=tmp_path / "cut"
+    )  # it is finished: nothing is left to train
     assert same(whole, once_more)
     for other in (again, once_more):
-        assert [row | {"seconds": 0} for row in whole.history] == [row | {"seconds": 0} for row in other.history]
+        assert [row | {"seconds": 0} for row in whole.history] == [
+            row | {"seconds": 0} for row in other.history
+        ]
 
 
 # --- kill -9, through the command line ----------------------------------------------------------------------------------
@@ -125,8 +167,19 @@ def begin(folder, run):
         "--resume",
         "--json",
     ]
-    command = [sys.executable, "-m", "transfer_course.cli", "fine-tune", str(folder), "--out", str(run), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "transfer_course.cli",
+        "fine-tune",
+        str(folder),
+        "--out",
+        str(run),
+        *options,
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def weights(run):
@@ -153,7 +206,16 @@ def test_a_killed_process_ends_with_the_same_bits(folder, tmp_path):
     """Killed as soon as there is a checkpoint. The uninterrupted run is one of this process: another one gives the same bits."""
     from transfer_course.practice.own_folder import tune_folder
 
-    tune_folder(folder, tmp_path / "whole", framework="keras", backbone="small_cnn", strategy="gradual", epochs=8, size=32, progress=False)
+    tune_folder(
+        folder,
+        tmp_path / "whole",
+        framework="keras",
+        backbone="small_cnn",
+        strategy="gradual",
+        epochs=8,
+        size=32,
+        progress=False,
+    )
     process, run = begin(folder, tmp_path / "cut"), tmp_path / "cut"
     while process.poll() is None and not (run / NAME).exists():
         time.sleep(0.01)
@@ -162,13 +224,21 @@ def test_a_killed_process_ends_with_the_same_bits(folder, tmp_path):
     assert process.returncode == -signal.SIGKILL and not (run / "run.json").exists()
     finished(folder, run)
     assert not (run / NAME).exists(), "a finished run needs no checkpoint"
-    assert all(np.array_equal(a, b) for a, b in zip(weights(tmp_path / "whole"), weights(run), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(weights(tmp_path / "whole"), weights(run), strict=True)
+    )
 
 
 @pytest.mark.stress
 def test_twenty_kills(folder, tmp_path):
     most = finished(folder, tmp_path / "whole")
-    whole, rng, kills, runs = weights(tmp_path / "whole"), np.random.default_rng(0), 0, 0
+    whole, rng, kills, runs = (
+        weights(tmp_path / "whole"),
+        np.random.default_rng(0),
+        0,
+        0,
+    )
     while kills < 20:
         run, runs = tmp_path / f"cut{runs}", runs + 1
         for _ in range(4):
@@ -176,7 +246,9 @@ def test_twenty_kills(folder, tmp_path):
                 break
             kills += 1
         finished(folder, run)
-        assert all(np.array_equal(a, b) for a, b in zip(whole, weights(run), strict=True)), f"run {runs}, after {kills} kills"
+        assert all(
+            np.array_equal(a, b) for a, b in zip(whole, weights(run), strict=True)
+        ), f"run {runs}, after {kills} kills"
 
 
 def test_another_recipe_is_not_continued(net, data, tmp_path):
@@ -192,7 +264,11 @@ def test_a_loss_that_is_no_number_is_told_again_and_not_trained_on(net, data, tm
     file = (tmp_path / NAME).read_bytes()
     with pytest.warns(UserWarning, match="last good weights"):
         again = tune(net, data, recipe, valid=None, checkpoint=tmp_path)
-    assert same(first, again) and first.stopped == again.stopped != "" and (tmp_path / NAME).read_bytes() == file
+    assert (
+        same(first, again)
+        and first.stopped == again.stopped != ""
+        and (tmp_path / NAME).read_bytes() == file
+    )
     assert np.isfinite(again.predict(data)).all() and len(again.history) < recipe.epochs
 
 
@@ -201,7 +277,10 @@ def test_a_loss_that_is_no_number_is_told_again_and_not_trained_on(net, data, tm
 
 def test_same_seed_same_bits_with_one_worker_and_two(net, data):
     recipe = RECIPE.but(augment=0.5, epochs=2)
-    a, b, c = (tune(net, data, recipe.but(seed=s), workers=w) for s, w in ((0, 1), (0, 2), (1, 1)))
+    a, b, c = (
+        tune(net, data, recipe.but(seed=s), workers=w)
+        for s, w in ((0, 1), (0, 2), (1, 1))
+    )
     assert same(a, b) and a.step_losses == b.step_losses
     assert not same(a, c)
 
@@ -218,10 +297,22 @@ def needs_a_lot_beyond(images):
             raise MemoryError  # TensorFlow makes a ResourceExhaustedError of it
         return 0.0
 
-    return lambda step: tf.ensure_shape(tf.stop_gradient(tf.py_function(check, [tf.shape(step.labels)[0]], tf.float32)), ())
+    return lambda step: tf.ensure_shape(
+        tf.stop_gradient(tf.py_function(check, [tf.shape(step.labels)[0]], tf.float32)),
+        (),
+    )
 
 
-GENTLE = Recipe(epochs=2, batch_size=8, optimizer="sgd", momentum=0.0, lr=0.01, head_lr=0.1, schedule="constant", warmup=0.0)
+GENTLE = Recipe(
+    epochs=2,
+    batch_size=8,
+    optimizer="sgd",
+    momentum=0.0,
+    lr=0.01,
+    head_lr=0.1,
+    schedule="constant",
+    warmup=0.0,
+)
 
 
 def without_dropout():
@@ -237,8 +328,15 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_step(data):
         short = tune(net, data, GENTLE, penalty=needs_a_lot_beyond(1))
     assert len(told) == 3 and "4 pieces" in str(told[1].message)
     assert np.abs(np.subtract(plain.step_losses, short.step_losses)).max() < 1e-4
-    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(plain.model.get_weights(), short.model.get_weights(), strict=True))
-    assert [r["accuracy"] for r in plain.history] == [r["accuracy"] for r in short.history]
+    assert all(
+        np.allclose(a, b, atol=1e-4)
+        for a, b in zip(
+            plain.model.get_weights(), short.model.get_weights(), strict=True
+        )
+    )
+    assert [r["accuracy"] for r in plain.history] == [
+        r["accuracy"] for r in short.history
+    ]
 
 
 def test_no_room_for_one_image_is_one_sentence(net, data):
@@ -257,7 +355,14 @@ def test_a_run_short_of_memory_goes_on_in_pieces(net, data, tmp_path):
         warnings.simplefilter("ignore")
         whole = tune(net, data, recipe, penalty=short, checkpoint=folders[0])
         with pytest.raises(Killed):
-            tune(net, data, recipe, penalty=short, checkpoint=folders[1], callbacks=[killed_after(2)])
+            tune(
+                net,
+                data,
+                recipe,
+                penalty=short,
+                checkpoint=folders[1],
+                callbacks=[killed_after(2)],
+            )
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it need not run out a second time
         again = tune(net, data, recipe, penalty=short, checkpoint=folders[1])
@@ -267,19 +372,46 @@ def test_a_run_short_of_memory_goes_on_in_pieces(net, data, tmp_path):
 # --- the frozen part ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [dict(strategy="head"), dict(strategy="gradual", epochs=4), dict(augment=0.5, views=2, epochs=4)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(strategy="head"),
+        dict(strategy="gradual", epochs=4),
+        dict(augment=0.5, views=2, epochs=4),
+    ],
+)
 def test_what_is_frozen_runs_once_and_changes_nothing(changes, data, monkeypatch):
     net = without_dropout()
     recipe = GENTLE.but(**{"train_from": "late", **changes})
-    kept = tune(net, data, recipe, unlabelled=data, penalty=lambda step: keras.ops.mean(step.unlabelled_features) * 0.1)
+    kept = tune(
+        net,
+        data,
+        recipe,
+        unlabelled=data,
+        penalty=lambda step: keras.ops.mean(step.unlabelled_features) * 0.1,
+    )
     from transfer_course.vision import loop_keras
 
     monkeypatch.setattr(loop_keras, "freeze_point", lambda body: None)
-    plain = tune(net, data, recipe, unlabelled=data, penalty=lambda step: keras.ops.mean(step.unlabelled_features) * 0.1)
+    plain = tune(
+        net,
+        data,
+        recipe,
+        unlabelled=data,
+        penalty=lambda step: keras.ops.mean(step.unlabelled_features) * 0.1,
+    )
     assert np.abs(np.subtract(plain.step_losses, kept.step_losses)).max() < 1e-4
-    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(plain.model.get_weights(), kept.model.get_weights(), strict=True))
+    assert all(
+        np.allclose(a, b, atol=1e-4)
+        for a, b in zip(
+            plain.model.get_weights(), kept.model.get_weights(), strict=True
+        )
+    )
     for a, b in zip(plain.history, kept.history, strict=True):
-        assert a["valid_loss"] == pytest.approx(b["valid_loss"], abs=1e-4) and a["accuracy"] == b["accuracy"]
+        assert (
+            a["valid_loss"] == pytest.approx(b["valid_loss"], abs=1e-4)
+            and a["accuracy"] == b["accuracy"]
+        )
 
 
 def test_the_frozen_part_sees_each_image_once(data, monkeypatch):
@@ -290,7 +422,12 @@ def test_the_frozen_part_sees_each_image_once(data, monkeypatch):
     monkeypatch.setattr(
         loop_keras.Frozen,
         "of",
-        lambda self, key, n, images: call(self, key, n, lambda rows: (seen.extend((str(key), r) for r in rows), images(rows))[1]),
+        lambda self, key, n, images: call(
+            self,
+            key,
+            n,
+            lambda rows: (seen.extend((str(key), r) for r in rows), images(rows))[1],
+        ),
     )
     tune(without_dropout(), data, GENTLE.but(train_from="late", epochs=3))
     assert len(seen) == len(set(seen)) == 2 * len(data)  # training and validation
@@ -301,10 +438,18 @@ def test_a_frozen_part_that_a_callback_changes_is_left(data):
 
     def nudge(end):
         if end.epoch == 2:
-            end.result.backbone.model.get_layer("stem_conv").kernel.assign_add(np.full((5, 5, 3, 8), 0.01, "float32"))
+            end.result.backbone.model.get_layer("stem_conv").kernel.assign_add(
+                np.full((5, 5, 3, 8), 0.01, "float32")
+            )
 
     recipe = GENTLE.but(train_from="late", epochs=4)
     result = tune(net, data, recipe, callbacks=[nudge])
-    assert len(result.history) == 4 and result.history[-1]["loss"] != result.history[1]["loss"]
-    stem = [r.model.get_layer("stem_conv").get_weights()[0] for r in (result, tune(net, data, recipe))]
+    assert (
+        len(result.history) == 4
+        and result.history[-1]["loss"] != result.history[1]["loss"]
+    )
+    stem = [
+        r.model.get_layer("stem_conv").get_weights()[0]
+        for r in (result, tune(net, data, recipe))
+    ]
     assert not np.allclose(*stem)

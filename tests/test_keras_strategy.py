@@ -60,7 +60,11 @@ print(json.dumps(out))
 
 def run(cases):
     done = subprocess.run(
-        [sys.executable, "-c", CODE.replace("CASES", cases)], env=dict(os.environ), capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", CODE.replace("CASES", cases)],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -80,9 +84,16 @@ def found():
 def test_two_devices_end_with_what_one_ends_with(found, case):
     r = found[case]
     assert r["once"] and r["both"], "an image was seen twice or not at all"
-    assert r["losses"] < 1e-4 and r["weights"] < 1e-4 and r["history"] < 1e-3 and r["accuracy"], r
+    assert (
+        r["losses"] < 1e-4
+        and r["weights"] < 1e-4
+        and r["history"] < 1e-3
+        and r["accuracy"]
+    ), r
     assert r["logits"] < 1e-3 and (r["moved"] > 1e-5 or case != "uneven"), r
 
 
 def test_the_batches_were_not_divisible(found):
-    assert any(n % 2 for n in found["uneven"]["sizes"]) and found["one image for two"]["sizes"] == [1]
+    assert any(n % 2 for n in found["uneven"]["sizes"]) and found["one image for two"][
+        "sizes"
+    ] == [1]

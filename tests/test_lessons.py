@@ -24,13 +24,27 @@ def colab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("colab")
     venv.create(folder / "venv", with_pip=False)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
-    (site / "there_before.pth").write_text(sysconfig.get_path("purelib") + "\n")  # editable installs in it are not followed
-    argv = [str(folder / "venv" / "bin" / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (site / "there_before.pth").write_text(
+        sysconfig.get_path("purelib") + "\n"
+    )  # editable installs in it are not followed
+    argv = [
+        str(folder / "venv" / "bin" / "python"),
+        "-m",
+        "ipykernel_launcher",
+        "-f",
+        "{connection_file}",
+    ]
     spec = folder / "jupyter" / "kernels" / "colab"
     spec.mkdir(parents=True)
-    (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "like Colab", "language": "python"}))
+    (spec / "kernel.json").write_text(
+        json.dumps({"argv": argv, "display_name": "like Colab", "language": "python"})
+    )
     source = folder / "source"
-    shutil.copytree(ROOT / "transfer_course", source / "transfer_course", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "transfer_course",
+        source / "transfer_course",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     for name in ("setup.py", "settings.ini", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +61,9 @@ def said(cell):
     return "".join(o.get("text", "") for o in cell.outputs)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the venv's paths are a Unix system's")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="the venv's paths are a Unix system's"
+)
 @pytest.mark.parametrize("path", COPIES, ids=lambda p: p.stem)
 def test_run_all_reaches_the_last_cell_and_nothing_is_solved(path, tmp_path, colab):
     from nbclient import NotebookClient
@@ -56,40 +72,79 @@ def test_run_all_reaches_the_last_cell_and_nothing_is_solved(path, tmp_path, col
     nb = nbformat.read(path, as_version=4)
     for c in nb.cells:
         c.source = INSTALL.sub(rf'"{source}[\1]" --no-build-isolation', c.source)
-    NotebookClient(nb, timeout=300, kernel_name=kernel, resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(
+        nb, timeout=300, kernel_name=kernel, resources={"metadata": {"path": tmp_path}}
+    ).execute()
     code = [c for c in nb.cells if c.cell_type == "code"]
     assert code[-1].execution_count == len(code), "a cell was not run"
     for cell in code:
         if CHECK.search(cell.source):
             lines = [x for x in said(cell).splitlines() if re.match(r"[✓…✗] ", x)]
-            assert len(lines) == len(CHECK.findall(cell.source)) and not any(x.startswith("✓") for x in lines), said(cell)
-    new = {p.name.split("-")[0] for p in site.iterdir()} - {"there_before.pth", "__pycache__"}
-    assert new == {"transfer_course"}, "the first cell installs the package and replaces nothing"
+            assert len(lines) == len(CHECK.findall(cell.source)) and not any(
+                x.startswith("✓") for x in lines
+            ), said(cell)
+    new = {p.name.split("-")[0] for p in site.iterdir()} - {
+        "there_before.pth",
+        "__pycache__",
+    }
+    assert new == {"transfer_course"}, (
+        "the first cell installs the package and replaces nothing"
+    )
 
 
 @pytest.mark.parametrize("path", COPIES, ids=lambda p: p.stem)
 def test_every_exercise_has_its_cells(path):
     """Each graded name is written by the learner, checked once, and has typical wrong answers in the lesson itself."""
     (lesson,) = (ROOT / "nbs").rglob(path.name)
-    solved = "\n".join(c.source for c in nbformat.read(lesson, as_version=4).cells if c.cell_type == "code")
+    solved = "\n".join(
+        c.source
+        for c in nbformat.read(lesson, as_version=4).cells
+        if c.cell_type == "code"
+    )
     names = re.findall(r"^@exercise\ndef (\w+)\(", solved, re.MULTILINE)
-    copy = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
-    assert "SOLUTION" not in copy and "mistakes(" not in copy.replace("exercise, mistakes", "")
+    copy = "\n".join(
+        c.source
+        for c in nbformat.read(path, as_version=4).cells
+        if c.cell_type == "code"
+    )
+    assert "SOLUTION" not in copy and "mistakes(" not in copy.replace(
+        "exercise, mistakes", ""
+    )
     for name in names:
-        assert solved.count(f'check("{name}")') == 1 and re.search(rf'^mistakes\("{name}", ', solved, re.MULTILINE), name
-        assert re.search(rf"^(def {name}\(|{name} = |class {name}\b)", copy, re.MULTILINE), f"{name} has no cell for the learner"
+        assert solved.count(f'check("{name}")') == 1 and re.search(
+            rf'^mistakes\("{name}", ', solved, re.MULTILINE
+        ), name
+        assert re.search(
+            rf"^(def {name}\(|{name} = |class {name}\b)", copy, re.MULTILINE
+        ), f"{name} has no cell for the learner"
 
 
 def test_nothing_is_installed_where_the_package_is():
     """The first cell of a lesson is for Colab: it installs only if the import fails."""
     for path in COPIES:
-        first = next((c.source for c in nbformat.read(path, as_version=4).cells if "%pip" in c.source), None)
-        assert first and first.startswith("try: import transfer_course\nexcept ImportError:\n    %pip install"), path.name
+        first = next(
+            (
+                c.source
+                for c in nbformat.read(path, as_version=4).cells
+                if "%pip" in c.source
+            ),
+            None,
+        )
+        assert first and first.startswith(
+            "try:\n    import transfer_course\nexcept ImportError:\n    %pip install"
+        ), path.name
 
 
 def names_in(tree, context, inside=True):
     """Names that are read (`ast.Load`) or set (`ast.Store`) in a cell; without those set inside its functions and comprehensions if not `inside`."""
-    own = (ast.FunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    own = (
+        ast.FunctionDef,
+        ast.Lambda,
+        ast.ListComp,
+        ast.SetComp,
+        ast.DictComp,
+        ast.GeneratorExp,
+    )
     found, todo = set(), list(tree.body)
     while todo:
         node = todo.pop()
@@ -104,17 +159,29 @@ def names_in(tree, context, inside=True):
 
 def changed_later(cells):
     """(exercise, name) for every global that a grader or the learner's cell uses and that a later cell sets anew."""
-    trees = [ast.parse(re.sub(r"^( *)[%!].*$", r"\1pass", source, flags=re.MULTILINE)) for source in cells]
+    trees = [
+        ast.parse(re.sub(r"^( *)[%!].*$", r"\1pass", source, flags=re.MULTILINE))
+        for source in cells
+    ]
     sets = [names_in(t, ast.Store, inside=False) for t in trees]
     found = []
     for i, source in enumerate(cells):
         for name in re.findall(r"^@exercise\ndef (\w+)\(", source, re.MULTILINE):
             uses = set()
             for t in trees[i : i + 2]:
-                arguments = {a.arg for n in ast.walk(t) if isinstance(n, ast.FunctionDef | ast.Lambda) for a in n.args.args}
+                arguments = {
+                    a.arg
+                    for n in ast.walk(t)
+                    if isinstance(n, ast.FunctionDef | ast.Lambda)
+                    for a in n.args.args
+                }
                 uses |= names_in(t, ast.Load) - names_in(t, ast.Store) - arguments
             known = set().union(*sets[:i])
-            found += [(name, other) for later in sets[i + 2 :] for other in uses & known & later - {name}]
+            found += [
+                (name, other)
+                for later in sets[i + 2 :]
+                for other in uses & known & later - {name}
+            ]
     return found
 
 
@@ -127,21 +194,47 @@ def test_an_exercise_can_still_be_done_after_run_all(path):
 
 def test_a_name_that_a_later_cell_takes_is_found():
     grader = "@exercise\ndef f(answer, hint):\n    'Yes.'\n    hint(answer(1) == x)"
-    assert changed_later(["x = 1", grader, "def f(a):\n    return x", "x = 2"]) == [("f", "x")]
-    assert changed_later(["x = 1", grader, "def f(a):\n    return x", "def g(x):\n    x = 2\n[x for x in range(3)]"]) == []
+    assert changed_later(["x = 1", grader, "def f(a):\n    return x", "x = 2"]) == [
+        ("f", "x")
+    ]
+    assert (
+        changed_later(
+            [
+                "x = 1",
+                grader,
+                "def f(a):\n    return x",
+                "def g(x):\n    x = 2\n[x for x in range(3)]",
+            ]
+        )
+        == []
+    )
 
 
-@pytest.mark.parametrize(("kind", "wanted"), [("cpu", {"LIVE": 1, "EPOCHS": 2}), ("cuda", {"LIVE": 2, "EPOCHS": 8})])
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [("cpu", {"LIVE": 1, "EPOCHS": 2}), ("cuda", {"LIVE": 2, "EPOCHS": 8})],
+)
 def test_lessons_do_more_where_there_is_a_gpu(kind, wanted):
     """The cell in which a lesson looks at the device, told that there is one; 11 reruns all its seeds then, 12 and 13 train longer."""
     found = {}
     for path in COPIES:
         for cell in nbformat.read(path, as_version=4).cells:
-            lines = [x for x in cell.source.splitlines() if re.match(r"(LIVE|ROOMY|EPOCHS\b.*) = ", x)]
+            lines = [
+                x
+                for x in cell.source.splitlines()
+                if re.match(r"(LIVE|ROOMY|EPOCHS\b.*) = ", x)
+            ]
             if lines and "torch_device" in cell.source:
-                names = {"torch_device": lambda: type("device", (), {"type": kind}), "SEEDS": (0, 1)}
+                names = {
+                    "torch_device": lambda: type("device", (), {"type": kind}),
+                    "SEEDS": (0, 1),
+                }
                 exec("\n".join(lines), names)
-                found[path.stem] = {k: len(names[k]) if k == "LIVE" else names[k] for k in wanted if k in names}
+                found[path.stem] = {
+                    k: len(names[k]) if k == "LIVE" else names[k]
+                    for k in wanted
+                    if k in names
+                }
     assert found == {
         "11_features": {"LIVE": wanted["LIVE"]},
         "12_finetune_torch": wanted,

@@ -19,7 +19,9 @@ from transfer_course.vision.networks import (
     small_cnn,
 )
 
-pytestmark = pytest.mark.skipif(not (installed("torch") and installed("keras")), reason="needs both frameworks")
+pytestmark = pytest.mark.skipif(
+    not (installed("torch") and installed("keras")), reason="needs both frameworks"
+)
 FEW = settings(max_examples=5, deadline=None, derandomize=True)
 
 
@@ -38,7 +40,9 @@ def torch(keras):
 def pictures(n=12, size=8, classes=3, seed=0):
     """Random images and labels."""
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (n, size, size, 3), np.uint8), rng.integers(0, classes, n)
+    return rng.integers(0, 256, (n, size, size, 3), np.uint8), rng.integers(
+        0, classes, n
+    )
 
 
 def small(classes=3, seed=0, size=8):
@@ -55,13 +59,22 @@ def copies(net):
 
 
 @FEW
-@given(classes=st.integers(2, 6), size=st.integers(4, 19), widths=st.sampled_from([(2, 3), (4, 1), (3,)]), hidden=st.integers(1, 7))
-def test_both_frameworks_have_the_parameters_that_the_formula_says(classes, size, widths, hidden):
+@given(
+    classes=st.integers(2, 6),
+    size=st.integers(4, 19),
+    widths=st.sampled_from([(2, 3), (4, 1), (3,)]),
+    hidden=st.integers(1, 7),
+)
+def test_both_frameworks_have_the_parameters_that_the_formula_says(
+    classes, size, widths, hidden
+):
     channels = (3, *widths)
     blocks = sum(9 * a * b + b for a, b in zip(channels, widths, strict=False))
     flat = widths[-1] * (size // 2 ** len(widths)) ** 2
     expected = blocks + flat * hidden + hidden + hidden * classes + classes
-    t, k = (conv_classifier(f, classes, size, widths, hidden) for f in ("torch", "keras"))
+    t, k = (
+        conv_classifier(f, classes, size, widths, hidden) for f in ("torch", "keras")
+    )
     assert sum(p.numel() for p in t.parameters()) == k.count_params() == expected
 
 
@@ -73,30 +86,51 @@ def test_one_set_of_weights_gives_the_same_logits_at_every_size(size, seed):
     images = pictures(4, size)[0]
     with load_torch().inference_mode():
         expected = t(as_input(images)).numpy()
-    np.testing.assert_allclose(load_keras().ops.convert_to_numpy(k(as_input(images, "keras"))), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        load_keras().ops.convert_to_numpy(k(as_input(images, "keras"))),
+        expected,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv_classifier"])
 def test_twins_are_equal_after_three_steps_of_gradient_descent(torch, keras, kind):
     rng = np.random.default_rng(0)
     images, y = pictures(24)
-    build = (lambda f: mlp(f, (20, 7, 5, 3))) if kind == "mlp" else (lambda f: conv_classifier(f, 3, 8, (2, 3), 4))
+    build = (
+        (lambda f: mlp(f, (20, 7, 5, 3)))
+        if kind == "mlp"
+        else (lambda f: conv_classifier(f, 3, 8, (2, 3), 4))
+    )
     t, k = build("torch"), build("keras")
     copy_torch_to_keras(t.state_dict(), k)
     vectors = rng.normal(size=(24, 20)).astype("float32")
-    xt, xk = (torch.from_numpy(vectors), vectors) if kind == "mlp" else (as_input(images), as_input(images, "keras"))
+    xt, xk = (
+        (torch.from_numpy(vectors), vectors)
+        if kind == "mlp"
+        else (as_input(images), as_input(images, "keras"))
+    )
     start, steps = copies(t), torch.optim.SGD(t.parameters(), 0.1)
-    k.compile(optimizer=keras.optimizers.SGD(0.1), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    k.compile(
+        optimizer=keras.optimizers.SGD(0.1),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     for rows in np.arange(24).reshape(3, 8):
         steps.zero_grad()
-        torch.nn.functional.cross_entropy(t(xt[rows]), torch.as_tensor(y[rows])).backward()
+        torch.nn.functional.cross_entropy(
+            t(xt[rows]), torch.as_tensor(y[rows])
+        ).backward()
         steps.step()
         k.train_on_batch(xk[rows], y[rows])
     twin = build("keras")
     copy_torch_to_keras(t.state_dict(), twin)
     for ours, theirs in zip(twin.get_weights(), k.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    assert all(not torch.equal(tensor, start[name]) for name, tensor in t.state_dict().items() if name.startswith("fc"))
+    assert all(
+        not torch.equal(tensor, start[name])
+        for name, tensor in t.state_dict().items()
+        if name.startswith("fc")
+    )
 
 
 def test_dense_layers_of_the_mlp_end_without_relu_in_both(torch, keras):
@@ -105,15 +139,25 @@ def test_dense_layers_of_the_mlp_end_without_relu_in_both(torch, keras):
     x = np.random.default_rng(0).normal(size=(50, 5)).astype("float32")
     logits = keras.ops.convert_to_numpy(k(x))
     assert (logits < 0).any() and [layer.name for layer in k.layers] == ["fc1", "fc2"]
-    np.testing.assert_allclose(logits, t(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        logits, t(torch.from_numpy(x)).detach().numpy(), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("framework", ["torch", "keras"])
 def test_the_seed_decides_and_the_callers_random_numbers_go_on(torch, framework):
     def of(net):
-        return net.get_weights() if framework == "keras" else [tensor.numpy() for tensor in net.state_dict().values()]
+        return (
+            net.get_weights()
+            if framework == "keras"
+            else [tensor.numpy() for tensor in net.state_dict().values()]
+        )
 
-    for build in (mlp, lambda f, seed: conv_classifier(f, 3, 8, (2, 3), 4, seed), small_cnn):
+    for build in (
+        mlp,
+        lambda f, seed: conv_classifier(f, 3, 8, (2, 3), 4, seed),
+        small_cnn,
+    ):
         torch.manual_seed(5)
         expected = torch.rand(3)
         torch.manual_seed(5)
@@ -127,7 +171,13 @@ def test_the_seed_decides_and_the_callers_random_numbers_go_on(torch, framework)
 def test_pixels_become_the_same_numbers_for_both(torch):
     images = np.array([0, 51, 255] * 4, np.uint8).reshape(1, 2, 2, 3)
     a, b = as_input(images, "torch"), as_input(images, "keras")
-    assert a.dtype == torch.float32 and a.is_contiguous() and b.dtype == np.float32 and b.min() == -1 and b.max() == 1
+    assert (
+        a.dtype == torch.float32
+        and a.is_contiguous()
+        and b.dtype == np.float32
+        and b.min() == -1
+        and b.max() == 1
+    )
     np.testing.assert_array_equal(a.permute(0, 2, 3, 1).numpy(), b)
 
 
@@ -140,10 +190,19 @@ def test_pixels_become_the_same_numbers_for_both(torch):
         (lambda: conv_classifier("tensorflow"), "'keras'"),
         (lambda: conv_classifier("torch", size=3), "4 pixels or more"),
         (lambda: conv_classifier("keras", classes=0), "classes is 0"),
-        (lambda: as_input(np.zeros((1, 2, 2, 3), np.uint8), "numpy"), "'torch' or 'keras'"),
-        (lambda: train_net(small(), *pictures(4)[:1], np.zeros((4, 1), int), 1), r"\(4,\)"),
+        (
+            lambda: as_input(np.zeros((1, 2, 2, 3), np.uint8), "numpy"),
+            "'torch' or 'keras'",
+        ),
+        (
+            lambda: train_net(small(), *pictures(4)[:1], np.zeros((4, 1), int), 1),
+            r"\(4,\)",
+        ),
         (lambda: train_net(small(), pictures(4)[0], np.zeros(3, int), 1), r"\(4,\)"),
-        (lambda: train_net(small(), pictures(4)[0], np.array([0, 1, -1, 0]), 1), "unlabelled"),
+        (
+            lambda: train_net(small(), pictures(4)[0], np.array([0, 1, -1, 0]), 1),
+            "unlabelled",
+        ),
         (lambda: halves.prepare("guess", {}, 0), "scratch"),
     ],
 )
@@ -154,7 +213,11 @@ def test_bad_input_is_told_in_a_sentence(call, words):
 
 # --- what a load copies ---------------------------------------------------------------------------------------------------
 
-tensors = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([(2,), (3,), (2, 3), ()]).map(np.zeros), max_size=6)
+tensors = st.dictionaries(
+    st.sampled_from("abcdef"),
+    st.sampled_from([(2,), (3,), (2, 3), ()]).map(np.zeros),
+    max_size=6,
+)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -162,7 +225,9 @@ tensors = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([(2,), (3,)
 def test_every_tensor_is_in_the_report_once(file, own):
     report = compare_tensors(file, own)
     assert sorted(report.copied + report.other_shape + report.missing) == sorted(own)
-    assert sorted(report.copied + report.other_shape + report.unexpected) == sorted(file)
+    assert sorted(report.copied + report.other_shape + report.unexpected) == sorted(
+        file
+    )
     assert all(file[n].shape == own[n].shape for n in report.copied)
     assert all(file[n].shape != own[n].shape for n in report.other_shape)
 
@@ -171,10 +236,19 @@ def test_a_load_copies_what_fits_and_nothing_else(torch):
     source, net = small(5, seed=1), small(3, seed=2)
     own = copies(net)
     report = load_matching(net, source.state_dict() | {"extra": torch.ones(2)})
-    stages = ["stage1.conv.weight", "stage1.conv.bias", "stage2.conv.weight", "stage2.conv.bias"]
-    assert report == LoadReport([*stages, "fc1.weight", "fc1.bias"], ["fc2.weight", "fc2.bias"], [], ["extra"])
+    stages = [
+        "stage1.conv.weight",
+        "stage1.conv.bias",
+        "stage2.conv.weight",
+        "stage2.conv.bias",
+    ]
+    assert report == LoadReport(
+        [*stages, "fc1.weight", "fc1.bias"], ["fc2.weight", "fc2.bias"], [], ["extra"]
+    )
     for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, source.state_dict()[name] if name in report.copied else own[name])
+        assert torch.equal(
+            tensor, source.state_dict()[name] if name in report.copied else own[name]
+        )
     net.stage1.conv.weight.data.zero_()  # a copy, not the same memory
     assert source.stage1.conv.weight.abs().min() > 0
 
@@ -183,14 +257,22 @@ def test_a_load_of_which_nothing_fits_is_refused_and_changes_nothing(torch):
     net = small()
     own = copies(net)
     with pytest.raises(Damaged, match="Not one of 8 tensors fits"):
-        load_matching(net, {"module." + name: tensor + 1 for name, tensor in own.items()})
+        load_matching(
+            net, {"module." + name: tensor + 1 for name, tensor in own.items()}
+        )
     with pytest.raises(Damaged, match="Not one of 0 tensors"):
         load_matching(net, {})
-    assert all(torch.equal(tensor, own[name]) for name, tensor in net.state_dict().items())
+    assert all(
+        torch.equal(tensor, own[name]) for name, tensor in net.state_dict().items()
+    )
 
 
 def test_the_report_is_a_line_a_kind():
-    text = str(compare_tensors({"a": np.zeros(2), "c": np.zeros(1)}, {"a": np.zeros(2), "b": np.zeros(2)}))
+    text = str(
+        compare_tensors(
+            {"a": np.zeros(2), "c": np.zeros(1)}, {"a": np.zeros(2), "b": np.zeros(2)}
+        )
+    )
     assert [line.split() for line in text.split("\n")] == [
         ["copied", "1", "a"],
         ["other", "shape", "0"],
@@ -238,32 +320,57 @@ def both():
 
 def test_the_halves_share_no_class_and_no_thing(both):
     source, target = both
-    assert not set(source.classes) & set(target.classes) and len(source.classes) + len(target.classes) == 15
+    assert (
+        not set(source.classes) & set(target.classes)
+        and len(source.classes) + len(target.classes) == 15
+    )
     assert not set(source.groups) & set(target.groups)
     for seed in (0, 7):
         train, test = halves.parts(target, seed, halves.LABELS)
-        assert not set(train.groups) & set(test.groups) and set(train.counts().values()) == {halves.LABELS}
+        assert not set(train.groups) & set(test.groups) and set(
+            train.counts().values()
+        ) == {halves.LABELS}
 
 
 def test_the_record_is_whole_and_belongs_to_these_pictures(both):
     runs, about = halves.load_halves()
-    assert {(r.way, r.seed) for r in runs} == {(w, s) for w in halves.WAYS for s in halves.SEEDS} and len(runs) == 70
-    assert (about["size"], about["labels"], tuple(about["epochs"])) == (halves.SIZE, halves.LABELS, (halves.PRETRAIN_EPOCHS, halves.EPOCHS))
-    assert tuple(about["source"]) == halves.SOURCE and tuple(about["target"]) == halves.TARGET
-    assert len(about["source_accuracy"]) == 10 and min(about["source_accuracy"]) > 2 / len(halves.SOURCE)
+    assert {(r.way, r.seed) for r in runs} == {
+        (w, s) for w in halves.WAYS for s in halves.SEEDS
+    } and len(runs) == 70
+    assert (about["size"], about["labels"], tuple(about["epochs"])) == (
+        halves.SIZE,
+        halves.LABELS,
+        (halves.PRETRAIN_EPOCHS, halves.EPOCHS),
+    )
+    assert (
+        tuple(about["source"]) == halves.SOURCE
+        and tuple(about["target"]) == halves.TARGET
+    )
+    assert len(about["source_accuracy"]) == 10 and min(
+        about["source_accuracy"]
+    ) > 2 / len(halves.SOURCE)
     for r in runs[:: len(halves.WAYS)]:
         assert len(r.correct) == len(halves.parts(both[1], r.seed)[1])
 
 
 def test_every_way_gets_the_same_head_and_its_own_blocks(torch):
-    state = {name: tensor + 1 for name, tensor in conv_classifier("torch", 8, halves.SIZE, seed=9).state_dict().items()}
+    state = {
+        name: tensor + 1
+        for name, tensor in conv_classifier("torch", 8, halves.SIZE, seed=9)
+        .state_dict()
+        .items()
+    }
     nets = {way: halves.prepare(way, state, 3) for way in halves.WAYS}
     for way, net in nets.items():
-        assert torch.equal(net.fc1.weight, nets["scratch"].fc1.weight) and torch.equal(net.fc2.weight, nets["scratch"].fc2.weight)
+        assert torch.equal(net.fc1.weight, nets["scratch"].fc1.weight) and torch.equal(
+            net.fc2.weight, nets["scratch"].fc2.weight
+        )
         blocks, frozen, _ = halves.WAYS[way]
         for i in (1, 2):
             conv = net.get_submodule(f"stage{i}.conv")
-            assert torch.equal(conv.weight, state[f"stage{i}.conv.weight"]) == (i <= blocks), way
+            assert torch.equal(conv.weight, state[f"stage{i}.conv.weight"]) == (
+                i <= blocks
+            ), way
             assert conv.weight.requires_grad == (i > frozen), way
         assert net.fc1.weight.requires_grad and net.fc2.weight.requires_grad
 
@@ -275,9 +382,19 @@ def test_a_small_study_is_stored_and_read(tmp_path, monkeypatch, both):
     monkeypatch.setattr(halves, "PRETRAIN_EPOCHS", 1)
     monkeypatch.setattr(halves, "EPOCHS", 1)
     said = []
-    path = halves.study_halves(tmp_path / "halves.json", seeds=(0, 1), ways=("scratch", "frozen_2"), say=said.append)
+    path = halves.study_halves(
+        tmp_path / "halves.json",
+        seeds=(0, 1),
+        ways=("scratch", "frozen_2"),
+        say=said.append,
+    )
     runs, about = halves.load_halves(path)
-    assert [(r.way, r.seed) for r in runs] == [("scratch", 0), ("frozen_2", 0), ("scratch", 1), ("frozen_2", 1)] and len(said) == 2
+    assert [(r.way, r.seed) for r in runs] == [
+        ("scratch", 0),
+        ("frozen_2", 0),
+        ("scratch", 1),
+        ("frozen_2", 1),
+    ] and len(said) == 2
     tables, asked = halves.as_rows(runs, target)
     assert list(tables) == ["scratch", "frozen_2"]
     rows = tables["frozen_2"]

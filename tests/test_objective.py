@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfer_course.theory.descent import descend
-from transfer_course.theory.objective import Quadratic, anchor, early_stop, frozen, joint_loss, least_squares, path
+from transfer_course.theory.objective import (
+    Quadratic,
+    anchor,
+    early_stop,
+    frozen,
+    joint_loss,
+    least_squares,
+    path,
+)
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 worlds = st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(0, 10_000))
@@ -31,8 +39,14 @@ def test_the_minimiser_is_flat_and_nearest_to_the_start(w):
     end = target.minimiser(start)
     np.testing.assert_allclose(target.gradient(end), 0, atol=1e-8)
     h, V = np.linalg.eigh(target.H)
-    np.testing.assert_allclose(V[:, h < 1e-10].T @ (end - start), 0, atol=1e-8)  # no step along a valley
-    np.testing.assert_allclose(end, start + np.linalg.pinv(target.H, rcond=1e-10) @ (target.b - target.H @ start), atol=1e-6)
+    np.testing.assert_allclose(
+        V[:, h < 1e-10].T @ (end - start), 0, atol=1e-8
+    )  # no step along a valley
+    np.testing.assert_allclose(
+        end,
+        start + np.linalg.pinv(target.H, rcond=1e-10) @ (target.b - target.H @ start),
+        atol=1e-6,
+    )
 
 
 @quick
@@ -41,7 +55,9 @@ def test_along_a_path_the_target_loses_and_the_other_gains(w):
     target, source, start = world(*w)
     for other in (source, anchor(start), anchor(np.zeros(len(start)))):
         way = path(target, other, LAMBDAS, start)
-        assert (np.diff(target(way)) >= -1e-9).all() and (np.diff(other(way)) <= 1e-9).all()
+        assert (np.diff(target(way)) >= -1e-9).all() and (
+            np.diff(other(way)) <= 1e-9
+        ).all()
 
 
 @quick
@@ -49,7 +65,11 @@ def test_along_a_path_the_target_loses_and_the_other_gains(w):
 def test_ends_of_the_paths(w):
     target, source, start = world(*w)
     zero = np.zeros(len(start))
-    for other, end in ((source, source.minimiser()), (anchor(start), start), (anchor(zero), zero)):
+    for other, end in (
+        (source, source.minimiser()),
+        (anchor(start), start),
+        (anchor(zero), zero),
+    ):
         first, last = path(target, other, [0, 1e9], start)
         np.testing.assert_allclose(first, target.minimiser(start), atol=1e-8)
         np.testing.assert_allclose(last, end, atol=1e-5)
@@ -60,7 +80,10 @@ def test_ends_of_the_paths(w):
 def test_the_sources_whole_curvature_is_the_sources_data(w):
     target, source, _ = world(*w)
     np.testing.assert_allclose(
-        path(target, anchor(source.minimiser(), source.H), LAMBDAS), path(target, source, LAMBDAS), rtol=1e-6, atol=1e-8
+        path(target, anchor(source.minimiser(), source.H), LAMBDAS),
+        path(target, source, LAMBDAS),
+        rtol=1e-6,
+        atol=1e-8,
     )
 
 
@@ -70,7 +93,9 @@ def test_stopped_descent_is_its_closed_form(w, steps):
     target, _, start = world(*w)
     rate = 1 / np.linalg.eigvalsh(target.H)[-1]
     np.testing.assert_allclose(
-        early_stop(target, start, rate, steps), descend(target.gradient, start, rate=rate, steps=steps)[-1], atol=1e-8
+        early_stop(target, start, rate, steps),
+        descend(target.gradient, start, rate=rate, steps=steps)[-1],
+        atol=1e-8,
     )
     assert early_stop(target, start, rate, np.arange(7)).shape == (7, len(start))
 
@@ -91,7 +116,9 @@ def test_frozen_weights_stay_and_the_free_ones_are_optimal(w, data):
 def test_sums_and_multiples_are_those_of_the_values():
     target, source, w = world(3, 9, 1)
     many = np.random.default_rng(0).normal(size=(4, 5, 3))
-    np.testing.assert_allclose((target + 2.5 * source)(many), target(many) + 2.5 * source(many))
+    np.testing.assert_allclose(
+        (target + 2.5 * source)(many), target(many) + 2.5 * source(many)
+    )
     eps = 1e-6
     slope = [(target(w + eps * e) - target(w - eps * e)) / (2 * eps) for e in np.eye(3)]
     np.testing.assert_allclose(target.gradient(w), slope, atol=1e-6)
@@ -100,10 +127,17 @@ def test_sums_and_multiples_are_those_of_the_values():
 
 def test_one_task_is_half_the_mean_squared_error():
     rng = np.random.default_rng(0)
-    X, Y, u, v = rng.normal(size=(7, 4)), rng.normal(size=(7, 2)), rng.normal(size=(4, 3)), rng.normal(size=(3, 2))
+    X, Y, u, v = (
+        rng.normal(size=(7, 4)),
+        rng.normal(size=(7, 2)),
+        rng.normal(size=(4, 3)),
+        rng.normal(size=(3, 2)),
+    )
     other = (rng.normal(size=(5, 4)), rng.normal(size=(5, 9)))
     alone = joint_loss(u, rng.normal(size=(3, 9)), v, other, (X, Y), 0)
-    assert alone == pytest.approx(sum(least_squares(X @ u, y)(c) for y, c in zip(Y.T, v.T, strict=True)))
+    assert alone == pytest.approx(
+        sum(least_squares(X @ u, y)(c) for y, c in zip(Y.T, v.T, strict=True))
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +151,12 @@ def test_one_task_is_half_the_mean_squared_error():
         lambda: least_squares(np.ones((3, 2)), np.ones(2)),
         lambda: early_stop(Quadratic(np.eye(2), np.zeros(2)), np.ones(2), 2.5, 3),
         lambda: joint_loss(
-            np.ones((2, 2)), np.ones((2, 9)), np.ones((2, 9)), (np.ones((1, 2)), np.ones((1, 9))), (np.ones((1, 2)), np.ones((1, 2))), 1
+            np.ones((2, 2)),
+            np.ones((2, 9)),
+            np.ones((2, 9)),
+            (np.ones((1, 2)), np.ones((1, 9))),
+            (np.ones((1, 2)), np.ones((1, 2))),
+            1,
         ),
     ],
 )
@@ -128,4 +167,9 @@ def test_bad_input_is_refused_in_a_sentence(make):
 
 def test_theory_needs_no_framework():
     code = "import sys, transfer_course.theory.objective, transfer_course.theory.taxonomy as t; print(sorted({'torch', 'tensorflow', 'keras', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -46,8 +46,15 @@ def parts():
 @pytest.fixture(scope="module")
 def five_styles():
     """Identity -> part and the names of its photographs, of Five Styles."""
-    with open(files.assets_folder() / "five_styles/identities.csv", encoding="utf-8", newline="") as file:
-        return {r["identity"]: (r["part"], r["photographs"].split("; ")) for r in csv.DictReader(file)}
+    with open(
+        files.assets_folder() / "five_styles/identities.csv",
+        encoding="utf-8",
+        newline="",
+    ) as file:
+        return {
+            r["identity"]: (r["part"], r["photographs"].split("; "))
+            for r in csv.DictReader(file)
+        }
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,9 @@ def index():
     found = {}
     for name in ARCHIVES:
         with zipfile.ZipFile(FOLDER / f"{name}.zip") as z:
-            found[name] = list(csv.DictReader(io.StringIO(z.read("index.csv").decode())))
+            found[name] = list(
+                csv.DictReader(io.StringIO(z.read("index.csv").decode()))
+            )
     return found
 
 
@@ -75,7 +84,10 @@ def test_counts_are_those_of_the_page(whole, parts):
         for domain, cell in zip(PHOTO_DOMAINS, cells, strict=False):
             said = [int(n) for n in re.findall(r"\d+", cell)] or [0, 0]
             label = PHOTO_CLASSES.index(name)
-            assert said == [int(((d.labels == label) & (d.domains == domain)).sum()) for d in parts.values()]
+            assert said == [
+                int(((d.labels == label) & (d.domains == domain)).sum())
+                for d in parts.values()
+            ]
     assert f"{len(whole)} images, {len(set(whole.groups))} identities" in page
     assert len(whole) >= 450 and len(PHOTO_CLASSES) >= 11
     assert len(whole) == sum(map(len, parts.values()))
@@ -103,13 +115,23 @@ def test_sealed_here_is_sealed_in_five_styles(parts, five_styles):
 
 def test_the_same_thing_has_the_same_name_as_in_five_styles(index, whole, five_styles):
     """Every cut-out that Five Styles has too carries its identity; so does the jaguar, which is a tiger there."""
-    theirs = {name: identity for identity, (_, names) in five_styles.items() for name in names if name}
-    mine = {r["file"].split("/")[-1].removesuffix(".webp"): r["identity"] for r in index["tuxpaint"]}
+    theirs = {
+        name: identity
+        for identity, (_, names) in five_styles.items()
+        for name in names
+        if name
+    }
+    mine = {
+        r["file"].split("/")[-1].removesuffix(".webp"): r["identity"]
+        for r in index["tuxpaint"]
+    }
     shared = mine.keys() & theirs.keys()
     assert len(shared) > 180
     # the second picture of a name has a number, which may be another's in the other data set
     assert all(mine[n] == theirs[n] for n in shared)
-    assert {g for n, g in zip(whole.names, whole.groups, strict=True) if n == "jaguar"} == {"mammal/tiger"}
+    assert {
+        g for n, g in zip(whole.names, whole.groups, strict=True) if n == "jaguar"
+    } == {"mammal/tiger"}
 
 
 def test_stored_pictures_are_small_webp(index):
@@ -118,7 +140,11 @@ def test_stored_pictures_are_small_webp(index):
             for row in rows:
                 with Image.open(io.BytesIO(z.read(row["file"]))) as image:
                     assert image.format == "WEBP"
-                    side = min(image.size) if row["domain"] == "background" else max(image.size)
+                    side = (
+                        min(image.size)
+                        if row["domain"] == "background"
+                        else max(image.size)
+                    )
                     assert side <= (160 if row["domain"] == "background" else 192)
                     assert (image.mode == "RGBA") == (row["domain"] == "cutout")
     assert sum(p.stat().st_size for p in FOLDER.iterdir()) < 12e6
@@ -128,12 +154,24 @@ def test_each_picture_has_author_licence_and_source(index):
     page = (FOLDER / "README.md").read_text("utf-8")
     for name, rows in index.items():
         with zipfile.ZipFile(FOLDER / f"{name}.zip") as z:
-            assert {r["file"] for r in rows} == set(z.namelist()) - {"index.csv", "LICENSE.txt"}
+            assert {r["file"] for r in rows} == set(z.namelist()) - {
+                "index.csv",
+                "LICENSE.txt",
+            }
             assert len(z.read("LICENSE.txt")) > 5000
         for row in rows:
-            assert row["author"] and row["licence"] in LICENCES[name] and row["source"].startswith("https://")
+            assert (
+                row["author"]
+                and row["licence"] in LICENCES[name]
+                and row["source"].startswith("https://")
+            )
             if name != "tuxpaint":
-                credit = [row["file"], row["author"], row["licence"], f"<{row['source']}>"]
+                credit = [
+                    row["file"],
+                    row["author"],
+                    row["licence"],
+                    f"<{row['source']}>",
+                ]
                 assert f"| {' | '.join(credit)} |" in page
 
 
@@ -148,19 +186,32 @@ def test_identities_csv_is_the_index(index):
 
 
 def test_what_comes_back(whole):
-    assert whole.images.shape == (len(whole), 64, 64, 3) and whole.alpha.shape == (len(whole), 64, 64)
+    assert whole.images.shape == (len(whole), 64, 64, 3) and whole.alpha.shape == (
+        len(whole),
+        64,
+        64,
+    )
     assert set(whole.domains) == set(PHOTO_DOMAINS) and not whole.warnings
     scene = whole.domains == "scene"
-    assert (whole.alpha[scene] == 255).all() and (whole.alpha[~scene] == 0).any((1, 2)).all()
+    assert (whole.alpha[scene] == 255).all() and (whole.alpha[~scene] == 0).any(
+        (1, 2)
+    ).all()
     assert (whole.images[~scene][whole.alpha[~scene] == 0] == 255).all()  # white
     assert set(photos(domain="scene", size=16).domains) == {"scene"}
 
 
 def test_cut_outs_are_whole_and_leave_a_margin(whole):
     alpha = whole.alpha[whole.domains == "cutout"]
-    assert not alpha[:, :3].any() and not alpha[:, -3:].any() and not alpha[:, :, :3].any() and not alpha[:, :, -3:].any()
+    assert (
+        not alpha[:, :3].any()
+        and not alpha[:, -3:].any()
+        and not alpha[:, :, :3].any()
+        and not alpha[:, :, -3:].any()
+    )
     rows, columns = (alpha > 16).any(2).sum(1), (alpha > 16).any(1).sum(1)
-    assert (np.maximum(rows, columns) >= 54).all()  # 90 % of 64 pixels, but for soft edges
+    assert (
+        np.maximum(rows, columns) >= 54
+    ).all()  # 90 % of 64 pixels, but for soft edges
 
 
 @pytest.mark.parametrize("missing", ARCHIVES)
@@ -187,7 +238,10 @@ def test_works_without_any_one_archive(monkeypatch, whole, missing, index):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"part": "test"}, "part is 'test'; expected one of 'development', 'sealed', 'all'"),
+        (
+            {"part": "test"},
+            "part is 'test'; expected one of 'development', 'sealed', 'all'",
+        ),
         ({"domain": "cutouts"}, "Did you mean 'cutout'"),
         ({"background": "scenes"}, "Did you mean 'scene'"),
         ({"background": 255}, "background is 255"),
@@ -206,18 +260,26 @@ def test_bad_arguments(wrong, says):
 
 def test_composition_is_the_same_each_time_and_by_identity(whole, composed):
     again = photos(part="all", domain="cutout", size=64, background="scene")
-    assert np.array_equal(again.images, composed.images) and composed.digests() == again.digests()
+    assert (
+        np.array_equal(again.images, composed.images)
+        and composed.digests() == again.digests()
+    )
     pool = module._pool(module._everything()[0], [])
     for i in (0, 100, 200):
         clear = composed.alpha[i] == 0
-        assert np.array_equal(composed.images[i][clear], module._backdrop(composed.groups[i], pool, 64)[clear])
+        assert np.array_equal(
+            composed.images[i][clear],
+            module._backdrop(composed.groups[i], pool, 64)[clear],
+        )
 
 
 def test_only_the_background_changes(whole, composed):
     white = whole.subset(whole.domains == "cutout")
     solid = white.alpha == 255
     assert np.array_equal(composed.images[solid], white.images[solid])
-    assert np.array_equal(composed.alpha, white.alpha) and list(composed.names) == list(white.names)
+    assert np.array_equal(composed.alpha, white.alpha) and list(composed.names) == list(
+        white.names
+    )
     clear = white.alpha == 0
     assert (composed.images[clear] != 255).any(-1).mean() > 0.9
     both = photos("all", "scene", 64, "scene"), photos("all", "scene", 64, "white")
@@ -228,30 +290,46 @@ def border_accuracy(images, labels, groups):
     """How often a forest that sees the outermost three pixels alone is right about unseen identities."""
     turned = images.swapaxes(1, 2)
     edges = (images[:, :3], images[:, -3:], turned[:, :3], turned[:, -3:])
-    inputs = np.concatenate([e.reshape(len(images), 3, 16, 4, 3).mean((1, 3)) for e in edges], axis=1).reshape(len(images), -1)
+    inputs = np.concatenate(
+        [e.reshape(len(images), 3, 16, 4, 3).mean((1, 3)) for e in edges], axis=1
+    ).reshape(len(images), -1)
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
     forest = RandomForestClassifier(50, random_state=0)
-    return (cross_val_predict(forest, inputs, labels, groups=groups, cv=folds) == labels).mean()
+    return (
+        cross_val_predict(forest, inputs, labels, groups=groups, cv=folds) == labels
+    ).mean()
 
 
 def test_the_border_does_not_tell_the_class_of_a_composed_cut_out(composed):
     majority = np.bincount(composed.labels).max() / len(composed)
-    assert border_accuracy(composed.images, composed.labels, composed.groups) < majority + 0.05
+    assert (
+        border_accuracy(composed.images, composed.labels, composed.groups)
+        < majority + 0.05
+    )
 
 
 def test_that_test_would_notice_a_background_by_class(composed):
     pool = module._pool(module._everything()[0], [])
-    leaky = np.stack([module._backdrop(PHOTO_CLASSES[y], pool, 64) for y in composed.labels])
+    leaky = np.stack(
+        [module._backdrop(PHOTO_CLASSES[y], pool, 64) for y in composed.labels]
+    )
     assert border_accuracy(leaky, composed.labels, composed.groups) > 0.9
 
 
 def test_backgrounds_show_no_class_and_are_not_sealed(index, parts):
     rows = [r for rows in index.values() for r in rows]
     backgrounds = [r["original"] for r in rows if r["domain"] == "background"]
-    assert len(backgrounds) >= 20 and not any(r["class"] for r in rows if r["domain"] == "background")
+    assert len(backgrounds) >= 20 and not any(
+        r["class"] for r in rows if r["domain"] == "background"
+    )
     assert not set(backgrounds) & {r["original"] for r in rows if r["part"] == "sealed"}
-    used = Counter(int(np.frombuffer(_digest(g), ">u4")[0] / 2**32 * len(backgrounds)) for g in set(parts["development"].groups))
-    assert len(used) == len(backgrounds) and max(used.values()) < 25  # 209 identities over 24
+    used = Counter(
+        int(np.frombuffer(_digest(g), ">u4")[0] / 2**32 * len(backgrounds))
+        for g in set(parts["development"].groups)
+    )
+    assert (
+        len(used) == len(backgrounds) and max(used.values()) < 25
+    )  # 209 identities over 24
 
 
 def _digest(identity):
@@ -265,12 +343,24 @@ def _digest(identity):
 
 def test_the_record_of_the_study_is_complete(parts):
     runs, about = photo_budget.load_photo_budget()
-    wanted = [(method, seed) for method, seeds in photo_budget.SEEDS.items() for seed in seeds]
+    wanted = [
+        (method, seed) for method, seeds in photo_budget.SEEDS.items() for seed in seeds
+    ]
     assert sorted((r.method, r.seed) for r in runs) == sorted(wanted)
     assert {len(r.correct) for r in runs} == {len(parts["development"])}
-    assert (about["size"], about["labels"], about["folds"]) == (photo_budget.SIZE, photo_budget.LABELS, photo_budget.FOLDS)
-    assert about["scratch"] == {n: [size, r.to_dict()] for n, (size, r) in photo_budget.SCRATCH.items()}
-    assert all(set(r.chosen) <= set(photo_budget.SCRATCH) for r in runs if r.method == "scratch")
+    assert (about["size"], about["labels"], about["folds"]) == (
+        photo_budget.SIZE,
+        photo_budget.LABELS,
+        photo_budget.FOLDS,
+    )
+    assert about["scratch"] == {
+        n: [size, r.to_dict()] for n, (size, r) in photo_budget.SCRATCH.items()
+    }
+    assert all(
+        set(r.chosen) <= set(photo_budget.SCRATCH)
+        for r in runs
+        if r.method == "scratch"
+    )
     for method in photo_budget.SEEDS:
         assert not np.isnan(photo_budget.table(runs, method)).any()
 
@@ -304,11 +394,21 @@ def rcc(entries):
     nodes.append(struct.pack(">IHII", name("a"), 2, len(entries), 2) + bytes(8))
     for text, data, packed in entries:
         body = struct.pack(">I", len(data)) + zlib.compress(data) if packed else data
-        nodes.append(struct.pack(">IHHHI", name(text), int(packed), 0, 0, len(content)) + bytes(8))
+        nodes.append(
+            struct.pack(">IHHHI", name(text), int(packed), 0, 0, len(content))
+            + bytes(8)
+        )
         content += struct.pack(">I", len(body)) + body
     tree = b"".join(nodes)
     at = 20
-    return struct.pack(">4s4I", b"qres", 2, at, at + len(tree), at + len(tree) + len(content)) + tree + content + names
+    return (
+        struct.pack(
+            ">4s4I", b"qres", 2, at, at + len(tree), at + len(tree) + len(content)
+        )
+        + tree
+        + content
+        + names
+    )
 
 
 def test_the_reader_of_qt_resources(monkeypatch):
@@ -317,9 +417,16 @@ def test_the_reader_of_qt_resources(monkeypatch):
     import build_photos
 
     entries = [("é.txt", b"plain", False), ("z.txt", b"zipped" * 9, True)]
-    assert build_photos.read_rcc(rcc(entries)) == {"a/é.txt": b"plain", "a/z.txt": b"zipped" * 9}
+    assert build_photos.read_rcc(rcc(entries)) == {
+        "a/é.txt": b"plain",
+        "a/z.txt": b"zipped" * 9,
+    }
     with pytest.raises(AssertionError):
         build_photos.read_rcc(b"nope" + rcc(entries)[4:])
     text = "Copyright: A\nSource: https://x.org/1\nLicense: Public Domain\nFiles:\none.webp\ntwo.webp\n"
     found = build_photos.credits({"f/README": text.encode()})
-    assert found["f/two"] == {"author": "A", "licence": "public domain", "source": "https://x.org/1"}
+    assert found["f/two"] == {
+        "author": "A",
+        "licence": "public domain",
+        "source": "https://x.org/1",
+    }

@@ -17,8 +17,12 @@ Z = rng.gamma(0.5, 1.0, (90, 20)) * (1 + 2 * np.eye(3, 20)[y])
 def test_the_options_are_what_they_say(roots, balanced):
     probe = linear_probe(Z, y, grid=(0.03,), roots=roots, balanced=balanced)
     X = np.sqrt(Z) - np.sqrt(Z).mean(0) if roots else (Z - Z.mean(0)) / Z.std(0)
-    plain = LogisticRegression(C=0.03, max_iter=5000, tol=1e-8, class_weight="balanced" if balanced else None).fit(X, y)
-    np.testing.assert_allclose(probe.predict_proba(Z), plain.predict_proba(X), atol=2e-3)
+    plain = LogisticRegression(
+        C=0.03, max_iter=5000, tol=1e-8, class_weight="balanced" if balanced else None
+    ).fit(X, y)
+    np.testing.assert_allclose(
+        probe.predict_proba(Z), plain.predict_proba(X), atol=2e-3
+    )
 
 
 def test_options_that_do_not_fit_are_refused():

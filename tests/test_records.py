@@ -8,16 +8,24 @@ from transfer_course.practice import budget, demo, halves
 def test_demo():
     runs, _ = demo.load_records()
     wanted = set(product(("torch", "keras"), demo.STRATEGIES, demo.SEEDS))
-    assert {(r.framework, r.strategy, r.seed) for r in runs} == wanted and len(runs) == len(wanted)
+    assert {(r.framework, r.strategy, r.seed) for r in runs} == wanted and len(
+        runs
+    ) == len(wanted)
     data = demo.everything(size=64)
-    tested = {s: {k: len(i) for k, i in demo.fold(data, s).items.items()} for s in demo.SEEDS}
-    assert all({k: len(c) for k, c in r.correct.items()} == tested[r.seed] for r in runs)
+    tested = {
+        s: {k: len(i) for k, i in demo.fold(data, s).items.items()} for s in demo.SEEDS
+    }
+    assert all(
+        {k: len(c) for k, c in r.correct.items()} == tested[r.seed] for r in runs
+    )
 
 
 def test_budget():
     runs, _ = budget.load_budget()
     wanted = set(product(budget.METHODS, budget.BUDGETS, budget.SEEDS))
-    assert {(r.method, r.budget, r.seed) for r in runs} == wanted and len(runs) == len(wanted)
+    assert {(r.method, r.budget, r.seed) for r in runs} == wanted and len(runs) == len(
+        wanted
+    )
 
 
 def test_halves():

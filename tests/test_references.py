@@ -19,12 +19,18 @@ with open(NBS / "references.csv", encoding="utf-8", newline="") as f:
     READER = csv.DictReader(f)
     ROWS = list(READER)
 
-each = pytest.mark.parametrize("row", ROWS, ids=[f"{r['year']}-{r['id']}" for r in ROWS])
+each = pytest.mark.parametrize(
+    "row", ROWS, ids=[f"{r['year']}-{r['id']}" for r in ROWS]
+)
 
 
 def problems(row):
     """What is wrong with a row, in words; nothing if it is well formed."""
-    found = [f"{k} is empty or has stray spaces" for k in COLUMNS if k != "timeline" and (not row[k] or row[k] != " ".join(row[k].split()))]
+    found = [
+        f"{k} is empty or has stray spaces"
+        for k in COLUMNS
+        if k != "timeline" and (not row[k] or row[k] != " ".join(row[k].split()))
+    ]
     if not re.fullmatch(r"(19|20)\d\d", row["year"]):
         found.append("the year is no year")
     arxiv = ARXIV.fullmatch(row["id"])
@@ -41,7 +47,9 @@ def problems(row):
             found.append(f"the venue is of {year}")
     names = re.sub(r" \(editors\)$", "", row["authors"])
     names = re.sub(r" and [1-9]\d* others$", "", names).split(", ")
-    found += [f"{n!r} is not initials and a surname" for n in names if not AUTHOR.fullmatch(n)]
+    found += [
+        f"{n!r} is not initials and a surname" for n in names if not AUTHOR.fullmatch(n)
+    ]
     if len(set(names)) != len(names):
         found.append("an author twice")
     if not re.fullmatch(r"[A-Z].{20,160}\.", row["what"]) or ". " in row["what"]:
@@ -109,21 +117,42 @@ def test_the_list_is_sorted_by_year_and_nothing_is_there_twice():
     years = [int(r["year"]) for r in ROWS]
     assert years == sorted(years)
     for key in ("id", "title"):
-        assert [k for k, n in Counter(r[key].casefold() for r in ROWS).items() if n > 1] == []
+        assert [
+            k for k, n in Counter(r[key].casefold() for r in ROWS).items() if n > 1
+        ] == []
 
 
 def test_the_stations_of_the_history_are_there():
     told = {r["timeline"][:4] for r in ROWS}
-    assert {"1951", "1976", "1986", "1997", "1998", "2006", "2009", "2010", "2012", "2014", "2016"} <= told
+    assert {
+        "1951",
+        "1976",
+        "1986",
+        "1997",
+        "1998",
+        "2006",
+        "2009",
+        "2010",
+        "2012",
+        "2014",
+        "2016",
+    } <= told
 
 
 def test_the_page_shows_every_entry_with_its_link():
     cells = nbformat.read(NBS / "6_practice" / "timeline.ipynb", as_version=4).cells
-    tables = [o.data["text/html"] for c in cells for o in c.get("outputs", []) if "text/html" in o.get("data", {})]
+    tables = [
+        o.data["text/html"]
+        for c in cells
+        for o in c.get("outputs", [])
+        if "text/html" in o.get("data", {})
+    ]
     line, whole = tables
     for r in ROWS:
         kind, name = r["id"].split(":", 1)
         href = f'href="{"https://doi.org/" if kind == "doi" else "https://arxiv.org/abs/"}{name}"'
-        assert href in whole and f">{r['id']}<" in whole, f"run the notebook: {r['id']} is missing"
+        assert href in whole and f">{r['id']}<" in whole, (
+            f"run the notebook: {r['id']} is missing"
+        )
         assert (href in line) == bool(r["timeline"])
     assert whole.count("<tr>") == len(ROWS) + 1

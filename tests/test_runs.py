@@ -17,10 +17,28 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from transfer_course.engine.errors import BadValue, Damaged, InUse, NoRoom, NotFound, UserMistake
-from transfer_course.engine.runs import claim_folder, jsonable, read_run, save_run, state_of, versions
+from transfer_course.engine.errors import (
+    BadValue,
+    Damaged,
+    InUse,
+    NoRoom,
+    NotFound,
+    UserMistake,
+)
+from transfer_course.engine.runs import (
+    claim_folder,
+    jsonable,
+    read_run,
+    save_run,
+    state_of,
+    versions,
+)
 
-INFO = dict(backbone={"name": "small_cnn"}, classes=["猫", "قط", "🐈", "caf\udce9"], history=[{"loss": math.nan}])
+INFO = dict(
+    backbone={"name": "small_cnn"},
+    classes=["猫", "قط", "🐈", "caf\udce9"],
+    history=[{"loss": math.nan}],
+)
 
 
 def write(data):
@@ -28,7 +46,9 @@ def write(data):
 
 
 def save(folder, data=b"weights", framework="torch", **info):
-    info = INFO | {"versions": {"numpy": np.__version__}} | info  # given, because looking them up takes a while
+    info = (
+        INFO | {"versions": {"numpy": np.__version__}} | info
+    )  # given, because looking them up takes a while
     return save_run(folder, framework=framework, write_model=write(data), info=info)
 
 
@@ -38,10 +58,22 @@ def hidden(folder):
 
 # ---- what run.json holds
 
-plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.floats(width=32).map(np.float32)
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.floats(width=32).map(np.float32)
+)
 values = st.recursive(
     plain,
-    lambda s: st.lists(s) | st.tuples(s, s) | st.dictionaries(st.text() | st.integers(), s) | st.sets(st.integers()),
+    lambda s: (
+        st.lists(s)
+        | st.tuples(s, s)
+        | st.dictionaries(st.text() | st.integers(), s)
+        | st.sets(st.integers())
+    ),
     max_leaves=8,
 )
 
@@ -74,24 +106,40 @@ def test_versions_import_nothing():
         "import sys; from transfer_course.engine.runs import versions; v = versions(); "
         "print(v['python'], v['numpy'], [m for m in ('torch', 'tensorflow', 'keras') if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert out[0] == ".".join(map(str, sys.version_info[:3])) and out[1] == np.__version__ and out[2] == "[]"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert (
+        out[0] == ".".join(map(str, sys.version_info[:3]))
+        and out[1] == np.__version__
+        and out[2] == "[]"
+    )
     assert versions()["python"] == out[0]
 
 
 # ---- there and back
 
 
-@pytest.mark.parametrize("framework, file", [("torch", "model.safetensors"), ("keras", "model.keras")])
+@pytest.mark.parametrize(
+    "framework, file", [("torch", "model.safetensors"), ("keras", "model.keras")]
+)
 def test_round_trip(tmp_path, framework, file):
-    folder = save(tmp_path / "läufe" / "猫", framework=framework, size=96, versions=None)
+    folder = save(
+        tmp_path / "läufe" / "猫", framework=framework, size=96, versions=None
+    )
     info, model = read_run(folder)
     assert model == folder / file and model.read_bytes() == b"weights"
     assert info["format"] == 1 and info["framework"] == framework and info["size"] == 96
-    assert info["classes"] == ["猫", "قط", "🐈", "caf\\xe9"] and info["history"] == [{"loss": None}]
-    assert {"created", "model_sha256"} <= info.keys() and info["versions"]["numpy"] == np.__version__
+    assert info["classes"] == ["猫", "قط", "🐈", "caf\\xe9"] and info["history"] == [
+        {"loss": None}
+    ]
+    assert {"created", "model_sha256"} <= info.keys() and info["versions"][
+        "numpy"
+    ] == np.__version__
     assert sorted(os.listdir(folder)) == [file, "run.json"]
-    assert "猫" in (folder / "run.json").read_text(encoding="utf-8")  # readable, not escaped
+    assert "猫" in (folder / "run.json").read_text(
+        encoding="utf-8"
+    )  # readable, not escaped
 
 
 def test_saving_again_replaces(tmp_path):
@@ -114,7 +162,11 @@ def test_never_into_a_folder_of_something_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error, kind", [(OSError(errno.ENOSPC, "No space left on device"), NoRoom), (KeyboardInterrupt(), KeyboardInterrupt)]
+    "error, kind",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), NoRoom),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
 )
 def test_a_failing_writer_leaves_the_old_run(tmp_path, error, kind):
     folder = save(tmp_path / "run", b"old")
@@ -132,7 +184,9 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(BadValue, match="torch"):
         save(tmp_path / "a", framework="jax")
     with pytest.raises(BadValue, match="wrote no file"):
-        save_run(tmp_path / "b", framework="torch", write_model=lambda p: None, info=INFO)
+        save_run(
+            tmp_path / "b", framework="torch", write_model=lambda p: None, info=INFO
+        )
     with pytest.raises(BadValue, match="type object"):
         save(tmp_path / "c", extra=object())
     assert not (tmp_path / "a").exists() and not (tmp_path / "c").exists()
@@ -148,7 +202,10 @@ spoiled = {
     "a list": (lambda f: (f / "run.json").write_text("[1]"), "does not describe"),
     "deep": (lambda f: (f / "run.json").write_text("[" * 100_000), "no JSON"),
     "newer": (lambda f: (f / "run.json").write_text('{"format": 2}'), "newer"),
-    "no keys": (lambda f: (f / "run.json").write_text('{"format": 1}'), "lacks 'framework'"),
+    "no keys": (
+        lambda f: (f / "run.json").write_text('{"format": 1}'),
+        "lacks 'framework'",
+    ),
 }
 
 
@@ -164,7 +221,12 @@ def test_damage_is_named(tmp_path, how):
 def test_classes_and_framework_are_checked(tmp_path):
     folder = save(tmp_path / "run")
     info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    for key, value in (("classes", "cat"), ("framework", "../../etc"), ("model_sha256", None), ("backbone", [])):
+    for key, value in (
+        ("classes", "cat"),
+        ("framework", "../../etc"),
+        ("model_sha256", None),
+        ("backbone", []),
+    ):
         (folder / "run.json").write_text(json.dumps(info | {key: value}))
         with pytest.raises(Damaged):
             read_run(folder)
@@ -172,12 +234,20 @@ def test_classes_and_framework_are_checked(tmp_path):
 
 def test_not_there(tmp_path):
     (tmp_path / "file").touch()
-    for folder, words in ((tmp_path / "x", "no folder"), (tmp_path / "file", "is a file"), (tmp_path, "no run.json")):
+    for folder, words in (
+        (tmp_path / "x", "no folder"),
+        (tmp_path / "file", "is a file"),
+        (tmp_path, "no run.json"),
+    ):
         with pytest.raises(NotFound, match=words):
             read_run(folder)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.binary(max_size=60) | values.map(lambda v: json.dumps(jsonable(v)).encode()))
 def test_any_run_json_is_read_or_refused(tmp_path, data):
     (tmp_path / "run.json").write_bytes(data)
@@ -229,10 +299,15 @@ def test_killed_at_any_step(tmp_path, first, then):
             seen.add(None)
         save(folder, b"next", then)
         model = "model.safetensors" if then == "torch" else "model.keras"
-        assert sorted(os.listdir(folder)) == [model, "run.json"] and read_run(folder)[1].read_bytes() == b"next"
+        assert (
+            sorted(os.listdir(folder)) == [model, "run.json"]
+            and read_run(folder)[1].read_bytes() == b"next"
+        )
         if code == 0:
             break
-    assert ends == {0, 9} and step > 10  # it was killed often, and came through in the end
+    assert (
+        ends == {0, 9} and step > 10
+    )  # it was killed often, and came through in the end
     assert seen == ({b"old", b"new"} if first else {None, b"new"})
 
 
@@ -243,7 +318,11 @@ with claim_folder(sys.argv[1]) as f:
 
 @pytest.fixture
 def holder(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "run"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -253,8 +332,14 @@ def holder(tmp_path):
 
 def test_claimed_by_another_process(tmp_path, holder):
     folder = tmp_path / "run"
-    for claim in (lambda: claim_folder(folder), lambda: claim_folder(folder, resume=True)):
-        with pytest.raises(InUse, match=rf"another process \(pid {holder.pid}\)"), claim():
+    for claim in (
+        lambda: claim_folder(folder),
+        lambda: claim_folder(folder, resume=True),
+    ):
+        with (
+            pytest.raises(InUse, match=rf"another process \(pid {holder.pid}\)"),
+            claim(),
+        ):
             pass
     with pytest.raises(InUse, match="another process"):
         save(folder)
@@ -279,7 +364,11 @@ def test_claim_and_save(tmp_path):
             pass
         save(folder)
         (folder / "report.html").touch()
-    assert sorted(os.listdir(folder)) == ["model.safetensors", "report.html", "run.json"]
+    assert sorted(os.listdir(folder)) == [
+        "model.safetensors",
+        "report.html",
+        "run.json",
+    ]
     with pytest.raises(BadValue, match="finished run.*--out"), claim_folder(folder):
         pass
     with claim_folder(folder, resume=True):
@@ -334,7 +423,9 @@ def hammer(folder, data, seconds):
 def test_two_writers_and_a_reader(tmp_path):
     folder = save(tmp_path / "run", b"a" * 1000)
     context = get_context("fork" if hasattr(os, "fork") else "spawn")
-    writers = [context.Process(target=hammer, args=(folder, d, 1.0)) for d in (b"b", b"c")]
+    writers = [
+        context.Process(target=hammer, args=(folder, d, 1.0)) for d in (b"b", b"c")
+    ]
     for w in writers:
         w.start()
     seen = set()

@@ -2,7 +2,6 @@
 
 import configparser
 import filecmp
-import os
 import shutil
 import subprocess
 import sys
@@ -23,16 +22,27 @@ BY_HAND = {"__init__.py", "cli.py"}
 def test_library_is_a_fresh_export(tmp_path):
     for name in ("pyproject.toml", "settings.ini"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copytree(
+        ROOT / "nbs",
+        tmp_path / "nbs",
+        ignore=shutil.ignore_patterns(".ipynb_checkpoints"),
+    )
     (tmp_path / "transfer_course").mkdir()
     shutil.copy(ROOT / "transfer_course" / "__init__.py", tmp_path / "transfer_course")
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
-    subprocess.run([notebooks.bin_dir() / "nbdev-export"], cwd=tmp_path, check=True, env=env)
+    notebooks.export_library(tmp_path)
     ours = {p.relative_to(ROOT) for p in (ROOT / "transfer_course").rglob("*.py")}
-    fresh = {p.relative_to(tmp_path) for p in (tmp_path / "transfer_course").rglob("*.py")}
+    fresh = {
+        p.relative_to(tmp_path) for p in (tmp_path / "transfer_course").rglob("*.py")
+    }
     hand = {Path("transfer_course") / n for n in BY_HAND}
-    assert ours - hand == fresh - hand, "a module without a notebook, or a notebook that was not exported"
-    differ = [str(p) for p in sorted(fresh - hand) if not filecmp.cmp(ROOT / p, tmp_path / p, shallow=False)]
+    assert ours - hand == fresh - hand, (
+        "a module without a notebook, or a notebook that was not exported"
+    )
+    differ = [
+        str(p)
+        for p in sorted(fresh - hand)
+        if not filecmp.cmp(ROOT / p, tmp_path / p, shallow=False)
+    ]
     assert not differ, f"edited by hand or not exported: {differ}; run `make export`"
 
 
@@ -40,19 +50,26 @@ def test_unsolved_copies_are_fresh(tmp_path):
     made = notebooks.write_lessons(tmp_path)
     folder = ROOT / "transfer_course" / "lessons"
     assert {p.name for p in made} == {p.name for p in folder.glob("*.ipynb")}
-    assert [p.name for p in made if p.read_bytes() != (folder / p.name).read_bytes()] == []
+    assert [
+        p.name for p in made if p.read_bytes() != (folder / p.name).read_bytes()
+    ] == []
 
 
 def code_of(*sources):
     """What a learner gets of these code cells."""
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     cells[0].outputs = [nbformat.v4.new_output("stream", text="42")]
-    nb = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    nb = nbformat.v4.new_notebook(
+        cells=cells,
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
     return notebooks.unsolved(nb, "x.ipynb").cells
 
 
 def test_unsolved_copies_hide_solutions_and_outputs():
-    (out,) = code_of("#| export\ndef f(x):\n    # BEGIN SOLUTION\n    return 42\n    # END SOLUTION\n")
+    (out,) = code_of(
+        "#| export\ndef f(x):\n    # BEGIN SOLUTION\n    return 42\n    # END SOLUTION\n"
+    )
     assert out.source == "def f(x):\n    ..." and not out.outputs
     (out,) = code_of('my_choice = "b"  # SOLUTION, for a reason\nother = 1')
     assert out.source == "my_choice = ...\nother = 1"
@@ -65,13 +82,18 @@ def test_a_repair_exercise_shows_the_broken_lines():
 
 
 def test_graders_are_folded_and_wrong_answers_left_out():
-    grader, after = code_of("@exercise\ndef f(answer, hint):\n    'Yes.'", "#| hide\nmistakes('f', {})", "print(1)")
+    grader, after = code_of(
+        "@exercise\ndef f(answer, hint):\n    'Yes.'",
+        "#| hide\nmistakes('f', {})",
+        "print(1)",
+    )
     assert grader.metadata.jupyter.source_hidden and after.source == "print(1)"
 
 
 def test_learners_copies_open_in_colab():
     nb = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_markdown_cell("# A lesson")], metadata={"kernelspec": {"name": "python3", "display_name": "x"}}
+        cells=[nbformat.v4.new_markdown_cell("# A lesson")],
+        metadata={"kernelspec": {"name": "python3", "display_name": "x"}},
     )
     (first,) = notebooks.unsolved(nb, "07_data.ipynb").cells
     assert first.source.endswith("/blob/main/transfer_course/lessons/07_data.ipynb)")
@@ -105,11 +127,27 @@ def test_notebooks_are_stored_with_outputs_and_clean(path):
 
 
 def test_no_path_of_a_machine_and_no_host_of_a_registry_is_stored():
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split() or []
+    tracked = (
+        subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.split()
+        or []
+    )
     for name in tracked:
         path = ROOT / name
         if (
-            path.suffix in {".ipynb", ".py", ".md", ".json", ".ini", ".toml", ".txt", ".yml", ".cff"}
+            path.suffix
+            in {
+                ".ipynb",
+                ".py",
+                ".md",
+                ".json",
+                ".ini",
+                ".toml",
+                ".txt",
+                ".yml",
+                ".cff",
+            }
             and path.exists()
             and name != "tests/test_sync.py"
         ):

@@ -7,10 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfer_course.theory.taxonomy import Domain, Problem, Task, derive, map_predicates, setting, weighted_least_squares
+from transfer_course.theory.taxonomy import (
+    Domain,
+    Problem,
+    Task,
+    derive,
+    map_predicates,
+    setting,
+    weighted_least_squares,
+)
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
-DOMAINS = [Domain("pictures", "photos"), Domain("pictures", "sketches"), Domain("words", "photos")]
+DOMAINS = [
+    Domain("pictures", "photos"),
+    Domain("pictures", "sketches"),
+    Domain("words", "photos"),
+]
 TASKS = [Task(["a", "b"], "what"), Task(["a", "c"], "what"), Task(["a", "b"], "where")]
 CASES = list(product(DOMAINS, TASKS, (0, 3), (0, 3), (0, 3)))
 
@@ -23,15 +35,40 @@ def test_the_name_is_the_definition(domain, task, s, t, u):
     assert (found.name == "no transfer") == (same_domain and same_task)
     assert (found.name == "inductive") == (not same_task and t > 0)
     assert (found.name == "unsupervised") == (not same_task and s == t == 0 and u > 0)
-    assert (found.name == "transductive") == (same_task and not same_domain and s > 0 and t == 0 and u > 0)
+    assert (found.name == "transductive") == (
+        same_task and not same_domain and s > 0 and t == 0 and u > 0
+    )
     assert (found.spaces == "heterogeneous") == (domain is DOMAINS[2])
-    assert found.name in ("no transfer", "inductive", "unsupervised", "transductive", "none of the three") and found.also
+    assert (
+        found.name
+        in (
+            "no transfer",
+            "inductive",
+            "unsupervised",
+            "transductive",
+            "none of the three",
+        )
+        and found.also
+    )
 
 
 def test_self_taught_learning_is_inductive_and_a_shift_with_target_labels_has_no_name_of_the_three():
-    assert setting(Problem(DOMAINS[0], TASKS[1], 0, 9), Problem(DOMAINS[1], TASKS[0], 5)).also == "self-taught learning"
-    assert setting(Problem(DOMAINS[0], TASKS[0], 9), Problem(DOMAINS[1], TASKS[0], 5, 9)).also == "supervised domain adaptation"
-    assert setting(Problem(DOMAINS[0], TASKS[0], 9), Problem(DOMAINS[1], TASKS[0])).also == "domain generalisation"
+    assert (
+        setting(
+            Problem(DOMAINS[0], TASKS[1], 0, 9), Problem(DOMAINS[1], TASKS[0], 5)
+        ).also
+        == "self-taught learning"
+    )
+    assert (
+        setting(
+            Problem(DOMAINS[0], TASKS[0], 9), Problem(DOMAINS[1], TASKS[0], 5, 9)
+        ).also
+        == "supervised domain adaptation"
+    )
+    assert (
+        setting(Problem(DOMAINS[0], TASKS[0], 9), Problem(DOMAINS[1], TASKS[0])).also
+        == "domain generalisation"
+    )
 
 
 def test_a_task_is_its_set_of_labels_and_its_rule():
@@ -60,18 +97,29 @@ def test_bad_input_is_refused_in_a_sentence(make):
 
 
 @quick
-@given(st.lists(st.integers(0, 3), min_size=6, max_size=6).filter(lambda w: sum(x > 0 for x in w) >= 2), st.integers(0, 99))
+@given(
+    st.lists(st.integers(0, 3), min_size=6, max_size=6).filter(
+        lambda w: sum(x > 0 for x in w) >= 2
+    ),
+    st.integers(0, 99),
+)
 def test_a_weight_of_three_is_three_copies(weights, seed):
     rng = np.random.default_rng(seed)
     X, y = rng.normal(size=(6, 2)), rng.normal(size=6)
     copies = np.repeat(np.arange(6), weights)
     want = np.linalg.lstsq(X[copies], y[copies], rcond=None)[0]
     np.testing.assert_allclose(weighted_least_squares(X, y, weights), want, atol=1e-8)
-    np.testing.assert_allclose(weighted_least_squares(X, y, 7 * np.array(weights)), want, atol=1e-8)
+    np.testing.assert_allclose(
+        weighted_least_squares(X, y, 7 * np.array(weights)), want, atol=1e-8
+    )
 
 
 things = st.sampled_from("abc")
-facts_of = st.sets(st.tuples(st.sampled_from(["p", "q"]), things, things) | st.tuples(st.just("one"), things), max_size=12)
+facts_of = st.sets(
+    st.tuples(st.sampled_from(["p", "q"]), things, things)
+    | st.tuples(st.just("one"), things),
+    max_size=12,
+)
 RULES = [
     (("head", "X", "Z"), ("p", "X", "Y"), ("q", "Y", "Z")),
     (("head", "X"), ("p", "X", "X")),
@@ -97,8 +145,16 @@ def test_derive_is_trying_every_assignment(rule, facts):
 @given(st.permutations(["u", "v", "w"]))
 def test_a_renamed_domain_is_mapped_back(names):
     rule = (("boss", "X", "Y"), ("team", "X", "T"), ("leads", "Y", "T"))
-    facts = {("team", "a", "1"), ("team", "b", "1"), ("team", "c", "2"), ("leads", "d", "1"), ("leads", "e", "2")}
+    facts = {
+        ("team", "a", "1"),
+        ("team", "b", "1"),
+        ("team", "c", "2"),
+        ("leads", "d", "1"),
+        ("leads", "e", "2"),
+    }
     to = dict(zip(["boss", "team", "leads"], names, strict=True))
     there = {(to[f[0]], *f[1:]) for f in facts | derive(rule, facts)}
     found, agreement = map_predicates(rule, there)
-    assert agreement == 1 and derive(found, there) == {f for f in there if f[0] == to["boss"]}
+    assert agreement == 1 and derive(found, there) == {
+        f for f in there if f[0] == to["boss"]
+    }

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfer_course.theory import training
-from transfer_course.theory.training import BatchNorm, activation, clip_by_norm, dropout, gradient_flow, init_weights, k_fold
+from transfer_course.theory.training import (
+    BatchNorm,
+    activation,
+    clip_by_norm,
+    dropout,
+    gradient_flow,
+    init_weights,
+    k_fold,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -37,8 +45,12 @@ def arrays(keras, value):
 
 def test_only_numpy_and_its_own_room_are_imported():
     tree = ast.parse(Path(training.__file__).read_text(encoding="utf-8"))
-    froms = {(n.level, n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    plain = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    froms = {
+        (n.level, n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)
+    }
+    plain = {
+        a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names
+    }
     assert plain == {"numpy"} and froms == {(1, "losses")}
 
 
@@ -46,7 +58,10 @@ def test_only_numpy_and_its_own_room_are_imported():
 
 
 @few
-@given(st.lists(numbers, min_size=1, max_size=20), st.sampled_from(["relu", "tanh", "sigmoid", "identity"]))
+@given(
+    st.lists(numbers, min_size=1, max_size=20),
+    st.sampled_from(["relu", "tanh", "sigmoid", "identity"]),
+)
 def test_values_and_slopes_are_finite_and_slopes_never_exceed_one(x, kind):
     value, slope = activation(np.array(x), kind)
     assert np.isfinite(value).all() and (slope >= 0).all() and (slope <= 1).all()
@@ -54,7 +69,10 @@ def test_values_and_slopes_are_finite_and_slopes_never_exceed_one(x, kind):
 
 
 @few
-@given(st.lists(numbers, min_size=2, max_size=20), st.sampled_from(["relu", "tanh", "sigmoid", "identity"]))
+@given(
+    st.lists(numbers, min_size=2, max_size=20),
+    st.sampled_from(["relu", "tanh", "sigmoid", "identity"]),
+)
 def test_activations_never_fall(x, kind):
     assert (np.diff(activation(np.sort(x), kind)[0]) >= -1e-12).all()
 
@@ -75,15 +93,25 @@ def test_an_unknown_activation_is_named_with_those_that_exist():
 
 @pytest.mark.parametrize(
     "kind,torch_name,keras_name",
-    [("he", "kaiming_normal_", "HeNormal"), ("xavier", "xavier_normal_", "GlorotNormal"), ("lecun", None, "LecunNormal")],
+    [
+        ("he", "kaiming_normal_", "HeNormal"),
+        ("xavier", "xavier_normal_", "GlorotNormal"),
+        ("lecun", None, "LecunNormal"),
+    ],
 )
-def test_starts_spread_as_those_of_both_frameworks(torch, keras, kind, torch_name, keras_name):
+def test_starts_spread_as_those_of_both_frameworks(
+    torch, keras, kind, torch_name, keras_name
+):
     ours = init_weights(300, 200, kind)
-    theirs = [arrays(keras, getattr(keras.initializers, keras_name)(seed=0)((300, 200)))]
+    theirs = [
+        arrays(keras, getattr(keras.initializers, keras_name)(seed=0)((300, 200)))
+    ]
     if torch_name:
         torch.manual_seed(0)
         how = {"nonlinearity": "relu"} if kind == "he" else {}
-        theirs.append(getattr(torch.nn.init, torch_name)(torch.empty(200, 300), **how).numpy())
+        theirs.append(
+            getattr(torch.nn.init, torch_name)(torch.empty(200, 300), **how).numpy()
+        )
     assert abs(ours.mean()) < 5 * ours.std() / ours.size**0.5
     assert all(abs(ours.std() / t.std() - 1) < 0.02 for t in theirs)
 
@@ -95,13 +123,17 @@ def test_a_number_is_a_scale_and_zeros_are_zeros():
 
 def test_one_generator_gives_different_layers_and_one_seed_the_same():
     rng = np.random.default_rng(0)
-    assert not np.array_equal(init_weights(3, 3, seed=rng), init_weights(3, 3, seed=rng))
+    assert not np.array_equal(
+        init_weights(3, 3, seed=rng), init_weights(3, 3, seed=rng)
+    )
     assert np.array_equal(init_weights(3, 3, seed=1), init_weights(3, 3, seed=1))
 
 
 @pytest.mark.parametrize("kind", ["glorot", -1.0])
 def test_a_start_that_does_not_exist_is_refused(kind):
-    with pytest.raises(ValueError, match="expected he, lecun, xavier, zeros, or a number"):
+    with pytest.raises(
+        ValueError, match="expected he, lecun, xavier, zeros, or a number"
+    ):
         init_weights(3, 3, kind)
 
 
@@ -110,15 +142,24 @@ def test_a_start_that_does_not_exist_is_refused(kind):
 
 @pytest.mark.parametrize(
     "kind,scale,residual,norm",
-    [("relu", "he", 0.0, False), ("sigmoid", 1.0, 0.5, False), ("tanh", 3.0, 0.0, True), ("relu", 1.0, 1.0, True)],
+    [
+        ("relu", "he", 0.0, False),
+        ("sigmoid", 1.0, 0.5, False),
+        ("tanh", 3.0, 0.0, True),
+        ("relu", 1.0, 1.0, True),
+    ],
 )
-def test_gradient_flow_is_what_autograd_finds_in_the_same_network(torch, kind, scale, residual, norm):
+def test_gradient_flow_is_what_autograd_finds_in_the_same_network(
+    torch, kind, scale, residual, norm
+):
     depth, width, batch = 6, 12, 10
     rng = np.random.default_rng(3)
     h = [torch.tensor(rng.normal(size=(batch, width)), requires_grad=True)]
     for _ in range(depth):
         z = h[-1] @ torch.tensor(init_weights(width, width, scale, rng))
-        y = getattr(torch, kind)(torch.nn.functional.batch_norm(z, None, None, training=True) if norm else z)
+        y = getattr(torch, kind)(
+            torch.nn.functional.batch_norm(z, None, None, training=True) if norm else z
+        )
         h.append(h[-1] + residual * y if residual else y)
     top = torch.tensor(rng.normal(size=(batch, width)))
     lengths = [g.norm().item() for g in torch.autograd.grad(h[-1], h, top / top.norm())]
@@ -138,12 +179,17 @@ def test_identity_layers_with_residual_branch_of_zero_weights_pass_everything():
 
 
 @few
-@given(st.lists(st.lists(numbers, min_size=1, max_size=5), min_size=1, max_size=4), st.floats(1e-3, 1e3))
+@given(
+    st.lists(st.lists(numbers, min_size=1, max_size=5), min_size=1, max_size=4),
+    st.floats(1e-3, 1e3),
+)
 def test_clipping_bounds_the_length_and_keeps_the_direction(grads, limit):
     grads = [np.array(g) for g in grads]
     clipped, before = clip_by_norm(grads, limit)
     flat, long = np.concatenate(clipped), np.concatenate(grads)
-    assert np.linalg.norm(flat) <= limit * (1 + 1e-9) and np.isclose(before, np.linalg.norm(long))
+    assert np.linalg.norm(flat) <= limit * (1 + 1e-9) and np.isclose(
+        before, np.linalg.norm(long)
+    )
     assert np.allclose(flat * np.linalg.norm(long), long * np.linalg.norm(flat))
     assert before > limit or np.array_equal(flat, long)
 
@@ -152,12 +198,16 @@ def test_clipping_is_that_of_both_frameworks(torch, keras):
     rng = np.random.default_rng(0)
     grads = [rng.normal(size=(3, 4)), rng.normal(size=5)]
     ours, before = clip_by_norm(grads, 0.7)
-    params = [torch.nn.Parameter(torch.zeros(g.shape, dtype=torch.float64)) for g in grads]
+    params = [
+        torch.nn.Parameter(torch.zeros(g.shape, dtype=torch.float64)) for g in grads
+    ]
     for p, g in zip(params, grads, strict=True):
         p.grad = torch.tensor(g)
     assert np.isclose(torch.nn.utils.clip_grad_norm_(params, 0.7).item(), before)
     variables = [keras.Variable(np.zeros(g.shape, "float32")) for g in grads]
-    keras.optimizers.SGD(1.0, global_clipnorm=0.7).apply([keras.ops.convert_to_tensor(g.astype("float32")) for g in grads], variables)
+    keras.optimizers.SGD(1.0, global_clipnorm=0.7).apply(
+        [keras.ops.convert_to_tensor(g.astype("float32")) for g in grads], variables
+    )
     for o, p, v in zip(ours, params, variables, strict=True):
         np.testing.assert_allclose(o, p.grad.numpy(), rtol=1e-6)
         np.testing.assert_allclose(o, -arrays(keras, v), rtol=1e-4, atol=1e-6)
@@ -166,7 +216,9 @@ def test_clipping_is_that_of_both_frameworks(torch, keras):
 def test_a_gradient_within_the_limit_is_never_lengthened():
     grads = [np.array([0.3]), np.array([[0.4]])]
     clipped, before = clip_by_norm(grads, 1)
-    assert np.isclose(before, 0.5) and all(np.array_equal(c, g) for c, g in zip(clipped, grads, strict=True))
+    assert np.isclose(before, 0.5) and all(
+        np.array_equal(c, g) for c, g in zip(clipped, grads, strict=True)
+    )
 
 
 def test_clipping_leaves_zeros_and_refuses_what_no_factor_mends():
@@ -191,33 +243,66 @@ def test_in_training_each_column_has_mean_beta_and_deviation_gamma(n, spread, ce
     np.testing.assert_allclose(y.std(0), bn.gamma, rtol=1e-6)
 
 
-def test_running_statistics_of_images_follow_both_frameworks_over_five_steps(torch, keras):
+def test_running_statistics_of_images_follow_both_frameworks_over_five_steps(
+    torch, keras
+):
     rng = np.random.default_rng(0)
     t_bn = torch.nn.BatchNorm2d(3, dtype=torch.float64)
     k_bn = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
-    like_torch, like_keras = BatchNorm(3), BatchNorm(3, momentum=0.1, eps=1e-5, unbiased=False)
+    like_torch, like_keras = (
+        BatchNorm(3),
+        BatchNorm(3, momentum=0.1, eps=1e-5, unbiased=False),
+    )
     for step in range(5):
-        x = rng.normal(step, 1 + step, (2, 4, 4, 3))  # few pixels, so that N and N − 1 differ visibly
+        x = rng.normal(
+            step, 1 + step, (2, 4, 4, 3)
+        )  # few pixels, so that N and N − 1 differ visibly
         rows = x.reshape(-1, 3)
-        theirs = t_bn(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
-        np.testing.assert_allclose(like_torch(rows, training=True), theirs.reshape(-1, 3), atol=1e-10)
+        theirs = (
+            t_bn(torch.tensor(x.transpose(0, 3, 1, 2)))
+            .detach()
+            .numpy()
+            .transpose(0, 2, 3, 1)
+        )
+        np.testing.assert_allclose(
+            like_torch(rows, training=True), theirs.reshape(-1, 3), atol=1e-10
+        )
         out = arrays(keras, k_bn(x.astype("float32"), training=True))
-        np.testing.assert_allclose(like_keras(rows, training=True), out.reshape(-1, 3), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            like_keras(rows, training=True), out.reshape(-1, 3), rtol=1e-4, atol=1e-4
+        )
     np.testing.assert_allclose(like_torch.var, t_bn.running_var.numpy(), rtol=1e-10)
     np.testing.assert_allclose(like_torch.mean, t_bn.running_mean.numpy(), rtol=1e-10)
-    np.testing.assert_allclose(like_keras.var, arrays(keras, k_bn.moving_variance), rtol=1e-4)
-    assert not np.allclose(like_torch.var, like_keras.var, rtol=1e-3)  # the two conventions are two
+    np.testing.assert_allclose(
+        like_keras.var, arrays(keras, k_bn.moving_variance), rtol=1e-4
+    )
+    assert not np.allclose(
+        like_torch.var, like_keras.var, rtol=1e-3
+    )  # the two conventions are two
 
 
 def test_gradients_of_scale_and_shift_are_autograds(torch):
     rng = np.random.default_rng(1)
-    x, g, bn, t_bn = rng.normal(size=(7, 4)), rng.normal(size=(7, 4)), BatchNorm(4), torch.nn.BatchNorm1d(4, dtype=torch.float64)
+    x, g, bn, t_bn = (
+        rng.normal(size=(7, 4)),
+        rng.normal(size=(7, 4)),
+        BatchNorm(4),
+        torch.nn.BatchNorm1d(4, dtype=torch.float64),
+    )
     bn.gamma, bn.beta = rng.normal(size=(2, 4))
-    t_bn.load_state_dict({**t_bn.state_dict(), "weight": torch.tensor(bn.gamma), "bias": torch.tensor(bn.beta)})
+    t_bn.load_state_dict(
+        {
+            **t_bn.state_dict(),
+            "weight": torch.tensor(bn.gamma),
+            "bias": torch.tensor(bn.beta),
+        }
+    )
     for training_mode in (True, False):
         tx = torch.tensor(x, requires_grad=True)
         bn(x, training_mode)
-        theirs = torch.autograd.grad(t_bn.train(training_mode)(tx), [tx, t_bn.weight, t_bn.bias], torch.tensor(g))
+        theirs = torch.autograd.grad(
+            t_bn.train(training_mode)(tx), [tx, t_bn.weight, t_bn.bias], torch.tensor(g)
+        )
         for ours, their in zip(bn.backward(g), theirs, strict=True):
             np.testing.assert_allclose(ours, their.numpy(), atol=1e-10)
 
@@ -227,7 +312,9 @@ def test_evaluation_changes_nothing_and_knows_no_neighbours():
     bn(x, training=True)
     mean, var = bn.mean.copy(), bn.var.copy()
     together = bn(x, training=False)
-    np.testing.assert_allclose(together, np.vstack([bn(row[None], training=False) for row in x]))
+    np.testing.assert_allclose(
+        together, np.vstack([bn(row[None], training=False) for row in x])
+    )
     assert np.array_equal(mean, bn.mean) and np.array_equal(var, bn.var)
 
 
@@ -246,7 +333,9 @@ def test_one_row_cannot_train_and_leaves_the_statistics_alone():
 def test_dropout_gives_zero_or_the_scaled_value_and_says_its_slope(p, seed):
     x = np.arange(1.0, 201)
     y, slope = dropout(x, p, np.random.default_rng(seed))
-    assert np.array_equal(y, x * slope) and all(np.isclose(s, 0) or np.isclose(s, 1 / (1 - p)) for s in np.unique(slope))
+    assert np.array_equal(y, x * slope) and all(
+        np.isclose(s, 0) or np.isclose(s, 1 / (1 - p)) for s in np.unique(slope)
+    )
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -258,7 +347,9 @@ def test_the_share_dropped_is_p_and_the_mean_stays(p):
 
 def test_evaluation_is_the_identity_and_draws_nothing():
     rng, fresh = np.random.default_rng(0), np.random.default_rng(0)
-    assert np.array_equal(dropout(np.arange(5), 0.5, rng, training=False)[0], np.arange(5))
+    assert np.array_equal(
+        dropout(np.arange(5), 0.5, rng, training=False)[0], np.arange(5)
+    )
     assert rng.random() == fresh.random()
 
 
@@ -283,7 +374,9 @@ def test_each_example_is_held_out_once_and_trains_otherwise(n, k, seed):
 def test_parts_have_the_sizes_of_scikit_learns():
     from sklearn.model_selection import KFold
 
-    theirs = [len(v) for _, v in KFold(5, shuffle=True, random_state=0).split(np.zeros(23))]
+    theirs = [
+        len(v) for _, v in KFold(5, shuffle=True, random_state=0).split(np.zeros(23))
+    ]
     assert [len(v) for _, v in k_fold(23, 5)] == theirs
 
 
@@ -294,13 +387,22 @@ def test_a_number_of_parts_that_cannot_be_is_refused(n, k):
 
 
 def test_the_exercise_on_early_stopping_does_what_keras_does(keras):
-    cells = json.loads((ROOT / "nbs/1_theory/04_training.ipynb").read_text(encoding="utf-8"))["cells"]
-    solution = next("".join(c["source"]) for c in cells if "".join(c["source"]).startswith("def early_stop("))
+    cells = json.loads(
+        (ROOT / "nbs/1_theory/04_training.ipynb").read_text(encoding="utf-8")
+    )["cells"]
+    solution = next(
+        "".join(c["source"])
+        for c in cells
+        if "".join(c["source"]).startswith("def early_stop(")
+    )
     room = {"np": np}
     exec(solution, room)
     for seed in range(20):
         losses = np.random.default_rng(seed).random(12).round(1).tolist()
-        model, stop = type("Model", (), {"stop_training": False})(), keras.callbacks.EarlyStopping(patience=3, mode="min")
+        model, stop = (
+            type("Model", (), {"stop_training": False})(),
+            keras.callbacks.EarlyStopping(patience=3, mode="min"),
+        )
         stop.set_model(model)
         stop.on_train_begin()
         for epoch, loss in enumerate(losses):

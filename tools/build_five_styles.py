@@ -109,7 +109,9 @@ LEFT_OUT_PHOTOS = {
     "thin poles, nothing left at 64 pixels": "sports/rugby_goal_posts",
     "no class of ours": "animals/amphibians/frog animals/amphibians/frog-1 animals/lizards/iguana",
 }
-WHY_NOT = {stem: why for why, stems in LEFT_OUT_PHOTOS.items() for stem in stems.split()}
+WHY_NOT = {
+    stem: why for why, stems in LEFT_OUT_PHOTOS.items() for stem in stems.split()
+}
 
 # ---------------------------------------------------------------- what a picture is called
 
@@ -186,7 +188,18 @@ PHOTO_NAMES = {
 
 # 1. By name. A name's noun: cut it at the first of CUT, drop these words, take what is last, in the singular. One noun
 #    in one class is one identity, in all styles. A face has no noun: there the whole name counts until joined below.
-CUT = {"with", "without", "of", "in", "on", "and", "fluttering", "eating", "grazing", "from"}
+CUT = {
+    "with",
+    "without",
+    "of",
+    "in",
+    "on",
+    "and",
+    "fluttering",
+    "eating",
+    "grazing",
+    "from",
+}
 DROP = """
     a an arrival baby big black blue brown colourful departure eared face facing front golden green
     large little male man's oncoming pink red sitting sleeping sliced small the two white wild woman's
@@ -260,7 +273,11 @@ JOINS = {
         "sailboat, chinese sailing ship",
         "motor scooter, motorcycle",
     ],
-    "dish": ["pot of food, shallow pan of food", "bread, baguette bread", "ice cream, shaved ice"],
+    "dish": [
+        "pot of food, shallow pan of food",
+        "bread, baguette bread",
+        "ice cream, shaved ice",
+    ],
     "mammal": [
         "cow, bull, ox, zebu",
         "blue gnu, gnu calf",
@@ -306,8 +323,17 @@ JOINS = {
         "leafless tree, birch in winter",
         "mushroom, cep",
     ],
-    "sport": ["tennis, tennis ball, tennis racket", "cricket game, cricket ball", "baseball, softball"],
-    "tool": ["shovel, garden spade", "hammer, large metal mallet, pick", "chains, link", "dagger, crossed swords"],
+    "sport": [
+        "tennis, tennis ball, tennis racket",
+        "cricket game, cricket ball",
+        "baseball, softball",
+    ],
+    "tool": [
+        "shovel, garden spade",
+        "hammer, large metal mallet, pick",
+        "chains, link",
+        "dagger, crossed swords",
+    ],
     "sealife": ["seal, sea lion"],
     "bird": [
         "chicken, brown hen",
@@ -390,7 +416,11 @@ def identities(rows: list[dict]) -> list[tuple[float, str, str, str, str]]:
     for c, lines in JOINS.items():
         for line in lines:
             first, *rest = line.split(", ")
-            missing = [n for n in (first, *rest) if not any(k == c and noun(x, c) == noun(n, c) for k, x in known)]
+            missing = [
+                n
+                for n in (first, *rest)
+                if not any(k == c and noun(x, c) == noun(n, c) for k, x in known)
+            ]
             assert not missing, f"JOINS[{c!r}] names what is not there: {missing}"
             for n in rest:
                 groups.join((c, "noun", noun(first, c)), (c, "noun", noun(n, c)))
@@ -401,14 +431,18 @@ def identities(rows: list[dict]) -> list[tuple[float, str, str, str, str]]:
         for i, j in combinations(range(len(part)), 2):
             a, b = ((c, "name", part[k]["name"]) for k in (i, j))
             if r[i, j] >= CORRELATION and groups.root(a) != groups.root(b):
-                by_pixels.append((float(r[i, j]), s, c, part[i]["name"], part[j]["name"]))
+                by_pixels.append(
+                    (float(r[i, j]), s, c, part[i]["name"], part[j]["name"])
+                )
     for _, _, c, a, b in by_pixels:
         groups.join((c, "name", a), (c, "name", b))
     members = defaultdict(set)
     for c, n in known:
         members[groups.root((c, "name", n))].add(noun(n, c))
     called = {  # an identity is called by the first noun of its hand-written line, else by its shortest noun
-        root: f"{root[0]}/" + min(nouns, key=lambda n: ((root[0], n) not in label, len(n), n)) for root, nouns in members.items()
+        root: f"{root[0]}/"
+        + min(nouns, key=lambda n: ((root[0], n) not in label, len(n), n))
+        for root, nouns in members.items()
     }
     for row in rows:
         row["identity"] = called[groups.root((row["class"], "name", row["name"]))]
@@ -421,11 +455,18 @@ def seal(rows: list[dict]) -> None:
     with_photo = {r["identity"] for r in rows if r["style"] == "photo"}
     with_emoji = {r["identity"] for r in rows if r["style"] != "photo"}
     for r in rows:
-        strata[r["class"], r["identity"] in with_photo, r["identity"] in with_emoji].add(r["identity"])
+        strata[
+            r["class"], r["identity"] in with_photo, r["identity"] in with_emoji
+        ].add(r["identity"])
     sealed = set()
     for members in strata.values():
-        order = sorted(members, key=lambda i: hashlib.sha256(f"five styles: {i}".encode()).hexdigest())
-        sealed |= set(order[: max(1, round(len(order) / SEALED_PART)) if len(order) > 1 else 0])
+        order = sorted(
+            members,
+            key=lambda i: hashlib.sha256(f"five styles: {i}".encode()).hexdigest(),
+        )
+        sealed |= set(
+            order[: max(1, round(len(order) / SEALED_PART)) if len(order) > 1 else 0]
+        )
     for r in rows:
         r["part"] = "sealed" if r["identity"] in sealed else "development"
 
@@ -457,21 +498,43 @@ def clean(image: Image.Image) -> np.ndarray:
 def draw(svg: Path) -> np.ndarray:
     import cairosvg
 
-    return clean(Image.open(io.BytesIO(cairosvg.svg2png(url=str(svg), output_width=SIZE, output_height=SIZE))))
+    return clean(
+        Image.open(
+            io.BytesIO(
+                cairosvg.svg2png(url=str(svg), output_width=SIZE, output_height=SIZE)
+            )
+        )
+    )
 
 
 def emoji_rows(sources: Path) -> list[dict]:
     """One row for each emoji and each of the four drawn styles."""
     google, twitter = sources / "google/package", sources / "twitter/package"
     openmoji = sources / "openmoji/package"
-    names = {x["hexcode"]: x["annotation"] for x in json.loads((openmoji / "data/openmoji.json").read_text("utf-8"))}
+    names = {
+        x["hexcode"]: x["annotation"]
+        for x in json.loads((openmoji / "data/openmoji.json").read_text("utf-8"))
+    }
     left_out = {(c, n) for c, line in LEFT_OUT_EMOJI.items() for n in line.split(", ")}
     rows = []
     for e in json.loads((google / "emoji.json").read_text("utf-8")):
         klass = CLASS_OF.get(e["subcategory"])
         codes = (e["unified"], e["non_qualified"], e["unified"].replace("-FE0F", ""))
-        code = next((c for c in codes if c in names and (openmoji / f"black/svg/{c}.svg").exists()), None)
-        if not klass or not code or not e["has_img_google"] or not e["has_img_twitter"] or "skin_variations" in e:
+        code = next(
+            (
+                c
+                for c in codes
+                if c in names and (openmoji / f"black/svg/{c}.svg").exists()
+            ),
+            None,
+        )
+        if (
+            not klass
+            or not code
+            or not e["has_img_google"]
+            or not e["has_img_twitter"]
+            or "skin_variations" in e
+        ):
             continue
         if (klass, names[code]) in left_out:
             left_out.remove((klass, names[code]))
@@ -482,7 +545,10 @@ def emoji_rows(sources: Path) -> list[dict]:
             "openmoji": draw(openmoji / f"color/svg/{code}.svg"),
             "outline": draw(openmoji / f"black/svg/{code}.svg"),
         }
-        rows += [{"style": s, "class": klass, "name": names[code], "pixels": p} for s, p in pixels.items()]
+        rows += [
+            {"style": s, "class": klass, "name": names[code], "pixels": p}
+            for s, p in pixels.items()
+        ]
     assert not left_out, f"LEFT_OUT_EMOJI names what is not there: {left_out}"
     return rows
 
@@ -499,13 +565,26 @@ def photo_rows(sources: Path) -> list[dict]:
     for path in sorted(stamps.rglob("*.png")):
         stem = path.relative_to(stamps).with_suffix("").as_posix()
         unused.discard(stem)
-        folder = max((f for f in FOLDERS if stem == f or stem.startswith(f + "/")), key=len, default=None)
+        folder = max(
+            (f for f in FOLDERS if stem == f or stem.startswith(f + "/")),
+            key=len,
+            default=None,
+        )
         if folder is None or "cartoon" in path.parts or stem in WHY_NOT:
             continue
-        name = photo_name(stem, path.with_suffix(".txt").read_text("utf-8").split("\n")[0])
-        row = {"style": "photo", "class": FOLDERS[folder], "name": name, "pixels": fit(Image.open(path), margin=1)}
+        name = photo_name(
+            stem, path.with_suffix(".txt").read_text("utf-8").split("\n")[0]
+        )
+        row = {
+            "style": "photo",
+            "class": FOLDERS[folder],
+            "name": name,
+            "pixels": fit(Image.open(path), margin=1),
+        }
         rows.append(row)
-    assert not unused, f"the tables name photographs that are not there: {sorted(unused)}"
+    assert not unused, (
+        f"the tables name photographs that are not there: {sorted(unused)}"
+    )
     return rows
 
 
@@ -572,8 +651,12 @@ def table(rows: list[dict]) -> str:
 
 def webp(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "WEBP", lossless=True, quality=90, method=6, exact=True)
-    assert (np.asarray(Image.open(io.BytesIO(out.getvalue())).convert("RGBA")) == pixels).all()
+    Image.fromarray(pixels).save(
+        out, "WEBP", lossless=True, quality=90, method=6, exact=True
+    )
+    assert (
+        np.asarray(Image.open(io.BytesIO(out.getvalue())).convert("RGBA")) == pixels
+    ).all()
     return out.getvalue()
 
 
@@ -603,7 +686,10 @@ def readme(rows: list[dict], by_pixels: list[tuple]) -> str:
         "",
         "| archive | styles | source | licence |",
         "|---|---|---|---|",
-        *(f"| `{a}.zip` | {', '.join(s['styles'])} | {s['what']} | {s['licence']} |" for a, s in SOURCES.items()),
+        *(
+            f"| `{a}.zip` | {', '.join(s['styles'])} | {s['what']} | {s['licence']} |"
+            for a, s in SOURCES.items()
+        ),
         "",
         "Credit these wherever pictures are shown:",
         "",
@@ -619,9 +705,17 @@ def readme(rows: list[dict], by_pixels: list[tuple]) -> str:
         "|---|" + "---|" * (len(STYLES) + 1),
     ]
     for c in SUBCATEGORIES:
-        cells = [[count[s, c, p] for p in PARTS] for s in STYLES] + [[things[c, p] for p in PARTS]]
-        lines.append(f"| {c} | " + " | ".join(f"{d} + {s}" if d + s else "" for d, s in cells) + " |")
-    total = [[sum(count[s, c, p] for c in SUBCATEGORIES) for p in PARTS] for s in STYLES]
+        cells = [[count[s, c, p] for p in PARTS] for s in STYLES] + [
+            [things[c, p] for p in PARTS]
+        ]
+        lines.append(
+            f"| {c} | "
+            + " | ".join(f"{d} + {s}" if d + s else "" for d, s in cells)
+            + " |"
+        )
+    total = [
+        [sum(count[s, c, p] for c in SUBCATEGORIES) for p in PARTS] for s in STYLES
+    ]
     total.append([len(ids) - sealed, sealed])
     lines.append("| all | " + " | ".join(f"{d} + {s}" for d, s in total) + " |")
     joined = "; ".join(f"{a} = {b} ({s} {c}, {r:.3f})" for r, s, c, a, b in by_pixels)
@@ -656,8 +750,14 @@ def identity_table(rows: list[dict]) -> str:
     writer.writerow(["identity", "part", "emoji", "photographs"])
     for identity, part in sorted(split_by(rows, "identity").items()):
         emoji = sorted({r["name"] for r in part if r["style"] != "photo"})
-        photos = sorted(r["file"].split("/")[-1].removesuffix(".webp") for r in part if r["style"] == "photo")
-        writer.writerow([identity, part[0]["part"], "; ".join(emoji), "; ".join(photos)])
+        photos = sorted(
+            r["file"].split("/")[-1].removesuffix(".webp")
+            for r in part
+            if r["style"] == "photo"
+        )
+        writer.writerow(
+            [identity, part[0]["part"], "; ".join(emoji), "; ".join(photos)]
+        )
     return out.getvalue()
 
 
@@ -674,10 +774,15 @@ def build(sources: Path, out: Path = OUT) -> list[dict]:
     out.mkdir(parents=True, exist_ok=True)
     for archive, source in SOURCES.items():
         mine = [r for r in rows if r["style"] in source["styles"]]
-        licence = (ROOT / "tools" / "licences" / f"{source['licence']}.txt").read_text("utf-8")
+        licence = (ROOT / "tools" / "licences" / f"{source['licence']}.txt").read_text(
+            "utf-8"
+        )
         head = f"{source['what']}\n{source['credit']}\n{CHANGED}\n\n{'=' * 80}\n\n"
         files = {r["file"]: webp(r["pixels"]) for r in mine}
-        files |= {"index.csv": table(mine).encode(), "LICENSE.txt": (head + licence).encode()}
+        files |= {
+            "index.csv": table(mine).encode(),
+            "LICENSE.txt": (head + licence).encode(),
+        }
         write_zip(out / f"{archive}.zip", files)
     (out / "identities.csv").write_text(identity_table(rows), "utf-8")
     (out / "README.md").write_text(readme(rows, by_pixels), "utf-8")
@@ -688,5 +793,8 @@ if __name__ == "__main__":
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         sys.exit(__doc__)
     built = build(Path(sys.argv[1]))
-    print(Counter(r["style"] for r in built), f"{sum(p.stat().st_size for p in OUT.iterdir()) / 1e6:.1f} MB")
+    print(
+        Counter(r["style"] for r in built),
+        f"{sum(p.stat().st_size for p in OUT.iterdir()) / 1e6:.1f} MB",
+    )
     print("now run: python tools/checksums.py")

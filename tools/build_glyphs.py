@@ -47,7 +47,11 @@ SAME_IN_BOTH_CASES = "COPSUVWXYZ"
 # Letters that many fonts draw like a digit are left out: nobody could tell them apart without a word around them.
 LIKE_A_DIGIT = "OIl"
 CAPITALS = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in LIKE_A_DIGIT]
-SMALL = [c for c in "abcdefghijklmnopqrstuvwxyz" if c.upper() not in SAME_IN_BOTH_CASES and c not in LIKE_A_DIGIT]
+SMALL = [
+    c
+    for c in "abcdefghijklmnopqrstuvwxyz"
+    if c.upper() not in SAME_IN_BOTH_CASES and c not in LIKE_A_DIGIT
+]
 assert (*CAPITALS, *SMALL) == LETTERS
 CHARACTERS = LETTERS + DIGITS
 COLUMNS_OF_SHEET = 7  # the 49 glyphs of one font lie in a square, row by row
@@ -290,7 +294,11 @@ JOINED_AT = 0.90  # two families whose regular files correlate so much on averag
 
 # Archives by family of licence. The full text of every licence lies in its archive, with Debian's copyright files.
 ARCHIVES = {
-    "ofl": ("SIL Open Font License, version 1.0 or 1.1", ["OFL-1.0", "OFL-1.1"], ["OFL-1.1"]),
+    "ofl": (
+        "SIL Open Font License, version 1.0 or 1.1",
+        ["OFL-1.0", "OFL-1.1"],
+        ["OFL-1.1"],
+    ),
     "apache": ("Apache License, version 2.0", ["Apache-2.0"], ["Apache-2.0"]),
     "gpl": (
         "GNU General Public License, version 2 or 3, most with the font exception (FE)",
@@ -299,12 +307,24 @@ ARCHIVES = {
     ),
     "permissive": (
         "permissive licences and public domain",
-        ["BSD-2-Clause", "BSD-3-Clause", "Bitstream Vera", "GUST", "M+ and BSD-3-Clause", "MIT", "MIT-like"]
+        [
+            "BSD-2-Clause",
+            "BSD-3-Clause",
+            "Bitstream Vera",
+            "GUST",
+            "M+ and BSD-3-Clause",
+            "MIT",
+            "MIT-like",
+        ]
         + ["MIT and Bitstream Vera", "ParaType", "WTFPL-2", "public domain"],
         [],
     ),
 }
-ARCHIVE_OF = {licence: archive for archive, (_, licences, _) in ARCHIVES.items() for licence in licences}
+ARCHIVE_OF = {
+    licence: archive
+    for archive, (_, licences, _) in ARCHIVES.items()
+    for licence in licences
+}
 # Words that Debian's copyright file of a package has to contain if the table FONTS is right.
 PROOF = {
     "OFL": r"open font license|\bOFL\b",
@@ -323,7 +343,18 @@ CHANGED = (
     "Changed here: 39 letters and 10 digits of each font drawn at 96 points, scaled into 20 x 20 pixels, centred by their "
     "centre of mass in 28 x 28, white on black, stored as lossless WebP. No font file and no outline is included."
 )
-COLUMNS = ["file", "family", "font", "style", "domain", "part", "licence", "package", "version", "credit"]
+COLUMNS = [
+    "file",
+    "family",
+    "font",
+    "style",
+    "domain",
+    "part",
+    "licence",
+    "package",
+    "version",
+    "credit",
+]
 
 # ---------------------------------------------------------------- reading the packages
 
@@ -336,7 +367,10 @@ def table_of_fonts() -> list[dict]:
         package, licence = head.split(maxsplit=1)
         for part in domains:
             domain, families = part.split(": ")
-            rows += [{"package": package, "licence": licence, "domain": domain, "family": f} for f in families.split(", ")]
+            rows += [
+                {"package": package, "licence": licence, "domain": domain, "family": f}
+                for f in families.split(", ")
+            ]
     return rows
 
 
@@ -354,7 +388,9 @@ def unpack(folder: Path) -> dict[str, tuple[str, Path]]:
 
 def copyright_file(package: str, folder: Path) -> str:
     """Debian's record of who holds the rights in a package and under what licence it may be used."""
-    return (folder / "usr/share/doc" / package / "copyright").read_text("utf-8", errors="replace")
+    return (folder / "usr/share/doc" / package / "copyright").read_text(
+        "utf-8", errors="replace"
+    )
 
 
 def prove(package: str, licence: str, text: str) -> None:
@@ -362,7 +398,9 @@ def prove(package: str, licence: str, text: str) -> None:
     text = " ".join(text.split())
     for word, pattern in PROOF.items():
         if word in licence:
-            assert re.search(pattern, text, re.I), f"{package}: its copyright file does not speak of {word}"
+            assert re.search(pattern, text, re.I), (
+                f"{package}: its copyright file does not speak of {word}"
+            )
     if licence.endswith("FE"):
         assert re.search(r"exception", text, re.I), f"{package}: no font exception"
 
@@ -381,9 +419,15 @@ NOT_PLAIN = r"cond|narrow|wide|expanded|ext\b|extended|cn\b|outline|invert|inlin
 
 def style_of(style: str, stem: str) -> tuple[int, bool, bool]:
     """Weight (400 is regular), whether it slopes, whether it is narrow, outlined or otherwise special."""
-    said = f"{style} {re.sub('([a-z])([A-Z])', chr(92) + '1 ' + chr(92) + '2', stem)}".lower().replace("-", " ")
+    said = f"{style} {re.sub('([a-z])([A-Z])', chr(92) + '1 ' + chr(92) + '2', stem)}".lower().replace(
+        "-", " "
+    )
     weight = next((w for pattern, w in WEIGHTS if re.search(pattern, said)), 400)
-    return weight, bool(re.search(r"ital|obli|slant", said)), bool(re.search(NOT_PLAIN, said))
+    return (
+        weight,
+        bool(re.search(r"ital|obli|slant", said)),
+        bool(re.search(NOT_PLAIN, said)),
+    )
 
 
 def read_names(path: Path) -> dict | None:
@@ -412,15 +456,24 @@ def choose(files: list[dict]) -> list[dict]:
     """Regular, bold and italic of one family, as far as there are such files."""
 
     def nearest(kind, weight):
-        order = [abs(kind["weight"] - weight), len(kind["path"].stem), kind["path"].suffix != ".ttf", kind["path"].name]
+        order = [
+            abs(kind["weight"] - weight),
+            len(kind["path"].stem),
+            kind["path"].suffix != ".ttf",
+            kind["path"].name,
+        ]
         return tuple(order)
 
     plain = [f for f in files if not f["special"]] or files
     upright = [f for f in plain if not f["slopes"]] or plain
     regular = min(upright, key=lambda f: nearest(f, 400))
     chosen = {"regular": regular}
-    bold = [f for f in upright if f["weight"] >= 600 and f["weight"] > regular["weight"]]
-    italic = [f for f in plain if f["slopes"] and f is not regular and f["weight"] <= 500]
+    bold = [
+        f for f in upright if f["weight"] >= 600 and f["weight"] > regular["weight"]
+    ]
+    italic = [
+        f for f in plain if f["slopes"] and f is not regular and f["weight"] <= 500
+    ]
     if bold:
         chosen["bold"] = min(bold, key=lambda f: nearest(f, 700))
     if italic:
@@ -432,7 +485,11 @@ def credit_of(font: dict, text: str) -> str:
     """Who made it: the font's own words, else the first holder in Debian's file."""
     credit = font["credit"]
     if not re.search(r"[A-Za-z]{3}", credit) or len(credit) < 12:
-        found = re.search(r"copyright[^\n]*?:?\s*((?:\(c\)|©|\d{4})[^\n]*|[^\n]*\n\s+[^\n]*)", text, re.I)
+        found = re.search(
+            r"copyright[^\n]*?:?\s*((?:\(c\)|©|\d{4})[^\n]*|[^\n]*\n\s+[^\n]*)",
+            text,
+            re.I,
+        )
         credit = " ".join(found.group(0).split()) if found else "see copyright file"
     return re.sub(r"<[^>]*@[^>]*>|\S+@\S+", "", credit).strip()[:160]
 
@@ -462,18 +519,28 @@ def font_rows(folder: Path) -> list[dict]:
     packages, rows, names = unpack(folder), [], {}
     for entry in table_of_fonts():
         package, licence = entry["package"], entry["licence"]
-        assert package in packages, f"{package} is not in {folder}; fetch it as the docstring says"
+        assert package in packages, (
+            f"{package} is not in {folder}; fetch it as the docstring says"
+        )
         version, into = packages[package]
         text = copyright_file(package, into)
         prove(package, licence, text)
         if package not in names:
-            files = [p for p in sorted(into.rglob("*")) if p.suffix.lower() in (".ttf", ".otf", ".ttc") and not p.is_symlink()]
+            files = [
+                p
+                for p in sorted(into.rglob("*"))
+                if p.suffix.lower() in (".ttf", ".otf", ".ttc") and not p.is_symlink()
+            ]
             names[package] = [n for n in map(read_names, files) if n]
         mine = [n for n in names[package] if n["family"] == entry["family"]]
-        assert mine, f"{package} has no family called {entry['family']!r} with all our characters"
+        assert mine, (
+            f"{package} has no family called {entry['family']!r} with all our characters"
+        )
         for font in choose(mine)[: 1 if entry["family"] in ONLY_REGULAR else 3]:
             glyphs = draw_all(font["path"], CHARACTERS)
-            name = entry["family"] + ("" if font["role"] == "regular" else f" {font['role']}")
+            name = entry["family"] + (
+                "" if font["role"] == "regular" else f" {font['role']}"
+            )
             rows.append(
                 {
                     **entry,
@@ -540,14 +607,18 @@ def join_families(rows: list[dict]) -> list[tuple[float, str, str]]:
 def seal(rows: list[dict]) -> None:
     """Write row["part"]: a quarter of the families of each domain, chosen by the hash of the family's name."""
     domain_of = {}
-    for r in rows:  # a family that has several domains counts where most of its fonts are
+    for (
+        r
+    ) in rows:  # a family that has several domains counts where most of its fonts are
         domain_of.setdefault(r["family"], Counter())[r["domain"]] += 1
     strata = defaultdict(list)
     for family, domains in domain_of.items():
         strata[domains.most_common(1)[0][0]].append(family)
     sealed = set()
     for families in strata.values():
-        order = sorted(families, key=lambda f: hashlib.sha256(f"glyphs: {f}".encode()).hexdigest())
+        order = sorted(
+            families, key=lambda f: hashlib.sha256(f"glyphs: {f}".encode()).hexdigest()
+        )
         sealed |= set(order[: round(len(order) / SEALED_PART)])
     for r in rows:
         r["part"] = "sealed" if r["family"] in sealed else "development"
@@ -566,23 +637,33 @@ def check_cases(rows: list[dict]) -> dict[str, float]:
             z = normed(draw_all(r["path"], alphabet + alphabet.lower()))
             each.append((z[:26] * z[26:]).sum(-1))
             said = each[-1][differing].mean()
-            assert said < SMALL_CAPITALS_AT, f"{r['font']} draws small letters as capitals: {said:.2f}"
+            assert said < SMALL_CAPITALS_AT, (
+                f"{r['font']} draws small letters as capitals: {said:.2f}"
+            )
     cases = dict(zip(alphabet, np.mean(each, 0), strict=True))
     same = {c for c, r in cases.items() if r >= 0.55} - set(LIKE_A_DIGIT)
-    assert same | {"O"} == set(SAME_IN_BOTH_CASES), f"letters that look the same in both cases: {sorted(same)}"
+    assert same | {"O"} == set(SAME_IN_BOTH_CASES), (
+        f"letters that look the same in both cases: {sorted(same)}"
+    )
     return cases
 
 
 def contact_sheets(rows: list[dict], folder: Path) -> None:
     """One line of glyphs for each font, forty lines a picture: to be looked at."""
     folder.mkdir(parents=True, exist_ok=True)
-    ordered = sorted(rows, key=lambda r: (DOMAINS.index(r["domain"]), r["family"], r["font"]))
+    ordered = sorted(
+        rows, key=lambda r: (DOMAINS.index(r["domain"]), r["family"], r["font"])
+    )
     for start in range(0, len(ordered), 40):
         part = ordered[start : start + 40]
         sheet = Image.new("L", (220 + SIDE * len(CHARACTERS), SIDE * len(part)))
         for i, r in enumerate(part):
-            ImageDraw.Draw(sheet).text((2, SIDE * i + 8), f"{r['domain']} {r['font']}"[:36], fill=255)
-            sheet.paste(Image.fromarray(np.concatenate(list(r["glyphs"]), 1)), (220, SIDE * i))
+            ImageDraw.Draw(sheet).text(
+                (2, SIDE * i + 8), f"{r['domain']} {r['font']}"[:36], fill=255
+            )
+            sheet.paste(
+                Image.fromarray(np.concatenate(list(r["glyphs"]), 1)), (220, SIDE * i)
+            )
         sheet.save(folder / f"sheet{start // 40:02d}.png")
 
 
@@ -610,8 +691,12 @@ def webp(glyphs: np.ndarray) -> bytes:
     lines = glyphs.reshape(-1, COLUMNS_OF_SHEET, SIDE, SIDE).transpose(0, 2, 1, 3)
     sheet = lines.reshape(-1, COLUMNS_OF_SHEET * SIDE)
     out = io.BytesIO()
-    Image.fromarray(sheet).convert("RGB").save(out, "WEBP", lossless=True, quality=90, method=5, exact=True)
-    assert (np.asarray(Image.open(io.BytesIO(out.getvalue())).convert("L")) == sheet).all()
+    Image.fromarray(sheet).convert("RGB").save(
+        out, "WEBP", lossless=True, quality=90, method=5, exact=True
+    )
+    assert (
+        np.asarray(Image.open(io.BytesIO(out.getvalue())).convert("L")) == sheet
+    ).all()
     return out.getvalue()
 
 
@@ -621,7 +706,9 @@ def write_zip(path: Path, files: dict[str, bytes]) -> None:
         for name in sorted(files):
             info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             info.create_system, info.external_attr = 3, 0o644 << 16
-            info.compress_type = zipfile.ZIP_STORED if name.endswith(".webp") else zipfile.ZIP_DEFLATED
+            info.compress_type = (
+                zipfile.ZIP_STORED if name.endswith(".webp") else zipfile.ZIP_DEFLATED
+            )
             archive.writestr(info, files[name])
 
 
@@ -635,7 +722,9 @@ def licence_text(archive: str, packages: list[str]) -> str:
         "The folder copyright/ holds Debian's copyright file of every package, with the licence in its own words:",
         ", ".join(packages) + ".",
     ]
-    parts = ["\n".join(head)] + [(ROOT / "tools/licences" / f"{t}.txt").read_text("utf-8") for t in texts]
+    parts = ["\n".join(head)] + [
+        (ROOT / "tools/licences" / f"{t}.txt").read_text("utf-8") for t in texts
+    ]
     return ("\n\n" + "=" * 80 + "\n\n").join(parts)
 
 
@@ -648,7 +737,9 @@ def families_table(rows: list[dict]) -> str:
             {
                 "family": family,
                 "part": mine[0]["part"],
-                "domains": " ".join(sorted({r["domain"] for r in mine}, key=DOMAINS.index)),
+                "domains": " ".join(
+                    sorted({r["domain"] for r in mine}, key=DOMAINS.index)
+                ),
                 "drawn as": "; ".join(sorted({r["drawn as"] for r in mine})),
                 "packages": " ".join(sorted({r["package"] for r in mine})),
                 "fonts": len(mine),
@@ -661,7 +752,9 @@ def readme(rows: list[dict], by_pixels: list[tuple], cases: dict) -> str:
     families = {r["family"]: r["part"] for r in rows}
     sealed = sum(part == "sealed" for part in families.values())
     count = Counter((r["domain"], r["part"]) for r in rows)
-    of_domain = Counter(x for x in {(r["domain"], r["part"], r["family"]) for r in rows})
+    of_domain = Counter(
+        x for x in {(r["domain"], r["part"], r["family"]) for r in rows}
+    )
     joined = "; ".join(f"{a} = {b} ({r:.3f})" for r, a, b in by_pixels)
     by_licence = Counter(r["licence"] for r in rows)
     lines = [
@@ -682,7 +775,9 @@ def readme(rows: list[dict], by_pixels: list[tuple], cases: dict) -> str:
     ]
     for d in DOMAINS:
         n = [sum(1 for x in of_domain if x[:2] == (d, p)) for p in PARTS]
-        lines.append(f"| {d} | {count[d, PARTS[0]]} + {count[d, PARTS[1]]} | {n[0]} + {n[1]} |")
+        lines.append(
+            f"| {d} | {count[d, PARTS[0]]} + {count[d, PARTS[1]]} | {n[0]} + {n[1]} |"
+        )
     total = [sum(count[d, p] for d in DOMAINS) for p in PARTS]
     lines += [
         f"| all | {total[0]} + {total[1]} | {len(families) - sealed} + {sealed} |",
@@ -699,7 +794,9 @@ def readme(rows: list[dict], by_pixels: list[tuple], cases: dict) -> str:
         "",
         "| letter | " + " | ".join(sorted(cases, key=cases.get, reverse=True)) + " |",
         "|---|" + "---|" * len(cases),
-        "| correlation | " + " | ".join(f"{v:.2f}"[1:] for v in sorted(cases.values(), reverse=True)) + " |",
+        "| correlation | "
+        + " | ".join(f"{v:.2f}"[1:] for v in sorted(cases.values(), reverse=True))
+        + " |",
         "",
         "Capital I, capital O, small l and small o are left out because many fonts draw them as a bar or a circle, like the",
         "digits 1 and 0: without a word around it, nobody could tell which is meant.",
@@ -745,7 +842,9 @@ def readme(rows: list[dict], by_pixels: list[tuple], cases: dict) -> str:
         "|---|---|---|",
     ]
     for archive, (title, licences, _) in ARCHIVES.items():
-        lines.append(f"| `{archive}.zip` | {title} | {sum(by_licence[x] for x in licences)} |")
+        lines.append(
+            f"| `{archive}.zip` | {title} | {sum(by_licence[x] for x in licences)} |"
+        )
     lines += [
         "",
         CHANGED,
@@ -757,7 +856,9 @@ def readme(rows: list[dict], by_pixels: list[tuple], cases: dict) -> str:
     ]
     for r in sorted(rows, key=lambda r: (r["font"].lower(), r["file"])):
         credit = r["credit"].replace("|", "/")
-        lines.append(f"| {r['font']} | {r['domain']} | {r['licence']} | {r['package']} | {r['version']} | {credit} |")
+        lines.append(
+            f"| {r['font']} | {r['domain']} | {r['licence']} | {r['package']} | {r['version']} | {credit} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -772,14 +873,21 @@ def build(folder: Path, out: Path = OUT, sheets: Path | None = None) -> list[dic
     if sheets:
         contact_sheets(rows, sheets)
     for domain in DOMAINS:
-        assert {r["part"] for r in rows if r["domain"] == domain} == set(PARTS), f"{domain} lacks a part"
+        assert {r["part"] for r in rows if r["domain"] == domain} == set(PARTS), (
+            f"{domain} lacks a part"
+        )
     out.mkdir(parents=True, exist_ok=True)
     for archive in ARCHIVES:
         mine = [r for r in rows if ARCHIVE_OF[r["licence"]] == archive]
         packages = sorted({r["package"] for r in mine})
         files = {r["file"]: webp(r["glyphs"]) for r in mine}
-        files |= {f"copyright/{r['package']}.txt": r["copyright"].encode() for r in mine}
-        files |= {"index.csv": table(mine).encode(), "LICENSE.txt": licence_text(archive, packages).encode()}
+        files |= {
+            f"copyright/{r['package']}.txt": r["copyright"].encode() for r in mine
+        }
+        files |= {
+            "index.csv": table(mine).encode(),
+            "LICENSE.txt": licence_text(archive, packages).encode(),
+        }
         write_zip(out / f"{archive}.zip", files)
     (out / "families.csv").write_text(families_table(rows), "utf-8")
     (out / "README.md").write_text(readme(rows, by_pixels, cases), "utf-8")
@@ -791,6 +899,12 @@ if __name__ == "__main__":
         sys.exit(print("\n".join(sorted({r["package"] for r in table_of_fonts()}))))
     if len(sys.argv) < 2 or not Path(sys.argv[1]).is_dir():
         sys.exit(__doc__)
-    built = build(Path(sys.argv[1]), sheets=Path(sys.argv[3]) if sys.argv[2:3] == ["--sheets"] else None)
-    print(Counter(r["domain"] for r in built), f"{sum(p.stat().st_size for p in OUT.iterdir()) / 1e6:.1f} MB")
+    built = build(
+        Path(sys.argv[1]),
+        sheets=Path(sys.argv[3]) if sys.argv[2:3] == ["--sheets"] else None,
+    )
+    print(
+        Counter(r["domain"] for r in built),
+        f"{sum(p.stat().st_size for p in OUT.iterdir()) / 1e6:.1f} MB",
+    )
     print("now run: python tools/checksums.py")

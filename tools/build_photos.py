@@ -32,17 +32,38 @@ from PIL import Image
 
 OUT = five.ROOT / "transfer_course" / "assets" / "everyday_photos"
 SIDE = 192  # pixels of the long side, at most
-BACKGROUND_SIDE = 160  # pixels of the short side of a background, at most: crops of it are shown
+BACKGROUND_SIDE = (
+    160  # pixels of the short side of a background, at most: crops of it are shown
+)
 QUALITY = 90
 DOMAINS = ["cutout", "scene"]
 SEALED_PART = 4  # about one identity in four is sealed
 
 # ---------------------------------------------------------------- what counts as which class
 
-CLASSES = ["mammal", "building", "tool", "bird", "fish", "plant", "fruit", "coin", "vegetable", "vehicle", "windmill", "kitchenware"]
+CLASSES = [
+    "mammal",
+    "building",
+    "tool",
+    "bird",
+    "fish",
+    "plant",
+    "fruit",
+    "coin",
+    "vegetable",
+    "vehicle",
+    "windmill",
+    "kitchenware",
+]
 # Where Five Styles has another class for it; identities carry that one's name.
 KINDS = {"fish": "sealife", "fruit": "produce", "vegetable": "produce"}
-SEA_MAMMALS = {"dolphin", "narwhal", "orca", "sea lion", "whale"}  # mammals here, sealife there
+SEA_MAMMALS = {
+    "dolphin",
+    "narwhal",
+    "orca",
+    "sea lion",
+    "whale",
+}  # mammals here, sealife there
 
 # Folders of Tux Paint's stamps; the longest prefix decides.
 FOLDERS = {
@@ -340,18 +361,26 @@ def read_rcc(data: bytes) -> dict[str, bytes]:
         at = tree + node * node_size
         name_at, flags = struct.unpack_from(">IH", data, at)
         (length,) = struct.unpack_from(">H", data, names + name_at)
-        name = data[names + name_at + 6 :][: 2 * length].decode("utf-16-be") if node else ""
+        name = (
+            data[names + name_at + 6 :][: 2 * length].decode("utf-16-be")
+            if node
+            else ""
+        )
         path = f"{folder}/{name}" if folder else name
         if flags & 2:  # a folder
             count, first = struct.unpack_from(">2I", data, at + 6)
             for child in range(first, first + count):
                 walk(child, path)
             return
-        (entry,) = struct.unpack_from(">I", data, at + 10)  # after language and territory
+        (entry,) = struct.unpack_from(
+            ">I", data, at + 10
+        )  # after language and territory
         (size,) = struct.unpack_from(">I", data, content + entry)
         body = data[content + entry + 4 :][:size]
         assert not flags & 4, f"{path} is compressed with zstd"
-        files[path] = zlib.decompress(body[4:]) if flags & 1 else body  # the first four bytes say how long it becomes
+        files[path] = (
+            zlib.decompress(body[4:]) if flags & 1 else body
+        )  # the first four bytes say how long it becomes
 
     walk(0, "")
     return files
@@ -362,7 +391,10 @@ def read_rcc(data: bytes) -> dict[str, bytes]:
 # GCompris says author, source and licence of every picture in README files beside the pictures. The `copyright` file of
 # the Debian package names some of them too, but it still describes the pictures of an older version (its fish1 is a
 # stingray, the package's an angelfish), so it isn't used. Two names are misspelt there:
-MISSPELT = {"tools/screDriver": "tools/screwDriver", "germany/audaPalatina": "germany/aulaPalatina"}
+MISSPELT = {
+    "tools/screDriver": "tools/screwDriver",
+    "germany/audaPalatina": "germany/aulaPalatina",
+}
 FIELDS = ("Copyright", "Source", "License", "Files", "Comment", "Comments")
 
 
@@ -390,19 +422,28 @@ def credits(files: dict[str, bytes]) -> dict[str, dict[str, str]]:
             continue
         folder = path.removesuffix("README")
         for entry in readme_entries(data.decode()):
-            said = re.search(r"https?://\S+", entry.get("Source", entry.get("Comment", "")))
+            said = re.search(
+                r"https?://\S+", entry.get("Source", entry.get("Comment", ""))
+            )
             author = entry.get("Copyright", "")
-            if based := re.search(r"based on (?:a|an original) (?:photo|image) by (.+?), license", entry.get("Comment", "")):
+            if based := re.search(
+                r"based on (?:a|an original) (?:photo|image) by (.+?), license",
+                entry.get("Comment", ""),
+            ):
                 author = f"{based[1]}, adapted by {author.removeprefix('2000, 2008 ')}"
             for name in entry.get("Files", "").split():
                 stem = folder + name.removesuffix(".webp")
                 found[MISSPELT.get(stem, stem)] = {
                     "author": re.sub(r"^© ?\d{4} ", "", author),
-                    "licence": entry["License"].replace(" ", "-").replace("Public-Domain", "public domain"),
+                    "licence": entry["License"]
+                    .replace(" ", "-")
+                    .replace("Public-Domain", "public domain"),
                     "source": said[0] if said else "",
                 }
     for entry in found.values():
-        entry["licence"] = {"Public-domain": "public domain"}.get(entry["licence"], entry["licence"])
+        entry["licence"] = {"Public-domain": "public domain"}.get(
+            entry["licence"], entry["licence"]
+        )
     return found
 
 
@@ -411,19 +452,34 @@ def credits(files: dict[str, bytes]) -> dict[str, dict[str, str]]:
 
 def kind_of(klass: str, name: str) -> str:
     """Five Styles' class for this thing."""
-    return "sealife" if klass == "mammal" and name in SEA_MAMMALS else KINDS.get(klass, klass)
+    return (
+        "sealife"
+        if klass == "mammal" and name in SEA_MAMMALS
+        else KINDS.get(klass, klass)
+    )
 
 
 def stamp_rows(sources: Path) -> list[dict]:
     """A row for each cut-out photograph of Tux Paint."""
     stamps = sources / "tuxpaint/usr/share/tuxpaint/stamps"
-    out = {stem: why for why, stems in LEFT_OUT_STAMPS.items() for stem in stems.split()}
+    out = {
+        stem: why for why, stems in LEFT_OUT_STAMPS.items() for stem in stems.split()
+    }
     rows, unused = [], set(out) | set(STAMP_NAMES)
     for path in sorted(stamps.rglob("*.png")):
         stem = path.relative_to(stamps).with_suffix("").as_posix()
         unused.discard(stem)
-        folder = max((f for f in FOLDERS if stem == f or stem.startswith(f + "/")), key=len, default=None)
-        if folder is None or "cartoon" in path.parts or stem in out or stem in five.WHY_NOT:
+        folder = max(
+            (f for f in FOLDERS if stem == f or stem.startswith(f + "/")),
+            key=len,
+            default=None,
+        )
+        if (
+            folder is None
+            or "cartoon" in path.parts
+            or stem in out
+            or stem in five.WHY_NOT
+        ):
             continue
         text = path.with_suffix(".txt").read_text("utf-8").split("\n")[0]
         name = STAMP_NAMES.get(stem) or five.photo_name(stem, text)
@@ -456,27 +512,52 @@ def scene_rows(sources: Path) -> tuple[list[dict], list[dict]]:
     for activity, lines in SCENES.items():
         rcc = sources / f"gcompris/usr/share/gcompris-qt/rcc/{activity}.rcc"
         prefix = f"gcompris/src/activities/{activity}/resource/"
-        inside = {p.removeprefix(prefix): d for p, d in read_rcc(rcc.read_bytes()).items() if p.startswith(prefix)}
+        inside = {
+            p.removeprefix(prefix): d
+            for p, d in read_rcc(rcc.read_bytes()).items()
+            if p.startswith(prefix)
+        }
         inside = {p.removeprefix("images/"): d for p, d in inside.items()}
         known = credits(inside)
         pictures = {p.removesuffix(".webp") for p in inside if p.endswith(".webp")}
         if activity == "details":  # the others are round pieces of these
             pictures = {p for p in pictures if p.endswith("_background")}
         listed = {path for line in lines.values() for path in named(line)}
-        assert listed == pictures, f"{activity}: {sorted(listed ^ pictures)} are in SCENES or in the package alone"
+        assert listed == pictures, (
+            f"{activity}: {sorted(listed ^ pictures)} are in SCENES or in the package alone"
+        )
         for klass, line in lines.items():
             for path, name in named(line).items():
                 stem = f"{activity}/{path}"
-                row = {"class": klass, "domain": "scene", "name": name, "original": stem, **known.get(path, {})}
-                row["image"] = Image.open(io.BytesIO(inside[path + ".webp"])).convert("RGB")
+                row = {
+                    "class": klass,
+                    "domain": "scene",
+                    "name": name,
+                    "original": stem,
+                    **known.get(path, {}),
+                }
+                row["image"] = Image.open(io.BytesIO(inside[path + ".webp"])).convert(
+                    "RGB"
+                )
                 if not klass.startswith("-"):
                     rows.append(row)
                 if stem in BACKGROUNDS:
-                    backgrounds.append({**row, "class": "", "domain": "background", "name": path.split("/")[-1]})
+                    backgrounds.append(
+                        {
+                            **row,
+                            "class": "",
+                            "domain": "background",
+                            "name": path.split("/")[-1],
+                        }
+                    )
     assert len(backgrounds) == len(BACKGROUNDS), "BACKGROUNDS names what is not there"
     for row in rows + backgrounds:
-        assert row.get("author") and row.get("source"), f"{row['original']} has no author or source"
-        row["archive"] = next(a for a, s in SOURCES.items() if row["licence"] in s["licences"])
+        assert row.get("author") and row.get("source"), (
+            f"{row['original']} has no author or source"
+        )
+        row["archive"] = next(
+            a for a, s in SOURCES.items() if row["licence"] in s["licences"]
+        )
     return rows, backgrounds
 
 
@@ -489,7 +570,9 @@ def five_styles() -> dict[str, dict]:
     for archive in five.SOURCES:
         with zipfile.ZipFile(five.OUT / f"{archive}.zip") as z:
             for row in csv.DictReader(io.StringIO(z.read("index.csv").decode())):
-                entry = found.setdefault(row["identity"], {"part": row["part"], "nouns": set()})
+                entry = found.setdefault(
+                    row["identity"], {"part": row["part"], "nouns": set()}
+                )
                 entry["nouns"].add((row["class"], five.noun(row["name"], row["class"])))
     return found
 
@@ -507,10 +590,18 @@ def identities(rows: list[dict], known: dict[str, dict]) -> list[tuple]:
     for kind, lines in JOINS.items():
         for line in lines:
             first, *rest = line.split(", ")
-            head = ("identity", first) if "/" in first else ("noun", kind, noun(first, kind))
-            assert first in known or "/" not in first, f"JOINS names {first}, which Five Styles doesn't have"
+            head = (
+                ("identity", first)
+                if "/" in first
+                else ("noun", kind, noun(first, kind))
+            )
+            assert first in known or "/" not in first, (
+                f"JOINS names {first}, which Five Styles doesn't have"
+            )
             for name in rest:
-                assert (kind, name) in names, f"JOINS[{kind!r}] names what is not there: {name}"
+                assert (kind, name) in names, (
+                    f"JOINS[{kind!r}] names what is not there: {name}"
+                )
                 groups.join(head, ("noun", kind, noun(name, kind)))
     root = {(k, n): ("noun", k, noun(n, k)) for k, n in names}
     by_pixels = []
@@ -519,17 +610,31 @@ def identities(rows: list[dict], known: dict[str, dict]) -> list[tuple]:
         for i, j in combinations(range(len(part)), 2):
             a, b = (root[part[k]["kind"], part[k]["name"]] for k in (i, j))
             if r[i, j] >= five.CORRELATION and groups.root(a) != groups.root(b):
-                by_pixels.append((float(r[i, j]), klass, domain, part[i]["name"], part[j]["name"], a, b))
+                by_pixels.append(
+                    (
+                        float(r[i, j]),
+                        klass,
+                        domain,
+                        part[i]["name"],
+                        part[j]["name"],
+                        a,
+                        b,
+                    )
+                )
     for *_, a, b in by_pixels:
         groups.join(a, b)
     called: dict[tuple, str] = {}
     for identity in known:
         there = called.setdefault(groups.root(("identity", identity)), identity)
-        assert there == identity, f"{there} and {identity} of Five Styles are joined here"
+        assert there == identity, (
+            f"{there} and {identity} of Five Styles are joined here"
+        )
     members = defaultdict(set)
     for node in root.values():
         members[groups.root(node)].add(node)
-    first = {noun(line.split(", ")[0], k) for k, lines in JOINS.items() for line in lines}
+    first = {
+        noun(line.split(", ")[0], k) for k, lines in JOINS.items() for line in lines
+    }
     for group, nodes in members.items():
         word = min((w for _, _, w in nodes), key=lambda w: (w not in first, len(w), w))
         called.setdefault(group, f"{min(nodes)[1]}/{word}")
@@ -545,8 +650,13 @@ def seal(rows: list[dict], known: dict[str, dict]) -> None:
     for klass in CLASSES:
         mine = [r for r in rows if r["class"] == klass]
         ids = {r["identity"] for r in mine}
-        new = sorted(ids - part.keys(), key=lambda i: hashlib.sha256(f"everyday photos: {i}".encode()).hexdigest())
-        wanted = round(len(ids) / SEALED_PART) - sum(part.get(i) == "sealed" for i in ids)
+        new = sorted(
+            ids - part.keys(),
+            key=lambda i: hashlib.sha256(f"everyday photos: {i}".encode()).hexdigest(),
+        )
+        wanted = round(len(ids) / SEALED_PART) - sum(
+            part.get(i) == "sealed" for i in ids
+        )
         chosen = set(new[: max(0, wanted)])
         for domain in DOMAINS:
             there = {r["identity"] for r in mine if r["domain"] == domain}
@@ -567,7 +677,9 @@ def shrink(image: Image.Image, side: int) -> Image.Image:
         return image
     size = tuple(max(1, round(s * scale)) for s in image.size)
     if image.mode == "RGBA":
-        return image.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+        return (
+            image.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+        )
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
@@ -590,10 +702,16 @@ def continued(image: Image.Image) -> Image.Image:
     across = image.width > image.height  # rows are missing, else columns
     pixels = pixels if across else pixels.swapaxes(0, 1)
     missing = pixels.shape[1] - pixels.shape[0]
-    before = np.pad(pixels[:EDGE], ((missing // 2, 0), (0, 0), (0, 0)), mode="symmetric")[: missing // 2]
-    after = np.pad(pixels[-EDGE:], ((0, missing - missing // 2), (0, 0), (0, 0)), mode="symmetric")[EDGE:]
+    before = np.pad(
+        pixels[:EDGE], ((missing // 2, 0), (0, 0), (0, 0)), mode="symmetric"
+    )[: missing // 2]
+    after = np.pad(
+        pixels[-EDGE:], ((0, missing - missing // 2), (0, 0), (0, 0)), mode="symmetric"
+    )[EDGE:]
     square = np.concatenate([before, pixels, after])
-    return Image.fromarray(np.ascontiguousarray(square if across else square.swapaxes(0, 1)))
+    return Image.fromarray(
+        np.ascontiguousarray(square if across else square.swapaxes(0, 1))
+    )
 
 
 def framed(image: Image.Image, stem: str) -> Image.Image:
@@ -601,7 +719,9 @@ def framed(image: Image.Image, stem: str) -> Image.Image:
     width, height = image.size
     if on_white(image):
         square = Image.new("RGB", (max(image.size),) * 2, "white")
-        square.paste(image, ((square.width - width) // 2, (square.height - height) // 2))
+        square.paste(
+            image, ((square.width - width) // 2, (square.height - height) // 2)
+        )
         return square
     activity, _, path = stem.partition("/")
     if path in CONTINUED.get(activity, "").split():
@@ -609,12 +729,17 @@ def framed(image: Image.Image, stem: str) -> Image.Image:
     short, (x, y) = min(image.size), FOCUS.get(stem, (0.5, 0.5))
     long = round(short * (1 if stem in FOCUS else LONGEST))
     size = min(width, long), min(height, long)
-    left, top = (round(min(max(f * n - s / 2, 0), n - s)) for f, n, s in zip((x, y), image.size, size, strict=True))
+    left, top = (
+        round(min(max(f * n - s / 2, 0), n - s))
+        for f, n, s in zip((x, y), image.size, size, strict=True)
+    )
     return image.crop((left, top, left + size[0], top + size[1]))
 
 
 def part_of(image: Image.Image, box: tuple) -> Image.Image:
-    return image.crop(tuple(round(f * n) for f, n in zip(box, image.size * 2, strict=True)))
+    return image.crop(
+        tuple(round(f * n) for f, n in zip(box, image.size * 2, strict=True))
+    )
 
 
 def webp(image: Image.Image) -> bytes:
@@ -652,12 +777,25 @@ CHANGED = (
     f"Changed here: selected, sorted into classes, cut to what they show, scaled down to at most {SIDE} pixels "
     f"(backgrounds: {BACKGROUND_SIDE} on the short side), stored as WebP."
 )
-COLUMNS = ["file", "class", "domain", "identity", "name", "part", "author", "licence", "source", "original"]
+COLUMNS = [
+    "file",
+    "class",
+    "domain",
+    "identity",
+    "name",
+    "part",
+    "author",
+    "licence",
+    "source",
+    "original",
+]
 
 
 def table(rows: list[dict]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n", restval="")
+    writer = csv.DictWriter(
+        out, COLUMNS, extrasaction="ignore", lineterminator="\n", restval=""
+    )
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
@@ -666,33 +804,55 @@ def table(rows: list[dict]) -> str:
 def archive_files(name: str, rows: list[dict]) -> dict[str, bytes]:
     """Pictures, index and licence of one archive."""
     source = SOURCES[name]
-    texts = [(five.ROOT / "tools" / "licences" / f"{t}.txt").read_text("utf-8") for t in source["texts"]]
+    texts = [
+        (five.ROOT / "tools" / "licences" / f"{t}.txt").read_text("utf-8")
+        for t in source["texts"]
+    ]
     head = f"{source['what']}\n{source['credit']}\n{CHANGED}\n\n{'=' * 80}\n\n"
     files = {r["file"]: webp(r["image"]) for r in rows}
-    return files | {"index.csv": table(rows).encode(), "LICENSE.txt": (head + "\n".join(texts)).encode()}
+    return files | {
+        "index.csv": table(rows).encode(),
+        "LICENSE.txt": (head + "\n".join(texts)).encode(),
+    }
 
 
 def count_table(rows: list[dict]) -> list[str]:
     """Development + sealed images for each class and domain, identities, and the part that is cut out."""
     count = Counter((r["class"], r["domain"], r["part"]) for r in rows)
-    ids = Counter((r["class"], p) for (i, p), (r, *_) in five.split_by(rows, "identity", "part").items())
-    lines = ["| class | cutout | scene | all | identities | cut out |", "|---|---|---|---|---|---|"]
+    ids = Counter(
+        (r["class"], p)
+        for (i, p), (r, *_) in five.split_by(rows, "identity", "part").items()
+    )
+    lines = [
+        "| class | cutout | scene | all | identities | cut out |",
+        "|---|---|---|---|---|---|",
+    ]
 
     def line(name: str, classes: list[str]) -> str:
-        cells = [[sum(count[c, d, p] for c in classes) for p in five.PARTS] for d in DOMAINS]
+        cells = [
+            [sum(count[c, d, p] for c in classes) for p in five.PARTS] for d in DOMAINS
+        ]
         cells.append([sum(pair) for pair in zip(*cells, strict=True)])
         cells.append([sum(ids[c, p] for c in classes) for p in five.PARTS])
         share = sum(cells[0]) / sum(cells[2])
-        return f"| {name} | " + " | ".join(f"{d} + {s}" if d + s else "" for d, s in cells) + f" | {share:.0%} |"
+        return (
+            f"| {name} | "
+            + " | ".join(f"{d} + {s}" if d + s else "" for d, s in cells)
+            + f" | {share:.0%} |"
+        )
 
     return lines + [line(c, [c]) for c in CLASSES] + [line("all", CLASSES)]
 
 
-def readme(rows: list[dict], backgrounds: list[dict], by_pixels: list[tuple], known: dict) -> str:
+def readme(
+    rows: list[dict], backgrounds: list[dict], by_pixels: list[tuple], known: dict
+) -> str:
     ids = five.split_by(rows, "identity")
     shared = sum(i in known for i in ids)
     both = sum(len({r["domain"] for r in part}) == 2 for part in ids.values())
-    white = Counter(r["class"] for r in rows if r["domain"] == "scene" and r["on_white"])
+    white = Counter(
+        r["class"] for r in rows if r["domain"] == "scene" and r["on_white"]
+    )
     joined = "; ".join(f"{a} = {b} ({d} {c}, {r:.3f})" for r, c, d, a, b in by_pixels)
     sealed = [r for r in rows if r["part"] == "sealed"]
     scenes = [r for r in rows if r["domain"] == "scene"]
@@ -766,7 +926,10 @@ def readme(rows: list[dict], backgrounds: list[dict], by_pixels: list[tuple], kn
             "",
             "| image | author | licence | source |",
             "|---|---|---|---|",
-            *(f"| {r['file']} | {r['author']} | {r['licence']} | <{r['source']}> |" for r in scenes + backgrounds),
+            *(
+                f"| {r['file']} | {r['author']} | {r['licence']} | <{r['source']}> |"
+                for r in scenes + backgrounds
+            ),
             "",
             "All cut-outs: Tux Paint contributors, GPL-2, <https://tuxpaint.org/stamps/>.",
             "",
@@ -779,8 +942,22 @@ def identity_table(rows: list[dict], known: dict) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["identity", "part", "in_five_styles", "cutouts", "scenes"])
     for identity, part in sorted(five.split_by(rows, "identity").items()):
-        files = [[r["file"].split("/")[-1].removesuffix(".webp") for r in part if r["domain"] == d] for d in DOMAINS]
-        writer.writerow([identity, part[0]["part"], "yes" if identity in known else "no", *map("; ".join, files)])
+        files = [
+            [
+                r["file"].split("/")[-1].removesuffix(".webp")
+                for r in part
+                if r["domain"] == d
+            ]
+            for d in DOMAINS
+        ]
+        writer.writerow(
+            [
+                identity,
+                part[0]["part"],
+                "yes" if identity in known else "no",
+                *map("; ".join, files),
+            ]
+        )
     return out.getvalue()
 
 
@@ -802,14 +979,28 @@ def build(sources: Path, out: Path = OUT) -> list[dict]:
     by_pixels = identities(rows, known)
     seal(rows, known)
     sealed = {r["original"] for r in rows if r["part"] == "sealed"}
-    assert not sealed & set(BACKGROUNDS), f"sealed images as backgrounds: {sealed & set(BACKGROUNDS)}"
+    assert not sealed & set(BACKGROUNDS), (
+        f"sealed images as backgrounds: {sealed & set(BACKGROUNDS)}"
+    )
     for r in rows:
         r["on_white"] = r["domain"] == "scene" and on_white(r["image"])
-        r["image"] = shrink(visible(r["image"]) if r["domain"] == "cutout" else framed(r["image"], r["original"]), SIDE)
+        r["image"] = shrink(
+            visible(r["image"])
+            if r["domain"] == "cutout"
+            else framed(r["image"], r["original"]),
+            SIDE,
+        )
     for r in backgrounds:
         part = part_of(r["image"], BACKGROUNDS[r["original"]])
         r["image"] = shrink(part, max(part.size) * BACKGROUND_SIDE // min(part.size))
-    rows.sort(key=lambda r: (DOMAINS.index(r["domain"]), CLASSES.index(r["class"]), r["name"], r["original"]))
+    rows.sort(
+        key=lambda r: (
+            DOMAINS.index(r["domain"]),
+            CLASSES.index(r["class"]),
+            r["name"],
+            r["original"],
+        )
+    )
     name_files(rows + backgrounds)
     for (domain, klass), part in five.split_by(rows, "domain", "class").items():
         if len({r["part"] for r in part}) != 2:
@@ -827,5 +1018,8 @@ if __name__ == "__main__":
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         sys.exit(__doc__)
     built = build(Path(sys.argv[1]))
-    print(Counter(r["domain"] for r in built), f"{sum(p.stat().st_size for p in OUT.iterdir()) / 1e6:.1f} MB")
+    print(
+        Counter(r["domain"] for r in built),
+        f"{sum(p.stat().st_size for p in OUT.iterdir()) / 1e6:.1f} MB",
+    )
     print("now run: python tools/checksums.py")

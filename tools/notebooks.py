@@ -23,8 +23,13 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 NO_EVAL = re.compile(r"^#\|\s*eval\s*:?\s*false\s*$", re.MULTILINE)
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
-SOLUTION = re.compile(r"^([ \t]*)# BEGIN SOLUTION.*?# END SOLUTION[^\n]*$", re.MULTILINE | re.DOTALL)
-SOLVED_VALUE = re.compile(r"^([ \t]*\w[\w, ]*=) .*# SOLUTION[^\n]*$", re.MULTILINE)
+SOLUTION = re.compile(
+    r"^([ \t]*)# BEGIN SOLUTION.*?# END SOLUTION[^\n]*$", re.MULTILINE | re.DOTALL
+)
+BRACKETS = r"[\[({]\n(?:[ \t].*\n)*[\])}]"
+SOLVED_VALUE = re.compile(
+    rf"^([ \t]*\w[\w, ]*=) (?:.*|{BRACKETS}) *# SOLUTION.*$", re.MULTILINE
+)
 BROKEN = re.compile(r"^([ \t]*)# BROKEN ?", re.MULTILINE)
 MISTAKES = re.compile(r"^mistakes\(", re.MULTILINE)
 GRADER = re.compile(r"^@exercise\b", re.MULTILINE)
@@ -32,7 +37,9 @@ GRADER = re.compile(r"^@exercise\b", re.MULTILINE)
 
 def notebooks(folder: Path = ROOT / "nbs") -> list[Path]:
     """All notebooks of the course, in reading order."""
-    return sorted(p for p in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    return sorted(
+        p for p in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+    )
 
 
 def is_lesson(path: Path) -> bool:
@@ -50,39 +57,63 @@ def run(paths: list[Path]) -> None:
     from nbclient import NotebookClient
 
     # Learners' runs record nothing; ours keep what each claim found, and exercises have to be solved.
-    os.environ.setdefault("TRANSFER_COURSE_RECORD", str(ROOT / "transfer_course" / "assets" / "records" / "claims.json"))
+    os.environ.setdefault(
+        "TRANSFER_COURSE_RECORD",
+        str(ROOT / "transfer_course" / "assets" / "records" / "claims.json"),
+    )
     os.environ["TRANSFER_COURSE_STRICT"] = "1"
     for path in paths:
         start = time.perf_counter()
         nb = nbformat.read(path, as_version=4)
-        kept = {c["id"]: c.source for c in nb.cells if c.cell_type == "code" and NO_EVAL.search(c.source)}
+        kept = {
+            c["id"]: c.source
+            for c in nb.cells
+            if c.cell_type == "code" and NO_EVAL.search(c.source)
+        }
         for c in nb.cells:
             if c["id"] in kept:
                 c.source = "pass"
         NotebookClient(
-            nb, timeout=600, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": path.parent}}
+            nb,
+            timeout=600,
+            kernel_name="python3",
+            coalesce_streams=True,
+            resources={"metadata": {"path": path.parent}},
         ).execute()
         for c in nb.cells:
             if c["id"] in kept:
                 c.source, c.outputs = kept[c["id"]], []
-            for o in c.get("outputs", []):  # a widget that no kernel stands behind is an empty box
+            for o in c.get(
+                "outputs", []
+            ):  # a widget that no kernel stands behind is an empty box
                 o.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
         nb.metadata.pop("widgets", None)
         nbformat.write(nb, path)
-        subprocess.run([bin_dir() / "nbdev-clean", "--fname", path], check=True, cwd=ROOT)
-        print(f"{path.relative_to(ROOT)}  {time.perf_counter() - start:.0f} s", flush=True)
+        subprocess.run(
+            [bin_dir() / "nbdev-clean", "--fname", path], check=True, cwd=ROOT
+        )
+        print(
+            f"{path.relative_to(ROOT)}  {time.perf_counter() - start:.0f} s", flush=True
+        )
 
 
 def export_library(root: Path = ROOT) -> None:
-    """Write the library from the notebooks."""
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # IN_TEST=1 makes nbdev-export do nothing
+    """Write the library from the notebooks, formatted."""
+    # IN_TEST=1 makes nbdev-export do nothing.
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     subprocess.run([bin_dir() / "nbdev-export"], check=True, cwd=root, env=env)
+    # ruff leaves the modules out when it looks at the project, so each is named.
+    modules = sorted((root / "transfer_course").glob("*/*.py"))
+    command = [bin_dir() / "ruff", "format", "--quiet", *modules]
+    subprocess.run(command, check=True, cwd=root)
 
 
 def stub(source: str) -> str:
     """A code cell without its solution: `...` in its place, or the broken lines that are to be mended."""
     if BROKEN.search(source):
-        return BROKEN.sub(r"\1", re.sub(SOLUTION.pattern + r"\n?", "", source, flags=SOLUTION.flags))
+        return BROKEN.sub(
+            r"\1", re.sub(SOLUTION.pattern + r"\n?", "", source, flags=SOLUTION.flags)
+        )
     return SOLVED_VALUE.sub(r"\1 ...", SOLUTION.sub(r"\1...", source))
 
 
@@ -116,7 +147,9 @@ def unsolved(nb, name: str) -> nbformat.NotebookNode:
                 new.metadata["jupyter"] = {"source_hidden": True}
         new["id"] = c["id"]
         cells.append(new)
-    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": dict(nb.metadata.kernelspec)})
+    return nbformat.v4.new_notebook(
+        cells=cells, metadata={"kernelspec": dict(nb.metadata.kernelspec)}
+    )
 
 
 def write_lessons(to: Path = ROOT / "transfer_course" / "lessons") -> list[Path]:
@@ -125,7 +158,10 @@ def write_lessons(to: Path = ROOT / "transfer_course" / "lessons") -> list[Path]
     made = []
     for path in filter(is_lesson, notebooks()):
         nb = unsolved(nbformat.read(path, as_version=4), path.name)
-        (to / path.name).write_text(json.dumps(nb, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (to / path.name).write_text(
+            json.dumps(nb, ensure_ascii=False, indent=1, sort_keys=True) + "\n",
+            encoding="utf-8",
+        )
         made.append(to / path.name)
     for stale in set(to.glob("*.ipynb")) - set(made):
         stale.unlink()
@@ -152,7 +188,10 @@ def readme() -> tuple[str, dict[str, bytes]]:
         if silent:
             c.metadata["tags"] = ["no-source"]
     exporter = MarkdownExporter()
-    exporter.register_preprocessor(TagRemovePreprocessor(remove_input_tags={"no-source"}, enabled=True), enabled=True)
+    exporter.register_preprocessor(
+        TagRemovePreprocessor(remove_input_tags={"no-source"}, enabled=True),
+        enabled=True,
+    )
     text, _ = exporter.from_notebook_node(nb)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures
 
@@ -169,7 +208,9 @@ def write_readme() -> None:
 
 def main() -> None:
     """Dispatch on the first argument."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["run", "export", "docs"])
     parser.add_argument("paths", nargs="*", type=Path)
     args = parser.parse_args()
