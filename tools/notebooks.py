@@ -1,8 +1,8 @@
-"""What is done to notebooks outside JupyterLab: run them to store outputs, export, make the unsolved copies, README, docs.
+"""What is done to notebooks outside JupyterLab.
 
-python tools/notebooks.py run [NOTEBOOK…]    execute, store outputs, clean (all of nbs/ without arguments)
-python tools/notebooks.py export             library, unsolved copies and README.md from the notebooks
-python tools/notebooks.py docs               the documentation site, in out/docs/html
+python tools/notebooks.py run [NOTEBOOK…]    execute, store outputs, clean; all of nbs/
+                                             without arguments
+python tools/notebooks.py export             library, unsolved copies and README.md
 """
 
 from __future__ import annotations
@@ -211,15 +211,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["run", "export", "docs"])
+    parser.add_argument("what", choices=["run", "export"])
     parser.add_argument("paths", nargs="*", type=Path)
     args = parser.parse_args()
     if args.what == "run":
         run([p.resolve() for p in args.paths] or notebooks())
-    elif args.what == "docs":
-        from docs_site import docs
-
-        print(f"open {(docs() / 'index.html').relative_to(ROOT)}")
     else:
         export_library()
         write_lessons()
