@@ -1,4 +1,7 @@
-"""The bench runs end to end in its quick form, says where a floor is missed, and the README shows what it stored."""
+"""The bench runs end to end in its quick form and says where a floor is missed.
+
+The README shows what it stored.
+"""
 
 import json
 import os
@@ -34,7 +37,10 @@ STORED = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
 def run(script, tmp_path, *arguments):
-    """A bench script in a process of its own, with its work files in a temporary folder."""
+    """Run a bench script in a process of its own.
+
+    Its work files lie in a temporary folder.
+    """
     env = {
         **os.environ,
         "TRANSFER_COURSE_BENCH": str(tmp_path),
@@ -63,7 +69,7 @@ def check_rows(rows):
 
 
 def check_results(out, sections, said):
-    """The stored results hold these sections' whole rows, and all of them were printed."""
+    """The stored results hold these sections' whole rows, and all were printed."""
     found = json.loads(out.read_text(encoding="utf-8"))
     check_rows(found["rows"])
     assert {r["section"] for r in found["rows"]} == set(sections) - {"g"} and set(

@@ -1,4 +1,7 @@
-"""Keras code is Keras 3 that runs on any backend: the same run once on the torch backend, in a process of its own."""
+"""Keras code is Keras 3 that runs on any backend.
+
+The same run is made once on the torch backend, in a process of its own.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,7 @@
-"""tf.distribute: two devices end with what one ends with, every image is seen once, whatever the batch's size."""
+"""tf.distribute: two devices end with what one ends with.
+
+Every image is seen once, whatever the batch's size.
+"""
 
 import json
 import os

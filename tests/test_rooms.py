@@ -30,10 +30,11 @@ MAY = {room: set(ROOMS[: i + 1]) for i, room in enumerate(ROOMS)} | {
     "theory": {"theory"},
     "engine": {"engine"},
 }
+# And the standard library.
 NEEDS = {
     "classroom": {"numpy", "matplotlib", "ipywidgets", "IPython"},
     "theory": {"numpy"},
-}  # and the standard library
+}
 MODULES = sorted(p for room in ROOMS for p in (LIBRARY / room).glob("*.py"))
 
 

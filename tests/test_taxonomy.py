@@ -1,4 +1,7 @@
-"""Settings follow from domains, tasks and labels in every case; weights count as copies; rules survive a renaming."""
+"""Settings follow from domains, tasks and labels in every case.
+
+Weights count as copies, and rules survive a renaming.
+"""
 
 from itertools import product
 
