@@ -148,7 +148,7 @@ def step_by_step():
     """
     from unittest import mock
 
-    from transfer_course.vision.loop_torch import Folded, Kept, Quick
+    from transfer_course.trainer.torch_speed import Folded, Kept, Quick
 
     def never(*_):
         return False

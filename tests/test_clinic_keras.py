@@ -7,7 +7,7 @@ from transfer_course.engine.errors import BadValue
 from transfer_course.engine.frameworks import load_keras
 from transfer_course.practice.clinic import counts
 from transfer_course.practice.clinic_keras import MODES, build, cut
-from transfer_course.vision.recipes import moved, snapshot
+from transfer_course.vision.freezing import moved, snapshot
 
 keras = load_keras()
 layers = keras.layers

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from transfer_course.practice import demo
-from transfer_course.vision.recipes import Recipe
+from transfer_course.trainer.recipe import Recipe
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from transfer_course import cli
 from transfer_course.engine.errors import NoRoom, UserMistake
 from transfer_course.engine.runs import claim_folder, read_run, save_run, state_of
 from transfer_course.practice import own_folder
-from transfer_course.vision.recipes import load_result
+from transfer_course.trainer.run import load_result
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts of Linux")
 

@@ -14,18 +14,12 @@ import pytest
 
 from transfer_course.engine.errors import BadValue, Damaged, NotFound, UserMistake
 from transfer_course.engine.frameworks import load_keras, load_torch
+from transfer_course.trainer.recipe import Recipe, register_strategy
+from transfer_course.trainer.run import fine_tune, load_result
 from transfer_course.vision.backbones import Backbone, backbone
 from transfer_course.vision.data import ImageDataset, styles
+from transfer_course.vision.freezing import assert_frozen, moved, snapshot
 from transfer_course.vision.networks import copy_torch_to_keras
-from transfer_course.vision.recipes import (
-    Recipe,
-    assert_frozen,
-    fine_tune,
-    load_result,
-    moved,
-    register_strategy,
-    snapshot,
-)
 
 keras = load_keras()
 torch = load_torch()
@@ -463,7 +457,7 @@ def test_callbacks_see_every_epoch_and_can_stop(framework, small, images):
 
 @pytest.mark.parametrize("framework", BOTH)
 def test_a_strategy_of_ones_own(framework, small, images):
-    from transfer_course.vision.recipes import _STRATEGIES, Phase, Plan
+    from transfer_course.trainer.recipe import _STRATEGIES, Phase, Plan
 
     @register_strategy("last_stage_then_all")
     def mine(recipe, stages):

@@ -23,9 +23,10 @@ from transfer_course import cli
 from transfer_course.engine.checkpoints import NAME, Checkpoint
 from transfer_course.engine.errors import Damaged, NotFound, UserMistake
 from transfer_course.engine.files import sha256_file
+from transfer_course.trainer.recipe import Recipe
+from transfer_course.trainer.run import fine_tune, load_result
 from transfer_course.vision.backbones import backbone
 from transfer_course.vision.images import ImageDataset
-from transfer_course.vision.recipes import Recipe, fine_tune, load_result
 
 FILE = {"torch": "model.safetensors", "keras": "model.keras"}
 BOTH = ("torch", "keras")

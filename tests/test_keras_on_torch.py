@@ -15,7 +15,9 @@ assert keras.config.backend() == "torch"
 from transfer_course.vision.backbones import backbone
 from transfer_course.vision.data import styles
 from transfer_course.vision.networks import copy_torch_to_keras
-from transfer_course.vision.recipes import Recipe, assert_frozen, fine_tune, load_result, snapshot
+from transfer_course.trainer.recipe import Recipe
+from transfer_course.trainer.run import fine_tune, load_result
+from transfer_course.vision.freezing import assert_frozen, snapshot
 
 data = styles("twemoji", size=64)
 images = data.subset(np.flatnonzero(data.labels < 3)[::3]).only(data.classes[:3])

@@ -15,9 +15,10 @@ import pytest
 from transfer_course.engine.checkpoints import NAME
 from transfer_course.engine.errors import BadValue, UserMistake
 from transfer_course.engine.frameworks import load_keras
+from transfer_course.trainer.recipe import Recipe
+from transfer_course.trainer.run import fine_tune, load_result
 from transfer_course.vision.backbones import KerasBackbone
 from transfer_course.vision.data import styles
-from transfer_course.vision.recipes import Recipe, fine_tune, load_result
 
 keras = load_keras()
 RECIPE = Recipe(epochs=4, batch_size=8, lr=1e-3, head_lr=1e-2, weight_decay=0.01)

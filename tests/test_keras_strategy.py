@@ -20,7 +20,9 @@ two = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
 from transfer_course.vision.backbones import backbone
 from transfer_course.vision.data import styles
-from transfer_course.vision.recipes import Epoch, Recipe, fine_tune
+from transfer_course.trainer.batches import Epoch
+from transfer_course.trainer.recipe import Recipe
+from transfer_course.trainer.run import fine_tune
 from transfer_course.vision import loop_keras
 
 mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])    # one for all: TensorFlow confuses the collectives of several

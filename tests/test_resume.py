@@ -25,10 +25,12 @@ from kill import (
 from transfer_course.engine.checkpoints import NAME
 from transfer_course.engine.errors import BadValue
 from transfer_course.engine.frameworks import load_torch
+from transfer_course.trainer.recipe import Recipe
+from transfer_course.trainer.run import fine_tune
 from transfer_course.vision import finetune_torch, loop_torch
 from transfer_course.vision.backbones import backbone
 from transfer_course.vision.data import styles
-from transfer_course.vision.recipes import Recipe, fine_tune, moved, snapshot
+from transfer_course.vision.freezing import moved, snapshot
 
 torch = load_torch()
 TINY = ("--strategy", "fine_tune", "--size", 32, "--epochs", 3, "--json")

@@ -33,17 +33,26 @@ sys.meta_path.insert(0, _TritonFirst())
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["classroom", "theory", "engine", "vision", "practice"],
+    submodules=["classroom", "theory", "engine", "vision", "trainer", "practice"],
     submod_attrs={
         "classroom.pictures": ["show"],
         "engine.frameworks": ["load_keras", "load_torch"],
         "vision.data": ["ImageDataset", "image_folder", "named_dataset", "styles"],
         "vision.photos": ["photos"],
         "vision.glyphs": ["glyphs", "handwriting"],
-        "vision.evaluate": ["by_model", "interval", "paired_interval", "scores", "unpaired_interval"],
+        "vision.evaluate": [
+            "by_model",
+            "interval",
+            "paired_interval",
+            "scores",
+            "unpaired_interval",
+        ],
         "vision.backbones": ["Backbone", "available_backbones", "backbone"],
         "vision.features": ["break_even", "extract", "label_budget", "linear_probe"],
-        "vision.recipes": ["Recipe", "Result", "assert_frozen", "fine_tune", "load_result", "register_strategy", "snapshot"],
+        "vision.freezing": ["assert_frozen", "snapshot"],
+        "trainer.recipe": ["Recipe", "register_strategy"],
+        "trainer.result": ["Result"],
+        "trainer.run": ["fine_tune", "load_result"],
         "practice.own_folder": ["predict_files", "tune_folder"],
     },
 )

@@ -25,8 +25,19 @@ app = typer.Typer(
     "Start with `transfer-course demo`, or with `transfer-course fine-tune FOLDER` where FOLDER has one folder per class.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON line and nothing else on stdout.")]
-BackboneName = Annotated[str, typer.Option(help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one machine-readable JSON line and nothing else on stdout.",
+    ),
+]
+BackboneName = Annotated[
+    str,
+    typer.Option(
+        help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded."
+    ),
+]
 
 
 class Framework(StrEnum):
@@ -62,7 +73,12 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
 ) -> None:
     pass
 
@@ -81,17 +97,33 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(2)
 
 
-@app.command(epilog="Examples:   transfer-course demo   |   transfer-course demo --out runs/demo --json")
+@app.command(
+    epilog="Examples:   transfer-course demo   |   transfer-course demo --out runs/demo --json"
+)
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for table, figure and HTML report.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(min=0, max=4, help="Which of the study's five seeds is run live, 0 to 4.")] = 0,
-    minutes: Annotated[float, typer.Option(min=0, help="Rows that would end later are taken from the records.")] = 8,
+    out: Annotated[
+        Path, typer.Option(help="Folder for table, figure and HTML report.")
+    ] = Path("runs/demo"),
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0, max=4, help="Which of the study's five seeds is run live, 0 to 4."
+        ),
+    ] = 0,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Rows that would end later are taken from the records."
+        ),
+    ] = 8,
     as_json: Json = False,
 ) -> None:
     """Bundled images: baselines, scratch, probe and fine-tuning, in PyTorch and in Keras, in five styles (about 8 minutes)."""
     from transfer_course.practice.demo import run_demo
 
-    rows, report = run_demo(out, seed=seed, minutes=minutes, say=lambda text="": say(text, as_json))
+    rows, report = run_demo(
+        out, seed=seed, minutes=minutes, say=lambda text="": say(text, as_json)
+    )
     if as_json:
         emit({"rows": rows, "report": str(report)})
 
@@ -103,18 +135,42 @@ def demo(
     "transfer-course fine-tune photos/ --out runs/mine --resume",
 )
 def fine_tune(
-    folder: Annotated[Path, typer.Argument(help="A folder with one folder of images per class.")],
-    framework: Annotated[Framework, typer.Option(help="Which library trains.")] = Framework.torch,
+    folder: Annotated[
+        Path, typer.Argument(help="A folder with one folder of images per class.")
+    ],
+    framework: Annotated[
+        Framework, typer.Option(help="Which library trains.")
+    ] = Framework.torch,
     backbone: BackboneName = "efficientnet_lite0",
-    strategy: Annotated[str, typer.Option(help="lp_ft, fine_tune, gradual, head, probe or scratch.")] = "lp_ft",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images; by default the strategy's.")] = None,
-    size: Annotated[int, typer.Option(help="Side in pixels that images are resized to.")] = 128,
-    seed: Annotated[int, typer.Option(help="Decides split, order and new weights.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; by default a new one in runs/.")] = None,
+    strategy: Annotated[
+        str, typer.Option(help="lp_ft, fine_tune, gradual, head, probe or scratch.")
+    ] = "lp_ft",
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Passes over the training images; by default the strategy's."
+        ),
+    ] = None,
+    size: Annotated[
+        int, typer.Option(help="Side in pixels that images are resized to.")
+    ] = 128,
+    seed: Annotated[
+        int, typer.Option(help="Decides split, order and new weights.")
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; by default a new one in runs/."),
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out if it was interrupted; begin it if there is none.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out if it was interrupted; begin it if there is none.",
+        ),
     ] = False,
-    workers: Annotated[int, typer.Option(help="Threads that read and augment the next images.")] = 1,
+    workers: Annotated[
+        int, typer.Option(help="Threads that read and augment the next images.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Train on your own images. Holds out a fifth of them and says how good the result is on those."""
@@ -123,7 +179,9 @@ def fine_tune(
     from transfer_course.practice.own_folder import default_out, tune_folder
 
     if out is None and (resume or processes().num_processes > 1):
-        raise BadValue("Say which run: --out FOLDER. With --resume it is the one that goes on; several processes have to agree on one.")
+        raise BadValue(
+            "Say which run: --out FOLDER. With --resume it is the one that goes on; several processes have to agree on one."
+        )
     out = out or default_out(folder, framework.value, strategy)
     summary = tune_folder(
         folder,
@@ -147,16 +205,37 @@ def fine_tune(
     epilog="Examples:   transfer-course extract photos/ --out features   |   torchrun --nproc-per-node 2 -m transfer_course.cli extract photos/ --out features"
 )
 def extract(
-    folder: Annotated[Path, typer.Argument(help="A tree of images, with or without one folder per class.")],
-    out: Annotated[Path, typer.Option(help="Folder for features.npy, index.csv and extract.json.")],
-    framework: Annotated[Framework, typer.Option(help="Which library runs the network.")] = Framework.torch,
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A tree of images, with or without one folder per class."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for features.npy, index.csv and extract.json.")
+    ],
+    framework: Annotated[
+        Framework, typer.Option(help="Which library runs the network.")
+    ] = Framework.torch,
     backbone: BackboneName = "efficientnet_lite0",
-    size: Annotated[int, typer.Option(help="Side in pixels that images are resized to.")] = 224,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Allow bfloat16 where it is faster: features are off by some thousandths.")] = False,
-    fast_jpeg: Annotated[
-        bool, typer.Option("--fast-jpeg", help="Decode JPEGs at a reduced scale: faster, slightly other features.")
+    size: Annotated[
+        int, typer.Option(help="Side in pixels that images are resized to.")
+    ] = 224,
+    bf16: Annotated[
+        bool,
+        typer.Option(
+            "--bf16",
+            help="Allow bfloat16 where it is faster: features are off by some thousandths.",
+        ),
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted extraction.")] = False,
+    fast_jpeg: Annotated[
+        bool,
+        typer.Option(
+            "--fast-jpeg",
+            help="Decode JPEGs at a reduced scale: faster, slightly other features.",
+        ),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted extraction.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Features of every image in a folder of any size, into one file; goes on where it was after an interruption."""
@@ -175,16 +254,25 @@ def extract(
     )
     if info is None:  # another process of torchrun than the first
         return
-    say(f"{info['n']} images, {info['dim']} features each, {len(info['skipped'])} files left out; saved in {info['out']}", as_json)
+    say(
+        f"{info['n']} images, {info['dim']} features each, {len(info['skipped'])} files left out; saved in {info['out']}",
+        as_json,
+    )
     if as_json or not sys.stdout.isatty():
         emit(info)
 
 
-@app.command(epilog="Examples:   transfer-course predict runs/mine cat.jpg   |   transfer-course predict runs/mine new-photos/ --json")
+@app.command(
+    epilog="Examples:   transfer-course predict runs/mine cat.jpg   |   transfer-course predict runs/mine new-photos/ --json"
+)
 def predict(
     run: Annotated[Path, typer.Argument(help="The folder of a saved run.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to name for each image.")] = 3,
+    images: Annotated[
+        list[Path], typer.Argument(help="Image files, or folders of them.")
+    ],
+    top: Annotated[
+        int, typer.Option(min=1, help="How many classes to name for each image.")
+    ] = 3,
     as_json: Json = False,
 ) -> None:
     """Class and probability of each image, a line each; exit code 2 if any could not be read. What else lies in a folder is skipped."""
@@ -203,31 +291,52 @@ def predict(
         else:
             print(f"{row['path']}  {row['class']}  {row['probability']:.2f}")
     if left_out:
-        print(f"{left_out} more in these folders {'is' if left_out == 1 else 'are'} no image; --json names them.", file=sys.stderr)
+        print(
+            f"{left_out} more in these folders {'is' if left_out == 1 else 'are'} no image; --json names them.",
+            file=sys.stderr,
+        )
     if failed:
         raise typer.Exit(2)
 
 
-@app.command(epilog="Examples:   transfer-course lab   |   transfer-course lab my-lessons --no-open")
+@app.command(
+    epilog="Examples:   transfer-course lab   |   transfer-course lab my-lessons --no-open"
+)
 def lab(
-    folder: Annotated[Path, typer.Argument(help="Where your copy of the lessons lives.")] = Path("lessons"),
-    open_lab: Annotated[bool, typer.Option("--open/--no-open", help="Start JupyterLab there, or only copy.")] = True,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Let JupyterLab open a browser window.")] = True,
+    folder: Annotated[
+        Path, typer.Argument(help="Where your copy of the lessons lives.")
+    ] = Path("lessons"),
+    open_lab: Annotated[
+        bool,
+        typer.Option("--open/--no-open", help="Start JupyterLab there, or only copy."),
+    ] = True,
+    browser: Annotated[
+        bool,
+        typer.Option(
+            "--browser/--no-browser", help="Let JupyterLab open a browser window."
+        ),
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Copy the lessons to a folder of yours, never over your own work, and open JupyterLab there."""
     from transfer_course.practice.lab import copy_lessons, jupyterlab_command
 
-    command = jupyterlab_command(folder, browser) if open_lab else None  # a missing extra is said before anything is copied
+    command = (
+        jupyterlab_command(folder, browser) if open_lab else None
+    )  # a missing extra is said before anything is copied
     copied, kept = copy_lessons(folder)
     if as_json:
         emit({"folder": str(folder), "copied": copied, "kept": kept})
     else:
-        say(f"{len(copied)} lessons copied to {folder}, {len(kept)} of yours left as they are.")
+        say(
+            f"{len(copied)} lessons copied to {folder}, {len(kept)} of yours left as they are."
+        )
     if command:
         import subprocess
 
-        raise typer.Exit(0 if subprocess.run(command, check=False).returncode == 0 else 1)
+        raise typer.Exit(
+            0 if subprocess.run(command, check=False).returncode == 0 else 1
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -235,7 +344,10 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     as_json = "--json" in argv
     os.environ.setdefault("TRANSFER_COURSE_STARTED", str(time.time()))
-    for stream in (sys.stdout, sys.stderr):  # a file name that is not UTF-8 is printed escaped, not a crash
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a file name that is not UTF-8 is printed escaped, not a crash
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -243,7 +355,11 @@ def main(argv: list[str] | None = None) -> None:
     except SystemExit as e:
         code = e.code or 0
     except KeyboardInterrupt:
-        again = " The same command with --resume goes on." if "fine-tune" in argv and "--out" in argv else ""
+        again = (
+            " The same command with --resume goes on."
+            if "fine-tune" in argv and "--out" in argv
+            else ""
+        )
         print(f"Stopped.{again}", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
@@ -272,7 +388,9 @@ def _explain(error: Exception, as_json: bool) -> int:
         from transfer_course.engine.files import disk_mistake
 
         error = disk_mistake(error, error.filename or "The output")
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: unknown option, missing argument
+    if hasattr(error, "format_message") and hasattr(
+        error, "exit_code"
+    ):  # typer's own: unknown option, missing argument
         message, code = error.format_message(), error.exit_code
         context = getattr(error, "ctx", None)
         if context is not None:
@@ -286,7 +404,12 @@ def _explain(error: Exception, as_json: bool) -> int:
         message = f"This is a fault of ours, please report it: {message} (TRANSFER_COURSE_DEBUG=1 shows where.)"
     if as_json:
         with contextlib.suppress(OSError):  # where stdout takes nothing, stderr says it
-            print(json.dumps({"error": message}, ensure_ascii=False).encode("utf-8", "backslashreplace").decode(), flush=True)
+            print(
+                json.dumps({"error": message}, ensure_ascii=False)
+                .encode("utf-8", "backslashreplace")
+                .decode(),
+                flush=True,
+            )
     print(f"error: {message}", file=sys.stderr)
     return code
 

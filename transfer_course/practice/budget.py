@@ -28,6 +28,8 @@ import numpy as np
 from ..engine.errors import BadValue
 from ..engine.files import resize_square
 from .records import load_runs, record_path, store_runs
+from ..trainer.recipe import Recipe
+from ..trainer.run import fine_tune
 from ..vision.backbones import backbone
 from ..vision.data import ImageDataset, styles
 from transfer_course.vision.features import (
@@ -37,7 +39,6 @@ from transfer_course.vision.features import (
     linear_probe,
     random_probe,
 )
-from ..vision.recipes import Recipe, fine_tune
 
 # %% ../../nbs/6_practice/budget.ipynb #e666f20c
 BUDGETS = (1, 2, 5, 10)  # labels a class

@@ -43,11 +43,12 @@ from ..engine.errors import BadValue
 from ..engine.files import atomic_write
 from .own_folder import default_recipe
 from .records import load_runs, record_path, store_runs
+from ..trainer.recipe import Recipe
+from ..trainer.run import fine_tune
 from ..vision.backbones import backbone
 from ..vision.data import styles
 from ..vision.evaluate import interval, majority, paired_interval
 from ..vision.features import extract, linear_probe
-from ..vision.recipes import Recipe, fine_tune
 
 # %% ../../nbs/6_practice/demo.ipynb #be6705ff
 STYLES = ("noto", "photo", "twemoji", "openmoji", "outline")

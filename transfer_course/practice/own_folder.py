@@ -34,6 +34,8 @@ from ..engine.files import Unreadable, list_images, printable, read_image
 from ..engine.frameworks import check_framework, processes
 from ..engine.report import write_card, write_report
 from ..engine.runs import claim_folder, read_run, state_of
+from ..trainer.recipe import Recipe
+from ..trainer.run import fine_tune, load_result
 from ..vision.backbones import backbone as load_backbone
 from ..vision.data import image_folder
 from transfer_course.vision.evaluate import (
@@ -44,7 +46,6 @@ from transfer_course.vision.evaluate import (
     scores,
 )
 from ..vision.features import extract, linear_probe, random_probe
-from ..vision.recipes import Recipe, fine_tune, load_result
 
 # %% ../../nbs/6_practice/own_folder.ipynb #f08ef304
 DEFAULTS = {

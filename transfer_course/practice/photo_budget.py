@@ -28,11 +28,12 @@ import numpy as np
 
 from ..engine.errors import BadValue
 from .records import load_runs, record_path, store_runs
+from ..trainer.recipe import Recipe
+from ..trainer.run import fine_tune
 from ..vision.backbones import backbone
 from ..vision.evaluate import majority
 from ..vision.features import extract, linear_probe
 from ..vision.photos import photos
-from ..vision.recipes import Recipe, fine_tune
 
 # %% ../../nbs/6_practice/photo_budget.ipynb #142e99cd
 LABELS = 5  # images per class that a method may learn from
