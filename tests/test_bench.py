@@ -246,7 +246,7 @@ def curve(*points):
     return np.stack([a, a * [1.1, 1.0]])
 
 
-def test_time_to_an_accuracy_is_taken_at_the_peers_first_best_and_at_our_first_as_good():
+def test_time_to_an_accuracy_is_taken_at_the_first_epoch_that_is_as_good():
     theirs = curve((10, 0.3), (20, 0.6), (30, 0.6))
     r = training.time_to(
         "c", curve((1, 0.5), (2, 0.6), (3, 0.9)), "peer", theirs, 3, "t"
@@ -265,7 +265,7 @@ def test_time_to_an_accuracy_is_taken_at_the_peers_first_best_and_at_our_first_a
     )
 
 
-def test_accuracy_at_equal_time_counts_only_what_comes_within_the_fastest_peers_whole_time():
+def test_accuracy_at_equal_time_counts_what_comes_within_the_fastest_peers_time():
     rivals = {"fast": curve((5, 0.4)), "good": curve((50, 0.6), (90, 0.5))}
     r = training.equal_time(curve((1, 0.5), (5, 0.66), (6, 0.9)), rivals)
     assert (

@@ -384,7 +384,9 @@ WRITER = """
 import sys, warnings; warnings.simplefilter("error")
 import numpy as np
 from transfer_course.engine.cache import FeatureCache
-def truth(names): return np.stack([np.random.default_rng(int(n)).normal(size=40) for n in names]).astype(np.float32)
+def truth(names):
+    rows = [np.random.default_rng(int(n)).normal(size=40) for n in names]
+    return np.stack(rows).astype(np.float32)
 start, end = int(sys.argv[1]), int(sys.argv[2])
 cache = FeatureCache("k", 40)
 print("ready", flush=True); sys.stdin.readline()
@@ -666,7 +668,8 @@ import sys
 import numpy as np
 from transfer_course.engine import extraction
 from transfer_course.engine.errors import NoRoom
-extraction._reserve = lambda f, size: f.truncate(size)     # some network disks cannot reserve
+# Some network disks cannot reserve.
+extraction._reserve = lambda f, size: f.truncate(size)
 rows = extraction.RowFile(sys.argv[1] + "/rows.npy", 1000, 1280)
 try: rows[np.arange(1000)] = np.ones((1000, 1280))
 except NoRoom as e: print(e)
@@ -762,7 +765,8 @@ import os, signal, sys
 import numpy as np
 from transfer_course.engine.extraction import cached_features
 def network(images): os.kill(os.getpid(), signal.SIGKILL)
-cached_features("k", ["a"], lambda i: np.zeros((1, 4, 4, 3), np.uint8), network, 3, progress=False, out=sys.argv[1])
+def images(i): return np.zeros((1, 4, 4, 3), np.uint8)
+cached_features("k", ["a"], images, network, 3, progress=False, out=sys.argv[1])
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "f.npy")])
     assert done.returncode == -signal.SIGKILL and not (tmp_path / "f.npy").exists()

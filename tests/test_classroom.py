@@ -146,7 +146,8 @@ matplotlib.use("svg")                       # the user's choice
 before = dict(matplotlib.rcParams)
 from transfer_course.classroom.pictures import bars, grid, show
 from transfer_course.classroom.doctor import Finding, picture
-show(bars([("probe", .5, .4, .6)]), alt="x"); grid(np.zeros((3, 4, 4, 3), "uint8"), alt="x")
+show(bars([("probe", .5, .4, .6)]), alt="x")
+grid(np.zeros((3, 4, 4, 3), "uint8"), alt="x")
 show(picture([Finding("Python", True, "3")]), alt="x")
 print("matplotlib.pyplot" in sys.modules, dict(matplotlib.rcParams) == before)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -245,7 +246,8 @@ def test_doctor_is_quick_light_and_calm():
 import sys, time; start = time.perf_counter()
 from transfer_course.classroom.doctor import as_text, examine
 text = as_text(examine())
-print(time.perf_counter() - start, [m for m in ("torch", "tensorflow", "keras", "matplotlib") if m in sys.modules], text)"""
+heavy = ("torch", "tensorflow", "keras", "matplotlib")
+print(time.perf_counter() - start, [m for m in heavy if m in sys.modules], text)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr
     seconds, modules, text = done.stdout.split(" ", 2)

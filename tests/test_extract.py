@@ -361,7 +361,10 @@ def test_blocks_that_got_lost_are_done_again(place, whole, monkeypatch, times):
     if times == 2:
         with pytest.raises(
             Damaged,
-            match=r"^14 rows could not be kept in .*lost2: .* run again with --resume\.$",
+            match=(
+                r"^14 rows could not be kept in .*lost2: "
+                r".* run again with --resume\.$"
+            ),
         ):
             extract_folder(place / "photos", out, size=SIZE, progress=False)
         assert (

@@ -40,46 +40,63 @@ def has(*names):
 def use_torch():
     torch = load_torch()
     import torchvision, timm
-    return float(torchvision.ops.nms(torch.tensor([[0., 0, 1, 1]]), torch.tensor([1.]), .5).numel() + torch.ones(2).sum())
+    box, score = torch.tensor([[0., 0, 1, 1]]), torch.tensor([1.])
+    return float(torchvision.ops.nms(box, score, .5).numel() + torch.ones(2).sum())
 def use_keras():
     keras = load_keras()
     return float(keras.ops.sum(keras.ops.ones(2)))
 """
 SCRIPTS = {
-    "keras_first": (
-        "done(keras=use_keras(), torch=use_torch(), has=has('tensorflow', 'torch', "
-        "'triton'))"
-    ),
-    "torch_first": (
-        "done(torch=use_torch(), keras=use_keras(), again=use_torch(), "
-        "has=has('tensorflow', 'torch', 'triton'))"
-    ),
+    "keras_first": """
+loaded = dict(keras=use_keras(), torch=use_torch())
+done(**loaded, has=has('tensorflow', 'torch', 'triton'))""",
+    "torch_first": """
+loaded = dict(torch=use_torch(), keras=use_keras(), again=use_torch())
+done(**loaded, has=has('tensorflow', 'torch', 'triton'))""",
     "their_tensorflow_first": """
-try: load_torch()
-except ImportError as e: refused, kind, loaded = str(e), type(e).__name__, has('torch', 'triton')
+try:
+    load_torch()
+except ImportError as e:
+    refused, kind, loaded = str(e), type(e).__name__, has('torch', 'triton')
 done(refused=refused, kind=kind, loaded=loaded, keras=use_keras())""",
     "keras_on_torch": """
 from transfer_course.vision.backbones import backbone
 b = backbone("efficientnet_lite0", "keras")
 features = b.features(images)
-done(backend=load_keras().config.backend(), features=features.tolist(), grad=[p.path for p in b.model.weights if p.value.grad is not None],
-     has=has('tensorflow', 'torch'))""",
+done(
+    backend=load_keras().config.backend(),
+    features=features.tolist(),
+    grad=[p.path for p in b.model.weights if p.value.grad is not None],
+    has=has('tensorflow', 'torch'),
+)""",
     "torch_is_missing": """
 class Gone:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('torch', 'torchvision', 'timm', 'triton'): raise ModuleNotFoundError(name, name=name)
+        if name.split('.')[0] in ('torch', 'torchvision', 'timm', 'triton'):
+            raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Gone())
 from transfer_course.vision.backbones import available_backbones, backbone
 b = backbone("efficientnet_lite0", "keras")
 words = []
 for name in ("efficientnet_lite0", "resnet50", "small_cnn", "timm:resnet18"):
-    try: backbone(name, "torch", weights=None)
-    except ImportError as e: words.append(str(e))
-done(features=b.features(images).tolist(), words=words, n=len(available_backbones()), has=has('torch', 'triton'))""",
+    try:
+        backbone(name, "torch", weights=None)
+    except ImportError as e:
+        words.append(str(e))
+done(
+    features=b.features(images).tolist(),
+    words=words,
+    n=len(available_backbones()),
+    has=has('torch', 'triton'),
+)""",
     "nothing_heavy": """
-import transfer_course.engine.frameworks, transfer_course.vision.networks, transfer_course.vision.backbones as b
+import transfer_course.engine.frameworks
+import transfer_course.vision.networks
+import transfer_course.vision.backbones as b
 rows = b.available_backbones()
-done(has=has('torch', 'tensorflow', 'keras', 'triton', 'torchvision', 'timm', 'matplotlib', 'jax'), rows=len(rows))""",
+frameworks = has('torch', 'tensorflow', 'keras', 'jax')
+others = has('triton', 'torchvision', 'timm', 'matplotlib')
+done(has=frameworks + others, rows=len(rows))""",
 }
 FIRST = {"their_tensorflow_first": "import tensorflow\n"}
 ENV = {"keras_on_torch": {"KERAS_BACKEND": "torch"}}

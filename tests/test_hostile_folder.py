@@ -323,7 +323,9 @@ READ = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from transfer_course.engine.files import read_image
-with ThreadPoolExecutor(len(sys.argv) - 1) as pool: print(sum(int(a.sum()) for a in pool.map(lambda p: read_image(p, 8), sys.argv[1:])))
+with ThreadPoolExecutor(len(sys.argv) - 1) as pool:
+    images = pool.map(lambda path: read_image(path, 8), sys.argv[1:])
+    print(sum(int(image.sum()) for image in images))
 """
 
 

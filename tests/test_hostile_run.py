@@ -931,7 +931,8 @@ def reseal(path, change=lambda tensors, state: None, **texts):
     from transfer_course.engine import checkpoints
 
     with safe_open(path, framework="np") as f:
-        about, tensors = f.metadata(), {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        about = f.metadata()
+        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     state = json.loads(about["state"])
     change(tensors, state)
     about |= {"state": json.dumps(state)} | texts

@@ -154,7 +154,8 @@ def test_the_page_shows_every_entry_with_its_link():
     line, whole = tables
     for r in ROWS:
         kind, name = r["id"].split(":", 1)
-        href = f'href="{"https://doi.org/" if kind == "doi" else "https://arxiv.org/abs/"}{name}"'
+        place = "https://doi.org/" if kind == "doi" else "https://arxiv.org/abs/"
+        href = f'href="{place}{name}"'
         assert href in whole and f">{r['id']}<" in whole, (
             f"run the notebook: {r['id']} is missing"
         )

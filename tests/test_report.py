@@ -107,8 +107,11 @@ class Page(HTMLParser):
         return [a for t, a in self.tags if t == tag]
 
 
-ALLOWED = """html head meta title style body main h1 h2 h3 p section table caption tr th td details summary small strong b bdi i
-    div span dl dt dd ol ul li svg path text circle figure img figcaption br pre code"""
+ALLOWED = """
+    html head meta title style body main h1 h2 h3 p section table caption tr th td
+    details summary small strong b bdi i div span dl dt dd ol ul li svg path text circle
+    figure img figcaption br pre code
+"""
 
 
 def check_safe(page):
@@ -242,8 +245,8 @@ def test_recall_and_precision_of_each_class(tmp_path):
         tmp_path, info(["a", "b", "c"]), np.array([[3, 1, 0], [0, 0, 2], [0, 0, 0]])
     )
     rows = re.findall(
-        r"<tr><th "
-        r"scope=row><bdi>\w</bdi></th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>",
+        r"<tr><th scope=row><bdi>\w</bdi></th>"
+        r"<td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>",
         page.text,
     )
     assert rows == [("4", "0.75", "1.00"), ("2", "0.00", "0.00"), ("0", "–", "0.00")]
@@ -387,10 +390,10 @@ def test_drawing_loads_no_matplotlib(tmp_path):
     code = (
         "import sys, numpy as np; "
         "from transfer_course.engine.report import write_report; "
-        "h = [dict(train_loss=1), dict(train_loss=.5)]; m = dict(image=np.zeros((2, "
-        "2, 3), 'uint8'), true='a', predicted='b');"
-        "write_report(sys.argv[1], info=dict(classes=['a', 'b']), confusion=np.eye(2, "
-        "dtype=int), mistakes=[m], curves=h);"
+        "h = [dict(train_loss=1), dict(train_loss=.5)]; "
+        "m = dict(image=np.zeros((2, 2, 3), 'uint8'), true='a', predicted='b');"
+        "write_report(sys.argv[1], info=dict(classes=['a', 'b']), "
+        "confusion=np.eye(2, dtype=int), mistakes=[m], curves=h);"
         "print([n for n in ('matplotlib', 'torch', 'tensorflow') if n in sys.modules])"
     )
     done = subprocess.run(

@@ -97,9 +97,8 @@ def test_jsonable_keeps_and_names():
         reason: str
 
     assert jsonable([Skipped("a", "b")]) == [{"path": "a", "reason": "b"}]
-    assert jsonable({"a": np.arange(3), "b": np.bool_(True), "c": Path("x"), "d": (1, 2)}) == {
-        "a": [0, 1, 2], "b": True, "c": "x", "d": [1, 2],
-    }  # fmt: skip
+    value = {"a": np.arange(3), "b": np.bool_(True), "c": Path("x"), "d": (1, 2)}
+    assert jsonable(value) == {"a": [0, 1, 2], "b": True, "c": "x", "d": [1, 2]}
     with pytest.raises(BadValue, match=r"info\['a'\]\[1\].*object"):
         jsonable({"a": [1, object()]})
 
