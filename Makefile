@@ -82,7 +82,7 @@ study: install
 	$(BIN)/python -c "from transfer_course.practice.letters import study_letters; print(study_letters())"
 
 docs: install
-	$(BIN)/python tools/notebooks.py docs
+	$(BIN)/python tools/docs_site.py
 
 export: install
 	$(BIN)/python tools/notebooks.py export

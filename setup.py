@@ -1,4 +1,4 @@
-"""Packaging. The names, versions and requirements stand in settings.ini, which this file reads."""
+"""Packaging; the names, versions and requirements stand in settings.ini."""
 
 from configparser import ConfigParser
 from pathlib import Path

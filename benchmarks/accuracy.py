@@ -1,4 +1,8 @@
-"""(g) What a fast path costs in accuracy: the same seeds, splits and recipe with it and without it, paired, over identities too."""
+"""(g) What a fast path costs in accuracy.
+
+The same seeds, splits and recipe run with it and without it; the difference is paired,
+over identities too.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,10 @@ TUNE = dict(strategy="lp_ft", epochs=6, lr=3e-4, head_lr=3e-4, train_from="stage
 
 
 def probed(Z, data, seed: int) -> np.ndarray:
-    """Right or wrong for each picture that this seed holds out, NaN for the others: a probe on features `Z` of all pictures."""
+    """Right or wrong for each picture that this seed holds out, NaN for the others.
+
+    A probe on the features `Z` of all pictures.
+    """
     from transfer_course import linear_probe
 
     train, held_out = parts(data, seed)
@@ -28,7 +35,10 @@ def probed(Z, data, seed: int) -> np.ndarray:
 
 
 def tuned(data, seed: int, **how) -> np.ndarray:
-    """The same for a fine-tuned network; the last epoch counts, so that no path chooses its best on the test."""
+    """The same for a fine-tuned network.
+
+    The last epoch counts, so that no path chooses its best epoch on the test set.
+    """
     from transfer_course import Recipe, fine_tune
 
     train, held_out = parts(data, seed)
@@ -83,9 +93,8 @@ def features(data, seeds) -> list[dict]:
 
     net = peers.lite0()
     plain = peers.torch_eager(peers.lite0(), data.images)()
-    halves = choose(
-        net, *data.images.shape[1:3], bf16=True
-    )  # the same engine as without where the processor has no bfloat16
+    # The same engine as without where the processor has no bfloat16.
+    halves = choose(net, *data.images.shape[1:3], bf16=True)
     paths = {"extraction: chosen engine": {}} | (
         {f"extraction: {halves}": {"bf16": True}} if "bf16" in halves else {}
     )
@@ -104,7 +113,10 @@ def features(data, seeds) -> list[dict]:
 
 
 def jpeg_scale(data, size: int, seeds) -> dict:
-    """JPEG files decoded at a reduced scale beside decoding them whole; the pictures are enlarged to four times the size first."""
+    """JPEG files decoded at a reduced scale beside the same files decoded whole.
+
+    The pictures are enlarged to four times their size first.
+    """
     from PIL import Image
 
     from transfer_course import ImageDataset, extract
@@ -129,8 +141,11 @@ def jpeg_scale(data, size: int, seeds) -> dict:
 
 @contextmanager
 def step_by_step():
-    """The frozen part runs in every epoch, as if its activations did not fit into the memory, a held BatchNorm stands for itself, and every
-    gradient is the library's."""
+    """Fine-tuning without any of the shortcuts.
+
+    The frozen part runs in every epoch, as if its activations did not fit into the
+    memory; a held BatchNorm stands for itself, and every gradient is the library's.
+    """
     from unittest import mock
 
     from transfer_course.trainer.torch_speed import Folded, Kept, Quick
@@ -147,7 +162,11 @@ def step_by_step():
 
 
 def tuning(data, seeds, **how) -> list[dict]:
-    """Fine-tuning: the frozen part run once and BatchNorm folded, and a few augmented views kept instead of a fresh one every epoch."""
+    """Fine-tuning: the fast paths beside the plain one.
+
+    The frozen part runs once, BatchNorm is folded, and a few augmented views are kept
+    instead of a fresh one in every epoch.
+    """
     views = dict(augment=0.5, **how)
     plain, kept, fresh, few = [], [], [], []
     for s in seeds:

@@ -1,10 +1,13 @@
-"""Ours beside theirs, turn by turn in one process a section, on the same images, weights, device and threads: `make bench`.
+"""Ours beside theirs, on the same images, weights, device and threads: `make bench`.
 
 python benchmarks/bench.py [--only a,c] [--rounds 3] [--quick] [--again]
 
-Sections: (a) features, (b) time to the tutorial's accuracy with a frozen backbone, (c) fine-tuning, (d) a training step, (e) starting,
-(f) memory and time as the folder grows, (g) the accuracy of each fast path beside the plain one. Ratio above 1: ours is better.
-What is finished is stored in benchmarks/results/cpu.json at once; peers' runs in out/bench go on where a broken bench stopped.
+Each section is one process, in which both take turns. The sections: (a) features,
+(b) time to the tutorial's accuracy with a frozen backbone, (c) fine-tuning, (d) a
+training step, (e) starting, (f) memory and time as the folder grows, (g) the accuracy
+of each fast path beside the plain one. A ratio above 1 means that ours is better.
+What is finished is stored in benchmarks/results/cpu.json at once; the peers' runs in
+out/bench go on where a broken bench stopped.
 A GPU has a bench of its own: python benchmarks/gpu.py.
 """
 
@@ -78,7 +81,7 @@ def store(file: Path, key: str, made: dict, took: float) -> dict:
 
 
 def as_line(r: dict) -> str:
-    """A row for the terminal: both figures, the ratio with its spread, and its floor."""
+    """A row for the terminal: both figures, the ratio with its spread, its floor."""
     figure = "{:9.3g}".format
     theirs = figure(r["theirs"]) if r["theirs"] is not None else "        –"
     ours = figure(r["ours"]) if r["ours"] is not None else "        –"
@@ -92,16 +95,23 @@ def as_line(r: dict) -> str:
         if r["floor"] is None
         else f"floor {r['floor']:g}{'   MISSED' if missed(r) else ''}"
     )
-    return f"({r['section']}) {r['name']:<52} {r['peer']:<34} {ours} {theirs} {r['unit']:<9} {ratio:<24} {floor}".rstrip()
+    return (
+        f"({r['section']}) {r['name']:<52} {r['peer']:<34} {ours} {theirs} "
+        f"{r['unit']:<9} {ratio:<24} {floor}"
+    ).rstrip()
 
 
 def as_table(results: dict) -> str:
     """All rows, then the accuracies of (g)."""
-    head = f"    {'what':<52} {'peer':<34} {'ours':>9} {'theirs':>9} {'':<9} {'ratio (spread)':<24}"
+    head = (
+        f"    {'what':<52} {'peer':<34} {'ours':>9} {'theirs':>9} {'':<9} "
+        f"{'ratio (spread)':<24}"
+    )
     lines = [head, *map(as_line, results["rows"])]
     for a in results.get("accuracy", []):
         lines.append(
-            f"(g) {a['name']:<52} {a['plain']:.3f} → {a['fast']:.3f}: {a['difference']:+.3f} ({a['low']:+.3f} to {a['high']:+.3f})"
+            f"(g) {a['name']:<52} {a['plain']:.3f} → {a['fast']:.3f}: "
+            f"{a['difference']:+.3f} ({a['low']:+.3f} to {a['high']:+.3f})"
         )
     return "\n".join(lines + [f"    {m}" for m in results.get("missing", [])])
 
@@ -126,7 +136,10 @@ def measured(key: str, rounds: int, quick: bool, out: Path) -> bool:
 
 
 def apart(key: str, rounds: int, quick: bool, out: Path, tries: int = 3) -> bool:
-    """The same in a process of its own. One that a signal ended is begun again: the peers' finished runs are kept."""
+    """The same in a process of its own.
+
+    One that a signal ended is begun again, because the peers' finished runs are kept.
+    """
     arguments = ["--only", key, "--rounds", rounds, "--out", out, *["--quick"] * quick]
     for i in range(tries):
         code = subprocess.run(
@@ -148,7 +161,8 @@ def run(only, rounds: int, quick: bool, out: Path, together: bool = False) -> bo
     whole = all([how(key, rounds, quick, out) for key in keys])
     if len(keys) > 1 and out.exists():
         print(
-            f"\n{as_table(json.loads(out.read_text(encoding='utf-8')))}\n\nstored in {out}"
+            f"\n{as_table(json.loads(out.read_text(encoding='utf-8')))}\n\n"
+            f"stored in {out}"
         )
     return whole
 
@@ -184,7 +198,8 @@ def main(argv=None) -> int:
     )
     parser.add_argument("--out", type=Path, help="results file")
     args = parser.parse_args(argv)
-    faulthandler.enable()  # three frameworks in one process: where it dies has to be said
+    # Three frameworks in one process: where it dies has to be said.
+    faulthandler.enable()
     common.same_threads()
     common.own_cache()
     if args.again:

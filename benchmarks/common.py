@@ -13,12 +13,10 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-WORK = Path(
-    os.environ.get("TRANSFER_COURSE_BENCH", ROOT / "out" / "bench")
-)  # pictures, and the curves of runs that are done
-LITE0 = dict(
-    mean=(127 / 255,) * 3, std=(128 / 255,) * 3
-)  # the bundled weights' preprocessing, as torchvision's Normalize says it
+# Pictures, and the curves of runs that are done.
+WORK = Path(os.environ.get("TRANSFER_COURSE_BENCH", ROOT / "out" / "bench"))
+# The bundled weights' preprocessing, as torchvision's Normalize says it.
+LITE0 = dict(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 
 def cores() -> int:
@@ -31,7 +29,10 @@ def cores() -> int:
 
 
 def same_threads() -> int:
-    """As many threads for PyTorch, TensorFlow and OpenVINO alike; to be called before any of them is imported."""
+    """Give PyTorch, TensorFlow and OpenVINO the same number of threads.
+
+    To be called before any of them is imported.
+    """
     threads = os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     os.environ["TF_NUM_INTRAOP_THREADS"] = threads
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
@@ -50,7 +51,10 @@ def seconds(call) -> float:
 def turns(
     ours, theirs, rounds: int, warm: bool = True
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each round of both. They take turns, the first place too, so that a slow minute hits both."""
+    """Seconds of each round of both.
+
+    They take turns, also in who goes first, so that a slow minute hits both.
+    """
     if warm:
         ours(), theirs()
     mine, other = [], []
@@ -64,7 +68,11 @@ def turns(
 def row(
     section, name, peer, ours, theirs, unit, ratios=(), floor=None, note=""
 ) -> dict:
-    """One line of the table: `ratios` holds one number a round, above 1 where ours is better; `theirs` is None where there is no peer."""
+    """One line of the table.
+
+    `ratios` holds one number per round, above 1 where ours is better; `theirs` is None
+    where there is no peer.
+    """
     r = np.asarray(ratios, float)
     middle, low, high = (
         (float(np.median(r)), float(r.min()), float(r.max())) if len(r) else (None,) * 3
@@ -109,7 +117,11 @@ def own_cache() -> None:
 
 
 def forget_features() -> None:
-    """No feature of an image is known beforehand. What was measured of the engines stays: that is paid once a machine, not once a run."""
+    """Forget the features of all images.
+
+    What was measured of the engines stays, because that is paid once per machine and
+    not once per run.
+    """
     for file in (WORK / "cache").rglob("*.sqlite*"):
         file.unlink(missing_ok=True)
 
@@ -117,7 +129,10 @@ def forget_features() -> None:
 def jpegs(
     folder: Path, n: int, side: int, classes: int = 2, distinct: int = 256
 ) -> Path:
-    """`n` JPEG files of `side` px in class folders. Their pictures repeat after `distinct`; their bytes never do."""
+    """`n` JPEG files of `side` px in class folders.
+
+    Their pictures repeat after `distinct`; their bytes never do.
+    """
     import io
 
     from PIL import Image
@@ -136,9 +151,8 @@ def jpegs(
     for c in range(classes):
         (folder / f"class{c}").mkdir(parents=True, exist_ok=True)
     for i in range(n):
-        comment = (
-            f"picture {i}".encode()
-        )  # a COM segment right after the start of the image
+        # A COM segment right after the start of the image.
+        comment = f"picture {i}".encode()
         data = pictures[i % len(pictures)]
         segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
         (folder / f"class{i % classes}" / f"{i:06}.jpg").write_bytes(
@@ -151,7 +165,10 @@ def jpegs(
 def noto_folder(
     seed: int, size: int = 96, valid: float = 0.3, most: int | None = None
 ) -> Path:
-    """Noto's development pictures as PNG files in `train/CLASS` and `val/CLASS`, no identity on both sides; the seed decides the split."""
+    """Noto's development pictures as PNG files in `train/CLASS` and `val/CLASS`.
+
+    No identity is on both sides; the seed decides the split.
+    """
     from PIL import Image
 
     from transfer_course.vision.data import styles
@@ -182,7 +199,10 @@ def first_of_each_class(labels, most: int) -> np.ndarray:
 
 
 def conditions() -> dict:
-    """What a peer's run has to have in common with ours beside it: threads, libraries, and the peers as they are written."""
+    """What a peer's run has to have in common with ours beside it.
+
+    The threads, the libraries, and the peers as they are written.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     from transfer_course.practice.records import machine
@@ -209,7 +229,10 @@ def conditions() -> dict:
 
 
 def remembered(name: str, make):
-    """What `make()` gave, kept in a work file: a broken bench goes on where it stopped. Made anew under other conditions."""
+    """What `make()` gave, kept in a work file.
+
+    A broken bench goes on where it stopped. Under other conditions it is made anew.
+    """
     file, now = WORK / "runs" / f"{name}.json", conditions()
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,7 @@
-"""(a) Features: the network alone, and from files; with the extra `fast`, without it, and in bfloat16."""
+"""(a) Features: the network alone, and from files.
+
+With the extra `fast`, without it, and in bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,8 @@ import numpy as np
 import peers
 from common import WORK, forget_features, jpegs, rate_row, turns
 
-FLOORS = {
-    "fast": {96: 3.5, 224: 2.0},
-    "plain": {96: 2.0, 224: 1.3},
-}  # issue 6, network alone
+# Issue 6, network alone.
+FLOORS = {"fast": {96: 3.5, 224: 2.0}, "plain": {96: 2.0, 224: 1.3}}
 NAMES = {"fast": "with extra fast", "plain": "without it", "bf16": "bf16 allowed"}
 
 
@@ -24,7 +25,10 @@ def chosen_without(net, side: int) -> str:
 
 
 def engines(net, side: int) -> dict[str, dict]:
-    """What is measured, as arguments of `extract`: the engine chosen here, the one chosen without OpenVINO, and bfloat16 allowed."""
+    """What is measured, as arguments of `extract`.
+
+    The engine chosen here, the one chosen without OpenVINO, and bfloat16 allowed.
+    """
     return {
         "fast": {},
         "plain": {"engine": chosen_without(net, side)},
@@ -33,7 +37,10 @@ def engines(net, side: int) -> dict[str, dict]:
 
 
 def network_alone(side: int, n: int, rounds: int) -> list[dict]:
-    """Features of pictures in memory against an eager loop in the default memory layout; equality is asserted."""
+    """Features of pictures in memory against an eager loop in the default layout.
+
+    That both are equal is asserted.
+    """
     from transfer_course import ImageDataset, extract
     from transfer_course.engine.engines import choose
 
@@ -76,7 +83,10 @@ def network_alone(side: int, n: int, rounds: int) -> list[dict]:
 
 
 def from_files(side: int, picture: int, n: int, rounds: int) -> list[dict]:
-    """From generated JPEG files to features: the folder is opened anew every time, nothing is cached."""
+    """From generated JPEG files to features.
+
+    The folder is opened anew every time, and nothing is cached.
+    """
     from transfer_course import extract, image_folder
 
     folder = jpegs(WORK / f"jpeg-{n}-{picture}", n, picture)

@@ -1,11 +1,16 @@
-"""Fine-tuning on a GPU: images/s, share of the device's peak, and waiting for data; the tutorial's loop, timm's training script, ours.
+"""Fine-tuning on a GPU: images/s, share of the device's peak, and waiting for data.
 
-python benchmarks/gpu.py [--images 8192] [--batch 256] [--out FILE]      ResNet-50 and EfficientNet-B0 at 224 px, generated JPEG files
-python benchmarks/gpu.py --quick                                         the same paths on a CPU with tiny pictures; figures mean nothing
+python benchmarks/gpu.py [--images 8192] [--batch 256] [--out FILE]
+    ResNet-50 and EfficientNet-B0 at 224 px, generated JPEG files
+python benchmarks/gpu.py --quick
+    the same paths on a CPU with tiny pictures; the figures mean nothing
 
-All read the same folder with the same batch size, take the same number of steps in this one process and have random weights. The
-tutorial's loop is as its documentation has it: float32, default memory layout. timm's is `train.py --amp --amp-dtype bfloat16
---channels-last` with its prefetcher. Ours is `fine_tune`. Timed is the second epoch. Results go to benchmarks/results/DEVICE.json.
+Compared are the tutorial's loop, timm's training script and ours. All read the same
+folder with the same batch size, take the same number of steps in this one process and
+have random weights. The tutorial's loop is as its documentation has it: float32,
+default memory layout. timm's is `train.py --amp --amp-dtype bfloat16 --channels-last`
+with its prefetcher. Ours is `fine_tune`. Timed is the second epoch. The results go to
+benchmarks/results/DEVICE.json.
 """
 
 from __future__ import annotations
@@ -23,7 +28,8 @@ import numpy as np
 from bench import about, as_line
 from growth import environment
 
-# Dense bfloat16 FLOP/s by the makers' data sheets; a device that is not here is measured with a matrix product.
+# Dense bfloat16 FLOP/s by the makers' data sheets; a device that is not here is
+# measured with a matrix product.
 PEAKS = {
     "H200": 989e12,
     "H100": 989e12,
@@ -62,7 +68,10 @@ class Watch:
         return _Sized(noted(), n)
 
     def share(self) -> float:
-        """Waiting as a share of the last epoch, from its first batch on; the first fills the pipeline."""
+        """Waiting as a share of the last epoch, from its first batch on.
+
+        The first batch is left out, because it fills the pipeline.
+        """
         log = self.epochs[-1]
         if len(log) < 3:
             return float("nan")
@@ -122,7 +131,10 @@ def epochs_of(loader, step, watch: Watch, epochs: int = 2) -> float:
 
 
 def tutorial(name: str, folder: Path, o, watch: Watch) -> float:
-    """The tutorial's loop: torchvision's model, ImageFolder, DataLoader, SGD; float32, default memory layout."""
+    """The tutorial's loop, in float32 and the default memory layout.
+
+    torchvision's model, ImageFolder, DataLoader, SGD.
+    """
     import torch
     from torch import nn
     from torchvision import datasets, models, transforms
@@ -138,11 +150,9 @@ def tutorial(name: str, folder: Path, o, watch: Watch) -> float:
     loader = torch.utils.data.DataLoader(
         data, batch_size=o.batch, shuffle=True, num_workers=o.workers
     )
-    model, dev, criterion = (
-        models.get_model(name, weights=None),
-        device(),
-        nn.CrossEntropyLoss(),
-    )
+    model = models.get_model(name, weights=None)
+    dev = device()
+    criterion = nn.CrossEntropyLoss()
     if hasattr(model, "fc"):
         model.fc = nn.Linear(model.fc.in_features, len(data.classes))
     else:
@@ -167,7 +177,10 @@ def tutorial(name: str, folder: Path, o, watch: Watch) -> float:
 
 
 def timm_script(name: str, folder: Path, o, watch: Watch) -> float:
-    """timm's `train.py`: create_dataset, create_loader with prefetcher, bfloat16 autocast, channels_last."""
+    """timm's `train.py`, with bfloat16 autocast and channels_last.
+
+    create_dataset, create_loader with its prefetcher.
+    """
     import timm
     import torch
     from timm.data import create_dataset, create_loader
@@ -206,7 +219,10 @@ def timm_script(name: str, folder: Path, o, watch: Watch) -> float:
 
 @contextlib.contextmanager
 def watched(watch: Watch):
-    """Our loop's own batches, noted on their way: `ahead` builds them in the background."""
+    """Our loop's own batches, noted on their way.
+
+    `ahead` builds them in the background.
+    """
     from transfer_course.vision import finetune_torch as loop
 
     if not hasattr(loop, "ahead"):
@@ -247,7 +263,10 @@ def ours(name: str, folder: Path, o, watch: Watch, framework: str = "torch") -> 
 
 
 def ours_compiled(name: str, folder: Path, o, watch: Watch) -> float:
-    """The same, compiled although the run is short: what the limit in `loop_torch` has to be weighed with. The first epoch pays for it."""
+    """The same, compiled although the run is short.
+
+    What the limit in `loop_torch` has to be weighed with: the first epoch pays for it.
+    """
     from transfer_course.vision import loop_torch
 
     real, loop_torch.COMPILE_STEPS = loop_torch.COMPILE_STEPS, 0
@@ -258,7 +277,10 @@ def ours_compiled(name: str, folder: Path, o, watch: Watch) -> float:
 
 
 def keras_on_torch(name: str, folder: Path, o) -> float:
-    """Our Keras loop on the torch backend, in a process of its own: a process has one backend."""
+    """Our Keras loop on the torch backend.
+
+    In a process of its own, because a process has one backend.
+    """
     command = [
         sys.executable,
         __file__,
@@ -283,7 +305,10 @@ def keras_on_torch(name: str, folder: Path, o) -> float:
 
 
 def flops_per_image(name: str, side: int) -> float:
-    """Of a forward and a backward pass, two a multiplication with its addition, counted without computing anything."""
+    """FLOPs of a forward and a backward pass, counted without computing anything.
+
+    A multiplication with its addition counts as two.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from torchvision import models
@@ -318,7 +343,10 @@ def peak() -> tuple[float, str]:
 
 
 def timeline(watches: dict[str, Watch]):
-    """The first steps of each loop's second epoch: white is waiting for data, grey is work. A matplotlib Figure."""
+    """The first steps of each loop's second epoch, as a matplotlib Figure.
+
+    White is waiting for data, grey is work.
+    """
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(8, 0.9 + 0.5 * len(watches)))
@@ -493,7 +521,8 @@ def main(argv=None) -> int:
         vars(o).update(SMALL, rounds=1, workers=min(2, o.workers))
     elif not cuda.is_available():
         print(
-            "There is no GPU here, so nothing was measured. --quick runs every path on the CPU with tiny pictures.",
+            "There is no GPU here, so nothing was measured. --quick runs every path "
+            "on the CPU with tiny pictures.",
             file=sys.stderr,
         )
         return 2

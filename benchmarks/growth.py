@@ -1,6 +1,7 @@
-"""(e) starting, and (f) memory and time as the folder grows; every run is a process of its own.
+"""(e) Starting, and (f) memory and time as the folder grows.
 
-python benchmarks/growth.py FOLDER SIZE runs the plain loop, which is the peer of (f).
+Every run is a process of its own. python benchmarks/growth.py FOLDER SIZE runs the
+plain loop, which is the peer of (f).
 """
 
 from __future__ import annotations
@@ -47,14 +48,18 @@ def child(command) -> tuple[float, float]:
         if process.returncode:
             said.seek(0)
             raise RuntimeError(
-                f"{command} ended with {process.returncode}: {said.read().decode(errors='replace')[-2000:]}"
+                f"{command} ended with {process.returncode}: "
+                f"{said.read().decode(errors='replace')[-2000:]}"
             )
     return took, peak
 
 
 def starting(quick: bool, rounds: int) -> dict:
     """Rows of (e)."""
-    measure = "import time; t = time.perf_counter(); import transfer_course; print(time.perf_counter() - t)"
+    measure = (
+        "import time; t = time.perf_counter(); import transfer_course; "
+        "print(time.perf_counter() - t)"
+    )
     imports, helps = [], []
     for _ in range(rounds + 2):
         said = subprocess.run(
@@ -94,7 +99,11 @@ def extract_command(folder: Path, size: int) -> list:
 
 
 def growing(quick: bool, rounds: int) -> dict:
-    """Rows of (f). The plain loop stops at the second size: at the third it would need more memory than this machine may have."""
+    """Rows of (f).
+
+    The plain loop stops at the second size: at the third it would need more memory than
+    this machine may have.
+    """
     sizes, picture, side = (
         ((8, 16, 32), 48, 32) if quick else ((1000, 10_000, 100_000), 128, 64)
     )
@@ -106,20 +115,16 @@ def growing(quick: bool, rounds: int) -> dict:
             for _ in range(rounds if n == sizes[0] else 1)
         ]
         ours[n] = np.median(took, axis=0)
-        name, note = (
-            f"extract, {n:,} JPEG files of {picture} px at {side} px",
-            f"{ours[n][1]:.0f} MB at most",
-        )
+        name = f"extract, {n:,} JPEG files of {picture} px at {side} px"
+        note = f"{ours[n][1]:.0f} MB at most"
         if n < sizes[2]:
             plain = [
                 child([sys.executable, Path(__file__).resolve(), folder, side])
                 for _ in took
             ]
             theirs[n] = np.median(plain, axis=0)
-            ratios, note = (
-                [b[0] / a[0] for a, b in zip(took, plain, strict=True)],
-                f"{note}; the plain loop {theirs[n][1]:.0f} MB",
-            )
+            ratios = [b[0] / a[0] for a, b in zip(took, plain, strict=True)]
+            note = f"{note}; the plain loop {theirs[n][1]:.0f} MB"
             rows.append(
                 row(
                     "f",

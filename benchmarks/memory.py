@@ -10,7 +10,8 @@ from pathlib import Path
 def wait(process):
     """(exit code, MB, resource usage) of a child that ends.
 
-    The system's own figure for a child includes what its parent held when it was forked, so Linux is asked for the child's memory alone.
+    The system's own figure for a child includes what its parent held when it was
+    forked, so Linux is asked for the child's memory alone.
     """
     high, done = [0], threading.Event()
 

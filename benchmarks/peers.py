@@ -1,7 +1,10 @@
-"""The peers, each as its own documentation has it; the backbone, its weights and preprocessing, the pictures and the threads are ours.
+"""The peers, each as its own documentation has it.
 
-PyTorch: "Transfer Learning for Computer Vision Tutorial". Keras: the guide "Transfer learning & fine-tuning". fastai: quick start and
-vision tutorial. timm: `validate.py` and `train.py`. What had to be exchanged is said at each.
+The backbone, its weights and preprocessing, the pictures and the threads are ours.
+
+PyTorch: "Transfer Learning for Computer Vision Tutorial". Keras: the guide "Transfer
+learning & fine-tuning". fastai: quick start and vision tutorial. timm: `validate.py`
+and `train.py`. What had to be exchanged is said at each.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ def lite0(framework: str = "torch"):
 
 
 def torch_eager(net, images, batch: int = 32):
-    """Features as tutorials take them: default memory layout, `no_grad`, batch by batch."""
+    """Features as tutorials take them.
+
+    Default memory layout, `no_grad`, batch by batch.
+    """
     import torch
 
     model = net.model.to(memory_format=torch.contiguous_format).eval()
@@ -62,14 +68,15 @@ def torch_dataloader(net, folder, size: int, batch: int = 32):
 
 
 def timm_eval(net, folder, size: int, batch: int = 32):
-    """timm's evaluation loop (`validate.py`): create_dataset, create_loader with its prefetcher, inference_mode."""
+    """timm's evaluation loop (`validate.py`).
+
+    create_dataset, create_loader with its prefetcher, inference_mode.
+    """
     import torch
     from timm.data import create_dataset, create_loader
 
-    model, device = (
-        net.model.to(memory_format=torch.contiguous_format).eval(),
-        torch.device("cpu"),
-    )
+    model = net.model.to(memory_format=torch.contiguous_format).eval()
+    device = torch.device("cpu")
     data = create_dataset("", root=str(folder), split="validation")
     how = dict(
         interpolation="bicubic",
@@ -91,7 +98,11 @@ def timm_eval(net, folder, size: int, batch: int = 32):
 
 
 def tutorial_data(folder, size: int):
-    """Loaders of the tutorial: RandomResizedCrop and flip for training, batches of 4. Validation pictures have the right size already."""
+    """The tutorial's loaders, with batches of 4.
+
+    RandomResizedCrop and flip for training. The validation pictures have the right size
+    already.
+    """
     import torch
     from torchvision import datasets, transforms
 
@@ -118,7 +129,10 @@ def tutorial_data(folder, size: int):
 
 
 def tutorial_model(classes: int, frozen: bool = False):
-    """The backbone with a new last layer, and the optimiser: SGD .001, momentum .9; `frozen`: of the last layer only."""
+    """The backbone with a new last layer, and the optimizer (SGD .001, momentum .9).
+
+    `frozen`: the optimizer has the last layer only.
+    """
     import torch
     from torch import nn
 
@@ -134,16 +148,17 @@ def tutorial_model(classes: int, frozen: bool = False):
 def tutorial(
     folder, seed: int, size: int = 96, epochs: int = 25, frozen: bool = False
 ) -> list:
-    """`train_model` of the tutorial: 25 epochs, a tenth of the rate every 7, the best validation weights are kept."""
+    """`train_model` of the tutorial.
+
+    25 epochs, a tenth of the rate every 7; the best validation weights are kept.
+    """
     import torch
 
     torch.manual_seed(seed)
     curve, loaders = Curve(), tutorial_data(folder, size)
     model, optimizer = tutorial_model(len(loaders["train"].dataset.classes), frozen)
-    scheduler, criterion = (
-        torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1),
-        torch.nn.CrossEntropyLoss(),
-    )
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
+    criterion = torch.nn.CrossEntropyLoss()
     best, best_weights = 0.0, copy.deepcopy(model.state_dict())
     for _ in range(epochs):
         for part, loader in loaders.items():
@@ -170,7 +185,11 @@ def tutorial(
 
 
 def keras_data(folder, size: int, seed: int):
-    """Cached, batched by 32, prefetched, as the guide has it. It reads shuffled records from TFDS; files in class folders are shuffled here."""
+    """Cached, batched by 32, prefetched, as the guide has it.
+
+    The guide reads shuffled records from TFDS. Files in class folders are shuffled
+    here.
+    """
     from transfer_course.engine.frameworks import load_keras
 
     keras = load_keras()
@@ -193,10 +212,12 @@ def keras_data(folder, size: int, seed: int):
 def keras_guide(
     folder, seed: int, size: int = 96, epochs: int = 20, fine: int = 10
 ) -> list:
-    """The Keras guide: 20 epochs of the top, Adam; then 10 of everything at 1e-5. Flip, rotation and dropout are in the model.
+    """The Keras guide: 20 epochs of the top with Adam, then 10 of everything at 1e-5.
 
-    The guide keeps BatchNorm in inference mode by `training=False`, which `fit` overrides in Keras 3 (keras-team/keras#20285: its
-    statistics move, and the accuracy fell from 0.58 to 0.2 here). So that the peer does what its guide says, those layers stay frozen.
+    Flip, rotation and dropout are in the model. The guide keeps BatchNorm in inference
+    mode by `training=False`, which `fit` overrides in Keras 3 (keras-team/keras#20285:
+    its statistics move, and the accuracy fell from 0.58 to 0.2 here). So that the peer
+    does what its guide says, those layers stay frozen.
     """
     from transfer_course.engine.frameworks import load_keras
 
@@ -235,7 +256,10 @@ def keras_guide(
 def fastai(
     folder, seed: int, size: int = 96, epochs: int = 4, most: int | None = None
 ) -> list:
-    """fastai: from_folder, Resize, aug_transforms, vision_learner, `fine_tune(epochs)`: one frozen epoch and then these."""
+    """fastai: from_folder, Resize, aug_transforms, vision_learner, `fine_tune(epochs)`.
+
+    One frozen epoch and then these.
+    """
     from transfer_course.engine.files import asset
     from transfer_course.engine.frameworks import load_torch
 
@@ -285,7 +309,10 @@ def fastai(
 
 
 def plain_loop(folder, size: int) -> int:
-    """Features of a folder as a short script takes them: every picture, its tensor and its features are kept in memory."""
+    """Features of a folder as a short script takes them.
+
+    Every picture, its tensor and its features are kept in memory.
+    """
     from pathlib import Path
 
     import numpy as np

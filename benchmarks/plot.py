@@ -7,8 +7,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ALT = (
-    "For each line of the table a dot at its ratio, on a logarithmic axis from worse to better, with a bar from the lowest to the highest "
-    "round and a grey upright mark at its floor; dots below their floor are hollow."
+    "For each line of the table a dot at its ratio, on a logarithmic axis from worse "
+    "to better, with a bar from the lowest to the highest round and a grey upright "
+    "mark at its floor; dots below their floor are hollow."
 )
 
 
@@ -40,7 +41,10 @@ def missed(row: dict) -> bool:
 
 
 def table(found: dict) -> str:
-    """Markdown: both figures, the ratio with its spread, the floor, and a word where it is missed."""
+    """Markdown: both figures, the ratio with its spread, the floor.
+
+    A word says where the floor is missed.
+    """
     lines = [
         "| | measured | peer | ours | theirs | ratio (lowest to highest) | floor |",
         "|---|---|---|---|---|---|---|",
@@ -58,7 +62,8 @@ def table(found: dict) -> str:
         )
         both = f"{figure(r['ours'])} | {figure(r['theirs'])} {r['unit']}"
         lines.append(
-            f"| {r.get('section', '')} | {r['name']} | {r['peer']} | {both} | {ratio} | {floor} |"
+            f"| {r.get('section', '')} | {r['name']} | {r['peer']} | {both} | {ratio} "
+            f"| {floor} |"
         )
     return "\n".join(lines)
 
@@ -72,7 +77,8 @@ def accuracies(found: dict) -> str:
     for a in found.get("accuracy", []):
         change = f"{a['difference']:+.3f} ({a['low']:+.3f} to {a['high']:+.3f})"
         lines.append(
-            f"| {a['name']} | {a['plain']:.3f} | {a['fast']:.3f} | {change} | {a['seeds']} |"
+            f"| {a['name']} | {a['plain']:.3f} | {a['fast']:.3f} | {change} | "
+            f"{a['seeds']} |"
         )
     return "\n".join(lines)
 
@@ -94,7 +100,10 @@ def caption(found: dict) -> str:
 
 
 def picture(found: dict):
-    """Ratios with their spread beside their floors; hollow where the floor is missed. Returns a matplotlib Figure."""
+    """Ratios with their spread beside their floors, as a matplotlib Figure.
+
+    A dot is hollow where the floor is missed.
+    """
     from matplotlib.figure import Figure
 
     rows = [r for r in found["rows"] if r["ratio"] is not None]

@@ -15,9 +15,10 @@ from common import (
 )
 
 # In (b) and (c) a round is a seed: a split, new heads and an order of the pictures.
-# Chosen on the splits 100 to 111, which no row reports. On them `linear_probe` as it is got 0.624 of the held-out pictures, with PROBE
-# 0.656; augmented views and flips added nothing to either. Tuning the last stages for six epochs then got less than the probe (0.56; with
-# four augmented views 0.59), all stages 0.57: it comes second.
+# Chosen on the splits 100 to 111, which no row reports. On them `linear_probe` as it is
+# got 0.624 of the held-out pictures, with PROBE 0.656; augmented views and flips added
+# nothing to either. Tuning the last stages for six epochs then got less than the probe
+# (0.56; with four augmented views 0.59), all stages 0.57: it comes second.
 PROBE = dict(roots=True, balanced=False, grid=(0.03,))
 TUNE = dict(
     strategy="lp_ft",
@@ -31,7 +32,10 @@ TUNE = dict(
 
 
 def frozen(folder, seed: int, size: int = 96, then=None) -> list:
-    """From files to a fitted head: pictures read, features taken once, one convex fit; a curve of one point, and what `then` adds."""
+    """From files to a fitted head: a curve of one point, and what `then` adds.
+
+    The pictures are read, the features are taken once, and one convex fit ends it.
+    """
     from transfer_course import extract, image_folder, linear_probe
 
     forget_features()
@@ -67,7 +71,9 @@ def ours(folder, seed: int, size: int = 96, **changes) -> list:
     return frozen(folder, seed, size, tune)
 
 
-PEERS = {  # name → the run, its arguments in full, its arguments in the quick form, floor of the ratio
+# Name → the run, its arguments in full, its arguments in the quick form, floor of the
+# ratio.
+PEERS = {
     "tutorial, frozen": (
         peers.tutorial,
         dict(frozen=True),
@@ -95,13 +101,15 @@ def fastai_there() -> bool:
 
 
 def run_all(mine, names, quick: bool, seeds) -> dict[str, np.ndarray]:
-    """Curves of ours (`mine`, under its function's name) and of the peers as arrays (seeds, epochs, 2): seconds and accuracy. Turn by turn,
-    one seed after the other; a peer's run takes minutes and is kept in a work file, so that a broken bench goes on."""
+    """Curves of ours (`mine`, under its function's name) and of the peers.
+
+    Arrays (seeds, epochs, 2) of seconds and accuracy. They run turn by turn, one seed
+    after the other. A peer's run takes minutes and is kept in a work file, so that a
+    broken bench goes on.
+    """
     size, curves = SIZES[quick]["size"], {}
-    for warm in (
-        ours,
-        peers.tutorial,
-    ):  # imports, and the engine's measurement, which is remembered for good
+    # Imports, and the engine's measurement, which is remembered for good.
+    for warm in (ours, peers.tutorial):
         warm(noto_folder(99, size, most=2), 99, size=size, epochs=1)
     for seed in seeds:
         folder = noto_folder(seed, size, most=2 if quick else None)
@@ -133,13 +141,22 @@ def time_to(
     floor: float,
     title: str,
 ) -> dict:
-    """Seconds to first reach the peer's best mean accuracy over the seeds, for both; the seeds give the spread."""
+    """Seconds to first reach the peer's best mean accuracy over the seeds, for both.
+
+    The seeds give the spread.
+    """
     title, mean = f"{title}, {seeds_of(theirs)}", theirs[..., 1].mean(0)
     best = int(mean.argmax())
     got = np.flatnonzero(mine[..., 1].mean(0) >= mean[best] - 1e-9)
-    said = f"accuracy {mean[best]:.3f} after epoch {best + 1} of {len(mean)}; the whole run takes {theirs[:, -1, 0].mean():.0f} s"
+    said = (
+        f"accuracy {mean[best]:.3f} after epoch {best + 1} of {len(mean)}; the whole "
+        f"run takes {theirs[:, -1, 0].mean():.0f} s"
+    )
     if not len(got):
-        reached = f"not reached: ours at most {mine[..., 1].mean(0).max():.3f} after {mine[:, -1, 0].mean():.1f} s; {said}"
+        reached = (
+            f"not reached: ours at most {mine[..., 1].mean(0).max():.3f} after "
+            f"{mine[:, -1, 0].mean():.1f} s; {said}"
+        )
         return row(
             section,
             title,
@@ -166,7 +183,10 @@ def time_to(
 
 
 def equal_time(mine: np.ndarray, rivals: dict) -> dict:
-    """In the whole time of the fastest peer: our best mean accuracy against the best that any peer ever reaches."""
+    """What is reached in the whole time of the fastest peer.
+
+    Our best mean accuracy against the best that any peer ever reaches.
+    """
     fastest = min(rivals, key=lambda n: rivals[n][:, -1, 0].mean())
     limit = rivals[fastest][:, -1, 0].mean()
     in_time = mine[:, :, 0].mean(0) <= limit
@@ -189,11 +209,11 @@ def equal_time(mine: np.ndarray, rivals: dict) -> dict:
         ratios,
         1.0,
     )
-    r["ratio"] = float(
-        a / max(r["theirs"], 1e-9)
-    )  # of the means: the middle of three seeds would hide one of them
+    # Of the means: the middle of three seeds would hide one of them.
+    r["ratio"] = float(a / max(r["theirs"], 1e-9))
     r["note"] = (
-        f"ours within {limit:.1f} s, the whole time of {fastest}; that peer's best is at {rivals[winner][:, epoch, 0].mean():.0f} s"
+        f"ours within {limit:.1f} s, the whole time of {fastest}; that peer's best is "
+        f"at {rivals[winner][:, epoch, 0].mean():.0f} s"
     )
     return r
 
@@ -236,7 +256,10 @@ def tuned_section(quick: bool, rounds: int) -> dict:
 
 
 def step_section(quick: bool, rounds: int) -> dict:
-    """Rows of (d): a step of fine-tuning everything with SGD, batches of 32, the same images."""
+    """Rows of (d): a step of fine-tuning everything with SGD.
+
+    Batches of 32, the same images.
+    """
     import torch
     from torch.nn import functional as F
 
@@ -246,10 +269,8 @@ def step_section(quick: bool, rounds: int) -> dict:
     noto = styles("noto", size=size)
     data = noto.subset(first_of_each_class(noto.labels, 20)[: batch * steps])
     model, optimizer = peers.tutorial_model(len(data.classes))
-    x, y = (
-        torch.from_numpy(peers.lite0().preprocess(data.images).copy(order="C")),
-        torch.from_numpy(data.labels),
-    )
+    x = torch.from_numpy(peers.lite0().preprocess(data.images).copy(order="C"))
+    y = torch.from_numpy(data.labels)
 
     def theirs():
         model.train()
@@ -260,18 +281,16 @@ def step_section(quick: bool, rounds: int) -> dict:
 
     rows = []
     for norm, said in (("train", "BatchNorm trains"), ("frozen", "BatchNorm held")):
-        recipe, mine, other = (
-            Recipe(
-                epochs=2,
-                batch_size=batch,
-                optimizer="sgd",
-                lr=1e-3,
-                head_lr=1e-3,
-                batch_norm=norm,
-            ),
-            [],
-            [],
+        recipe = Recipe(
+            epochs=2,
+            batch_size=batch,
+            optimizer="sgd",
+            lr=1e-3,
+            head_lr=1e-3,
+            batch_norm=norm,
         )
+        mine = []
+        other = []
         theirs()
         for _ in range(rounds):
             history = fine_tune(

@@ -1,5 +1,6 @@
-"""A folder of everything that a disk can hold, made from a seed; of each file it is known whether it must be used or must be listed.
+"""A folder of everything that a disk can hold, made from a seed.
 
+Of each file it is known whether it must be used or must be listed.
 `build(root, size)` makes it: "short" has every kind, "full" more than a thousand files.
 """
 
@@ -33,7 +34,7 @@ class Thing(NamedTuple):
     why: str = ""  # a regular expression that the reason matches
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------
 
 
 def texture(rng, h=SIDE, w=SIDE, c=3):
@@ -321,13 +322,13 @@ def _odd():
 
 ODD = {kind: (suffix, make) for kind, suffix, make in _odd()}
 
-# --- no pictures ----------------------------------------------------------------------------------------------------------
+# --- no pictures ----------------------------------------------------------------------
 
 DAMAGED = "truncated|damaged|not an image"
 
 
 def cuts(form, data):
-    """place -> where to cut a file of this form so that some of its picture is missing."""
+    """place -> where to cut a file of this form so that some of its picture is lost."""
     n = len(data)
     tables = {
         "JPEG": data.find(b"\xff\xc0") + 6,
@@ -586,7 +587,10 @@ def _bombs():
 
 
 def _heavy():
-    """(kind, suffix, maker) of tiny files that are whole pictures just below the limit: each must be used."""
+    """(kind, suffix, maker) of tiny files that are whole pictures just below the limit.
+
+    Each must be used.
+    """
     yield (
         "heavy: 98 million pixels of 1 bit",
         ".png",
@@ -607,10 +611,8 @@ def heavy_rgba(h):
 
 def small_png_with_more(r):
     """A small PNG whose stream goes on for 200 MB after the last row."""
-    z, rows = (
-        zlib.compressobj(1),
-        b"".join(b"\0" + row.tobytes() for row in texture(r, 8, 8)),
-    )
+    z = zlib.compressobj(1)
+    rows = b"".join(b"\0" + row.tobytes() for row in texture(r, 8, 8))
     body = (
         z.compress(rows)
         + b"".join(z.compress(bytes(1 << 20)) for _ in range(200))
@@ -622,7 +624,7 @@ def small_png_with_more(r):
 TORN = {kind: (suffix, make) for kind, suffix, make in _torn()}
 OTHERS = {kind: (suffix, make, why) for kind, suffix, make, why in _others()}
 
-# --- names, folders, links ------------------------------------------------------------------------------------------------
+# --- names, folders, links ------------------------------------------------------------
 
 NAMES = [
     b"two\nlines.png",
@@ -788,7 +790,7 @@ def _places(b):
 
 
 def _links(b):
-    """Links to files, to folders, in circles, to nowhere; pipes, sockets and devices."""
+    """Links to files, to folders, in circles, to nowhere; pipes, sockets, devices."""
 
     def link(target, path):
         os.symlink(target, b.make(path))
@@ -832,7 +834,7 @@ def _socket(b, path):
 
 
 def too_deep(root, name=b"cats/abyss", part=b"d" * 200, depth=25):
-    """A folder whose path is longer than the system takes, with a picture at its end."""
+    """A folder whose path is longer than the system takes; a picture is at its end."""
     full = os.path.join(os.fsencode(root), name)
     os.makedirs(full)
     at = os.open(full, os.O_RDONLY)
@@ -846,7 +848,10 @@ def too_deep(root, name=b"cats/abyss", part=b"d" * 200, depth=25):
 
 
 def build(root, size="short", seed=0):
-    """Make the folder; returns its `Thing`s. "short" has every kind once, "full" has more than a thousand files."""
+    """Make the folder; returns its `Thing`s.
+
+    "short" has every kind once, "full" has more than a thousand files.
+    """
     b = Builder(root, seed)
     times = {"short": 1, "full": 6}[size]
     _pictures(b, times)

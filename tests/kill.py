@@ -1,4 +1,7 @@
-"""Start the command line, kill -9 it at a random moment, as often as asked, then let it finish; used by the tests of both frameworks."""
+"""Start the command line, kill -9 it at random moments, then let it finish.
+
+Used by the tests of both frameworks.
+"""
 
 import hashlib
 import os
@@ -58,7 +61,10 @@ def finish(process, code=0):
 
 
 def kill_after(process, seconds, writing=None):
-    """kill -9 after `seconds`, or then as soon as a file is being written in the folder `writing`; True if it was still running."""
+    """kill -9 after `seconds`; True if the process was still running.
+
+    With the folder `writing`, it waits until a file is being written there.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         time.sleep(0.005)
@@ -75,9 +81,10 @@ def kill_after(process, seconds, writing=None):
 
 
 def killed_often(args, out, kills, seconds, seed, env=None):
-    """Run with --resume, killed `kills` times at random moments (every third in the midst of writing), then to its end.
+    """Run with --resume, killed `kills` times at random moments, then to its end.
 
-    Returns how many of the kills hit a running process. A run that ended before its kill is begun anew.
+    Every third kill is in the midst of writing. Returns how many of the kills hit a
+    running process. A run that ended before its kill is begun anew.
     """
     import shutil
 

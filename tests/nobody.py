@@ -5,7 +5,10 @@ import pickle
 
 
 def as_nobody(function):
-    """What `function` returns where permissions bind it: root forks and becomes nobody."""
+    """What `function` returns where permissions bind it.
+
+    root forks and becomes nobody.
+    """
     if os.geteuid() != 0:
         return function()
     back, forth = os.pipe()

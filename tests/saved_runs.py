@@ -27,7 +27,7 @@ def data(seed, each=6, side=32):
 
 
 def weights(path, framework):
-    """small_cnn with weights of three values, which compress well: a file for `weights=`."""
+    """small_cnn with weights of three values, which compress well; for `weights=`."""
     from safetensors.numpy import save_file
 
     from transfer_course import backbone

@@ -1,4 +1,7 @@
-"""The bench runs end to end in its quick form, says where a floor is missed, and the README shows what it stored."""
+"""The bench runs end to end in its quick form and says where a floor is missed.
+
+The README shows what it stored.
+"""
 
 import json
 import os
@@ -34,7 +37,10 @@ STORED = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
 def run(script, tmp_path, *arguments):
-    """A bench script in a process of its own, with its work files in a temporary folder."""
+    """Run a bench script in a process of its own.
+
+    Its work files lie in a temporary folder.
+    """
     env = {
         **os.environ,
         "TRANSFER_COURSE_BENCH": str(tmp_path),
@@ -63,7 +69,7 @@ def check_rows(rows):
 
 
 def check_results(out, sections, said):
-    """The stored results hold these sections' whole rows, and all of them were printed."""
+    """The stored results hold these sections' whole rows, and all were printed."""
     found = json.loads(out.read_text(encoding="utf-8"))
     check_rows(found["rows"])
     assert {r["section"] for r in found["rows"]} == set(sections) - {"g"} and set(
@@ -240,7 +246,7 @@ def curve(*points):
     return np.stack([a, a * [1.1, 1.0]])
 
 
-def test_time_to_an_accuracy_is_taken_at_the_peers_first_best_and_at_our_first_as_good():
+def test_time_to_an_accuracy_is_taken_at_the_first_epoch_that_is_as_good():
     theirs = curve((10, 0.3), (20, 0.6), (30, 0.6))
     r = training.time_to(
         "c", curve((1, 0.5), (2, 0.6), (3, 0.9)), "peer", theirs, 3, "t"
@@ -259,7 +265,7 @@ def test_time_to_an_accuracy_is_taken_at_the_peers_first_best_and_at_our_first_a
     )
 
 
-def test_accuracy_at_equal_time_counts_only_what_comes_within_the_fastest_peers_whole_time():
+def test_accuracy_at_equal_time_counts_what_comes_within_the_fastest_peers_time():
     rivals = {"fast": curve((5, 0.4)), "good": curve((50, 0.6), (90, 0.5))}
     r = training.equal_time(curve((1, 0.5), (5, 0.66), (6, 0.9)), rivals)
     assert (

@@ -1,4 +1,7 @@
-"""engine.cache and engine.extraction: what is kept is right, and nothing that happens to the disk stops a run."""
+"""engine.cache and engine.extraction.
+
+What is kept is right, and nothing that happens to the disk stops a run.
+"""
 
 import os
 import random
@@ -57,7 +60,7 @@ def right_or_missing(cache, names):
     return int(found.sum())
 
 
-# --- rows -----------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -163,12 +166,11 @@ def test_a_large_cache_is_fast(folder):
     cache.put(names, rows)
     got, found = cache.get(names)
     assert found.all() and (got == rows).all()
-    assert (
-        time.perf_counter() - start < 5
-    )  # a fifth of a second, where nobody else is computing
+    # A fifth of a second, where nobody else is computing.
+    assert time.perf_counter() - start < 5
 
 
-# --- damage ---------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------
 
 NAMES = [str(i) for i in range(60)]
 
@@ -202,7 +204,8 @@ def test_rows_that_changed_places_are_missing(folder):
             (b"3", b"300"),
         )
         db.execute(
-            "UPDATE features SET row = (SELECT row FROM features WHERE name = ?) WHERE name = ?",
+            "UPDATE features SET row = (SELECT row FROM features WHERE name = ?) "
+            "WHERE name = ?",
             (b"5", b"4"),
         )
         short = (cache_module._crc(b"6", b"four"), b"four", b"6")
@@ -244,7 +247,8 @@ def test_any_damage_gives_right_rows_or_none(tmp_path_factory, seed, kind):
         cache.put(NAMES, truth(NAMES))
         found = right_or_missing(cache, NAMES)
     assert all("The feature cache" in str(w.message) for w in said)
-    # a damaged index may hide a row from its name for good: it is computed each time, and never another's
+    # a damaged index may hide a row from its name for good: it is computed each time,
+    # and never another's
     assert found > 30 or said
 
 
@@ -283,9 +287,8 @@ def test_two_who_find_the_damage_lose_nothing_new(folder, monkeypatch):
     cache, data = filled(folder)
     cache.path.write_bytes(b"no database " * 99)
     broken = cache_module._file_id(cache.path)
-    os.replace(
-        cache.path, folder / "elsewhere"
-    )  # the other was quicker, and has begun a new file
+    # The other was quicker, and has begun a new file.
+    os.replace(cache.path, folder / "elsewhere")
     other = FeatureCache("k", DIM)
     other.put(NAMES, truth(NAMES))
     with silence():
@@ -293,7 +296,7 @@ def test_two_who_find_the_damage_lose_nothing_new(folder, monkeypatch):
         assert right_or_missing(cache, NAMES) == 60
 
 
-# --- a disk that says no --------------------------------------------------------------------------------------------
+# --- a disk that says no --------------------------------------------------------------
 
 
 def said_once(cache, words, reads=False):
@@ -375,13 +378,15 @@ def test_a_lock_that_is_not_given_back(folder, monkeypatch):
         assert right_or_missing(FeatureCache("k", DIM), NAMES) == 60
 
 
-# --- several at once ------------------------------------------------------------------------------------------------
+# --- several at once ------------------------------------------------------------------
 
 WRITER = """
 import sys, warnings; warnings.simplefilter("error")
 import numpy as np
 from transfer_course.engine.cache import FeatureCache
-def truth(names): return np.stack([np.random.default_rng(int(n)).normal(size=40) for n in names]).astype(np.float32)
+def truth(names):
+    rows = [np.random.default_rng(int(n)).normal(size=40) for n in names]
+    return np.stack(rows).astype(np.float32)
 start, end = int(sys.argv[1]), int(sys.argv[2])
 cache = FeatureCache("k", 40)
 print("ready", flush=True); sys.stdin.readline()
@@ -395,7 +400,10 @@ print("done", flush=True)
 
 
 def writer(start, end):
-    """Another process that writes rows start … end, eight at a time, when it is sent a line."""
+    """Another process that writes rows start … end.
+
+    It writes eight of them each time it is sent a line.
+    """
     p = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(start), str(end)],
         stdin=subprocess.PIPE,
@@ -457,7 +465,7 @@ def test_threads(folder):
         list(pool.map(work, range(6)))
 
 
-# --- extraction -----------------------------------------------------------------------------------------------------
+# --- extraction -----------------------------------------------------------------------
 
 
 def pictures(n, size=4):
@@ -506,9 +514,8 @@ def test_numbers_that_are_none_are_refused_and_not_kept(value, folder):
     x, names = pictures(20), [str(i) for i in range(20)]
     with pytest.raises(BadValue, match="image 13 .*Check the weights"):
         extract_features(broken, [x[:8], x[8:16], x[16:]], 20, 3, progress=False)
-    FeatureCache("k", 3).put(
-        names[:5], means(x[:5])
-    )  # the number is the image's own, whatever is cached
+    # The number is the image's own, whatever is cached.
+    FeatureCache("k", 3).put(names[:5], means(x[:5]))
     with pytest.raises(BadValue, match="image 13 .*Check the weights"):
         cached_features(
             "k", names, lambda i: x[i], broken, 3, batch_size=4, progress=False
@@ -612,9 +619,8 @@ def test_the_bar_is_on_stderr_and_says_the_time_left(folder, capfd):
         and "left]" in err
         and "images/s" in err
     )
-    cached_features(
-        "k", names, lambda i: x[i], means, 3
-    )  # all known: nothing to wait for
+    # All known: nothing to wait for.
+    cached_features("k", names, lambda i: x[i], means, 3)
     extract_features(means, [x], 30, 3, progress=False)
     assert capfd.readouterr() == ("", "")
     extract_features(means, [x], 30, 3)
@@ -626,9 +632,8 @@ def test_rows_are_written_plainly_and_whole(tmp_path, monkeypatch):
     rows = RowFile(tmp_path / "rows.npy", 500, 7)
     map_ = np.memmap
 
-    def mapped(
-        path, dtype, mode, *args
-    ):  # a map that is written to shares pages, and dies with SIGBUS on a full disk
+    # A map that is written to shares pages, and dies with SIGBUS on a full disk.
+    def mapped(path, dtype, mode, *args):
         assert mode == "r"
         return map_(path, dtype, mode, *args)
 
@@ -663,7 +668,8 @@ import sys
 import numpy as np
 from transfer_course.engine import extraction
 from transfer_course.engine.errors import NoRoom
-extraction._reserve = lambda f, size: f.truncate(size)     # some network disks cannot reserve
+# Some network disks cannot reserve.
+extraction._reserve = lambda f, size: f.truncate(size)
 rows = extraction.RowFile(sys.argv[1] + "/rows.npy", 1000, 1280)
 try: rows[np.arange(1000)] = np.ones((1000, 1280))
 except NoRoom as e: print(e)
@@ -739,9 +745,8 @@ def test_a_file_of_features_appears_whole_or_not_at_all(tmp_path, older):
     assert (np.load(out) == rows).all() and sorted(
         p.name for p in tmp_path.iterdir() if p.is_file()
     ) == ["f.npy"]
-    assert (
-        before is None or (before == means(x // 2).astype(np.float32)).all()
-    )  # who had mapped the older one still has it
+    # Who had mapped the older one still has it.
+    assert before is None or (before == means(x // 2).astype(np.float32)).all()
 
 
 def test_a_folder_in_the_place_of_the_file_is_said_before_the_work(tmp_path):
@@ -760,7 +765,8 @@ import os, signal, sys
 import numpy as np
 from transfer_course.engine.extraction import cached_features
 def network(images): os.kill(os.getpid(), signal.SIGKILL)
-cached_features("k", ["a"], lambda i: np.zeros((1, 4, 4, 3), np.uint8), network, 3, progress=False, out=sys.argv[1])
+def images(i): return np.zeros((1, 4, 4, 3), np.uint8)
+cached_features("k", ["a"], images, network, 3, progress=False, out=sys.argv[1])
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "f.npy")])
     assert done.returncode == -signal.SIGKILL and not (tmp_path / "f.npy").exists()

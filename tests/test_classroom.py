@@ -33,7 +33,8 @@ METHODS = [m for m in COLOURS if m not in ("torch", "keras")]
 
 # ---- colours
 
-# Machado, Oliveira and Fernandes (2009), severity 1: linear RGB as seen with the three kinds of colour blindness.
+# Machado, Oliveira and Fernandes (2009), severity 1: linear RGB as seen with the three
+# kinds of colour blindness.
 SEEN = {
     "normal": np.eye(3),
     "protan": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
@@ -66,9 +67,8 @@ def test_methods_differ_in_grey():
     assert min(far.values()) > 7, far
     assert min(np.diff(sorted(lightness(COLOURS[m]) for m in METHODS))) > 7
     assert abs(lightness(COLOURS["torch"]) - lightness(COLOURS["keras"])) > 30
-    assert (
-        max(lightness(c) for c in COLOURS.values()) < 80
-    )  # none is lost on white paper
+    # None is lost on white paper.
+    assert max(lightness(c) for c in COLOURS.values()) < 80
 
 
 @pytest.mark.parametrize("seen", SEEN)
@@ -146,13 +146,13 @@ matplotlib.use("svg")                       # the user's choice
 before = dict(matplotlib.rcParams)
 from transfer_course.classroom.pictures import bars, grid, show
 from transfer_course.classroom.doctor import Finding, picture
-show(bars([("probe", .5, .4, .6)]), alt="x"); grid(np.zeros((3, 4, 4, 3), "uint8"), alt="x")
+show(bars([("probe", .5, .4, .6)]), alt="x")
+grid(np.zeros((3, 4, 4, 3), "uint8"), alt="x")
 show(picture([Finding("Python", True, "3")]), alt="x")
 print("matplotlib.pyplot" in sys.modules, dict(matplotlib.rcParams) == before)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "True"], (
-        done.stderr
-    )  # neither imported nor changed
+    # Neither imported nor changed.
+    assert done.stdout.split() == ["False", "True"], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,8 @@ def test_doctor_is_quick_light_and_calm():
 import sys, time; start = time.perf_counter()
 from transfer_course.classroom.doctor import as_text, examine
 text = as_text(examine())
-print(time.perf_counter() - start, [m for m in ("torch", "tensorflow", "keras", "matplotlib") if m in sys.modules], text)"""
+heavy = ("torch", "tensorflow", "keras", "matplotlib")
+print(time.perf_counter() - start, [m for m in heavy if m in sys.modules], text)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr
     seconds, modules, text = done.stdout.split(" ", 2)
@@ -428,9 +429,8 @@ def test_cache_that_cannot_be_written(monkeypatch, tmp_path):
 
 
 def test_a_small_machine(monkeypatch):
-    monkeypatch.setattr(
-        doctor, "_read_number", lambda path, pattern="": 2 * 2**20
-    )  # kB of memory, B of the limit
+    # kB of memory, B of the limit.
+    monkeypatch.setattr(doctor, "_read_number", lambda path, pattern="": 2 * 2**20)
     assert well_formed(list(doctor._memory()))["memory"].ok is False
 
 

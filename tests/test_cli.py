@@ -1,4 +1,4 @@
-"""The command line as a process, in the way a user runs it, on folders that are made here."""
+"""The command line as a process, as a user runs it, on folders that are made here."""
 
 import json
 import os
@@ -161,7 +161,7 @@ def test_predict_is_readable_for_people_and_pipes(runs, folder):
     assert json.loads(done.stdout)["class"] in ("bird", "clothing", "drink", "music")
 
 
-# --- mistakes: exit code 2 and a sentence that says what to do ------------------------------------------------------------
+# --- mistakes: exit code 2 and a sentence that says what to do ------------------------
 
 
 def mistake(*args, says, cwd=None, env=None):
@@ -282,7 +282,7 @@ def test_a_fault_of_ours_is_exit_code_1(monkeypatch, capsys):
     assert stop.value.code == 1 and "fault of ours" in capsys.readouterr().err
 
 
-# --- the small commands ---------------------------------------------------------------------------------------------------
+# --- the small commands ---------------------------------------------------------------
 
 
 def test_help_has_examples_and_starts_fast():
@@ -297,12 +297,17 @@ def test_help_has_examples_and_starts_fast():
         run("--help")
         times.append(time.perf_counter() - began)
     assert min(times) < 1.0, (
-        "DESIGN asks for half a second on a quiet machine; twice that is a fault on a busy one too"
+        "DESIGN asks for half a second on a quiet machine; twice that is a fault on a "
+        "busy one too"
     )
 
 
 def test_import_is_light():
-    code = "import sys, transfer_course; print([m for m in ('torch', 'tensorflow', 'keras', 'matplotlib', 'sklearn', 'numpy') if m in sys.modules])"
+    code = (
+        "import sys, transfer_course; "
+        "print([m for m in ('torch', 'tensorflow', 'keras', 'matplotlib', 'sklearn', "
+        "'numpy') if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -312,7 +317,10 @@ def test_import_is_light():
 
 
 def test_import_transfer_course_first_makes_any_order_safe():
-    code = "import transfer_course, tensorflow, torch, torchvision; transfer_course.load_torch(); print('alive')"
+    code = (
+        "import transfer_course, tensorflow, torch, torchvision; "
+        "transfer_course.load_torch(); print('alive')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "alive", done.stderr[-500:]
 

@@ -11,10 +11,8 @@ from transfer_course.vision.freezing import moved, snapshot
 
 keras = load_keras()
 layers = keras.layers
-X, Y = (
-    np.random.default_rng(0).normal(size=(8, 6, 6, 3)).astype("float32"),
-    np.arange(8) % 4,
-)
+X = np.random.default_rng(0).normal(size=(8, 6, 6, 3)).astype("float32")
+Y = np.arange(8) % 4
 
 
 def small(size=None):
@@ -85,7 +83,10 @@ def test_the_head_has_the_parameters_that_arithmetic_gives(pool, numbers, hidden
 
 
 def test_posts_own_numbers_without_drawing_weights():
-    """VGG16 + Flatten + Dense 10 and ResNet50 + average + Dense 1024 + Dense 10, from the shapes of their maps."""
+    """The posts' numbers of parameters follow from the shapes of the maps.
+
+    VGG16 + Flatten + Dense 10, and ResNet50 + average + Dense 1024 + Dense 10.
+    """
     for maps, options, expected in (
         ((7, 7, 512), {"pool": "flatten"}, 250_890),
         ((7, 7, 2048), {"hidden": (1024,)}, 2_108_426),

@@ -1,4 +1,7 @@
-"""`evaluate`, and the two functions that foresee memory: what lesson 34 does not show itself."""
+"""What lesson 34 does not show itself.
+
+`evaluate`, and the two functions that foresee how much memory training takes.
+"""
 
 import numpy as np
 import pytest
@@ -20,7 +23,10 @@ FEW = settings(max_examples=15, deadline=None, derandomize=True)
 
 
 def small():
-    """A network with everything that behaves differently in training: dropout, BatchNorm, an in-place ReLU."""
+    """A network with everything that behaves differently in training.
+
+    Dropout, BatchNorm, an in-place ReLU.
+    """
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1),
@@ -44,10 +50,8 @@ def samples(n=23, seed=0):
 @given(st.integers(1, 23), st.integers(0, 5))
 def test_no_batch_size_changes_the_result(size, seed):
     net, (x, y) = small(), samples(seed=seed)
-    whole, cut = (
-        evaluate(net, [(x, y)]),
-        evaluate(net, list(zip(x.split(size), y.split(size), strict=True))),
-    )
+    whole = evaluate(net, [(x, y)])
+    cut = evaluate(net, list(zip(x.split(size), y.split(size), strict=True)))
     np.testing.assert_allclose(cut["loss"], whole["loss"], rtol=1e-5)
     assert (
         cut["accuracy"] == whole["accuracy"]
@@ -147,11 +151,12 @@ def test_of_a_layer_with_several_outputs_every_tensor_counts():
 
 
 def really_kept(net, x):
-    """Bytes of the different memory that autograd holds after a real forward pass, without parameters and buffers."""
-    own, kept = (
-        {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())},
-        {},
-    )
+    """Bytes of the different memory that autograd holds after a real forward pass.
+
+    Parameters and buffers are left out.
+    """
+    own = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}
+    kept = {}
 
     def pack(t):
         kept[t.untyped_storage().data_ptr()] = t

@@ -1,4 +1,8 @@
-"""Convolution written by hand: equal to the frameworks, gradients that are adjoint, counts that are right, mistakes that are told."""
+"""Convolution written by hand.
+
+It equals the frameworks', its gradients are adjoint, its counts are right, and mistakes
+are told.
+"""
 
 import itertools
 import subprocess
@@ -27,9 +31,8 @@ from transfer_course.theory.convolution import (
 keras = load_keras()
 torch = load_torch()
 F = torch.nn.functional
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:CUDA initialization"
-)  # torch, where TensorFlow has looked for a GPU before it
+# torch, where TensorFlow has looked for a GPU before it.
+pytestmark = pytest.mark.filterwarnings("ignore:CUDA initialization")
 few = settings(max_examples=25, deadline=None, derandomize=True)
 hows = st.fixed_dictionaries(
     dict(
@@ -45,11 +48,9 @@ sizes = st.tuples(st.integers(7, 10), st.integers(7, 10))
 
 def numbers(how, kernel, size, seed=0):
     rng = np.random.default_rng(seed)
-    x, w, b = (
-        rng.normal(size=(2, 4, *size)),
-        rng.normal(size=(8, 4 // how["groups"], *kernel)),
-        rng.normal(size=8),
-    )
+    x = rng.normal(size=(2, 4, *size))
+    w = rng.normal(size=(8, 4 // how["groups"], *kernel))
+    b = rng.normal(size=8)
     return x, w, b, rng.normal(size=conv2d(x, w, b, **how).shape)
 
 
@@ -69,7 +70,10 @@ def test_output_and_gradients_are_torchs(how, kernel, size):
 @few
 @given(hows, kernels, sizes, st.booleans())
 def test_gradients_are_the_adjoint_of_the_layer(how, kernel, size, same):
-    """⟨conv(x, w), dy⟩ = ⟨x, dx⟩ = ⟨w, dw⟩ for every x, w and dy, since the layer is linear in each of the two."""
+    """⟨conv(x, w), dy⟩ = ⟨x, dx⟩ = ⟨w, dw⟩ for every x, w and dy.
+
+    This must hold because the layer is linear in each of the two.
+    """
     how = how | dict(padding="same") if same else how
     x, w, _, dy = numbers(how, kernel, size)
     other_x, other_w, _, _ = numbers(how, kernel, size, seed=1)
@@ -113,10 +117,8 @@ def test_same_with_a_stride_is_keras_and_not_torchs_padding(side, stride):
 
 
 def test_one_kernel_a_channel_is_keras_depthwise_layer():
-    x, w = (
-        np.random.default_rng(0).normal(size=(2, 5, 9, 8)),
-        np.random.default_rng(1).normal(size=(5, 1, 3, 3)),
-    )
+    x = np.random.default_rng(0).normal(size=(2, 5, 9, 8))
+    w = np.random.default_rng(1).normal(size=(5, 1, 3, 3))
     layer = keras.layers.DepthwiseConv2D(
         3, padding="same", use_bias=False, dtype="float64"
     )
@@ -129,13 +131,14 @@ def test_one_kernel_a_channel_is_keras_depthwise_layer():
 
 
 def test_two_linear_layers_are_one_with_a_larger_kernel():
-    """3 × 3 after 3 × 3 sees 5 × 5, and without something between them it is a 5 × 5 kernel: their full convolution."""
+    """3 × 3 after 3 × 3 sees 5 × 5.
+
+    Without something between them they are a 5 × 5 kernel: their full convolution.
+    """
     rng = np.random.default_rng(0)
-    x, v, w = (
-        rng.normal(size=(1, 1, 9, 9)),
-        rng.normal(size=(1, 1, 3, 3)),
-        rng.normal(size=(1, 1, 3, 3)),
-    )
+    x = rng.normal(size=(1, 1, 9, 9))
+    v = rng.normal(size=(1, 1, 3, 3))
+    w = rng.normal(size=(1, 1, 3, 3))
     one = conv2d(np.pad(v, ((0, 0), (0, 0), (2, 2), (2, 2))), w[:, :, ::-1, ::-1])
     np.testing.assert_allclose(conv2d(conv2d(x, v), w), conv2d(x, one), atol=1e-12)
     assert (
@@ -250,12 +253,7 @@ def test_groups_and_dense_layers_are_counted():
         grouped.parameters,
         dense.parameters,
         mean.parameters,
-    ) == (
-        32 * 32 * 9 + 32,
-        32 * 9 + 32,
-        32 * 16 * 12 * 10 + 10,
-        0,
-    )
+    ) == (32 * 32 * 9 + 32, 32 * 9 + 32, 32 * 16 * 12 * 10 + 10, 0)
     assert (
         grouped.multiplications == 32 * 9 * 16 * 12
         and dense.multiplications == 32 * 16 * 12 * 10
@@ -297,7 +295,11 @@ def test_a_mistake_is_told_in_a_sentence(words):
 
 
 def test_theory_needs_numpy_only():
-    code = "import sys, transfer_course.theory.convolution; print(sorted({'torch', 'tensorflow', 'keras', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    code = (
+        "import sys, transfer_course.theory.convolution; "
+        "print(sorted({'torch', 'tensorflow', 'keras', 'scipy', "
+        "'matplotlib'} & set(sys.modules)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -1,4 +1,7 @@
-"""Of each idea, error and question of the source posts nbs/ says where it is taught (coverage.csv, faults.csv, questions.csv), and it is there."""
+"""nbs/ says where each idea, error and question of the source posts is taught.
+
+The tables are coverage.csv, faults.csv and questions.csv, and what they name is there.
+"""
 
 import csv
 import re
@@ -69,7 +72,11 @@ def test_every_question_is_answered():
 
 
 def test_every_error_has_a_place_and_the_grave_ones_an_exercise():
-    """110 errors of the posts; what stops a program or teaches something false is judged, but for history, which is corrected in a table."""
+    """There are 110 errors of the posts.
+
+    One that stops a program or teaches something false has an exercise. Only mistakes
+    about history are corrected in a table instead.
+    """
     found, cells = rows("faults.csv"), lessons()
     assert {r["id"] for r in found} == {f"F{i:02}" for i in range(1, 111)}
     for r in found:

@@ -1,5 +1,9 @@
 # ruff: noqa: B905
-"""vision.data: splits that keep their promises, folders as people have them, the bundled styles, augmentation."""
+"""vision.data.
+
+Splits that keep their promises, folders as people have them, the bundled styles,
+augmentation.
+"""
 
 import csv
 import hashlib
@@ -135,9 +139,8 @@ def test_fractions_come_out(counts, fraction, seed):
 
 
 def test_rounding_is_given_back():
-    d = blank(
-        np.repeat(np.arange(40), 7)
-    )  # a fifth of 7 is 1.4: rounded down everywhere it would be 0.14 of all
+    # A fifth of 7 is 1.4: rounded down everywhere it would be 0.14 of all.
+    d = blank(np.repeat(np.arange(40), 7))
     assert abs(len(d.split(0.2, 0).valid) / len(d) - 0.2) < 0.01
 
 
@@ -262,7 +265,10 @@ def test_wrong_rows_and_sizes():
 
 
 def counts_in_readme():
-    """{(style, class): (development, sealed)} and {class: …} for the identities, from the README's table."""
+    """Counts of the identities from the README's table.
+
+    {(style, class): (development, sealed)} and {class: …}.
+    """
     table = re.findall(
         r"^\| (\w+) \|(.+)\|$",
         (FIVE / "README.md").read_text("utf-8").split("## Counts")[1],
@@ -482,7 +488,10 @@ def picture(seed=0, size=(20, 14), mode="RGB"):
 
 @pytest.fixture
 def nasty(tmp_path):
-    """A folder as people have them: (folder, files that can be read by class, reasons by name)."""
+    """A folder as people have them.
+
+    (folder, files that can be read by class, reasons by name).
+    """
     root = tmp_path / "my pictures"
     for c in ("cats", "dogs", "Vögel", "zwei\nZeilen", "empty", "broken", ".cache"):
         (root / c / "inside").mkdir(parents=True)
@@ -500,9 +509,8 @@ def nasty(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     tall = Image.new("RGB", (20, 10), "white")
-    tall.paste(
-        (255, 0, 0), (0, 0, 20, 5)
-    )  # upper half red: on the right after the turn
+    # Upper half red: on the right after the turn.
+    tall.paste((255, 0, 0), (0, 0, 20, 5))
     tall.save(root / "dogs/turned.jpg", exif=exif, quality=100, subsampling=0)
     picture(7).save(root / "dogs/новое имя.webp", lossless=True)
     picture(8).save(root / "dogs/new\nline.png")
@@ -526,12 +534,8 @@ def nasty(tmp_path):
 
 def test_a_nasty_folder(nasty):
     d = image_folder(nasty, size=16, progress=False)
-    assert d.classes == [
-        "Vögel",
-        "cats",
-        "dogs",
-        "zwei\nZeilen",
-    ]  # sorted by code point
+    # Sorted by code point.
+    assert d.classes == ["Vögel", "cats", "dogs", "zwei\nZeilen"]
     assert d.counts() == {"Vögel": 2, "cats": 5, "dogs": 5, "zwei\nZeilen": 1}
     assert (
         d.images.shape == (13, 16, 16, 3)
@@ -619,11 +623,11 @@ def test_pixels_whose_sums_are_known_stay_what_they_are(nasty, monkeypatch):
         with pytest.raises(ValueError, match="read-only"):
             data.images[0] = 0
     monkeypatch.setattr(images, "KEEP_BYTES", 0)
-    lazy, picked = (
-        image_folder(nasty, size=16),
+    lazy = image_folder(nasty, size=16)
+    picked = (
         memory.names.tolist().index("cats/plain.jpg")
         if "cats/plain.jpg" in memory.names
-        else 0,
+        else 0
     )
     picture(99).save(lazy.paths[picked], "PNG")
     for read in (lambda: lazy.batch([picked]), lambda: lazy.images):
@@ -691,7 +695,7 @@ def test_folders_that_cannot_be_used(tmp_path):
             image_folder(tmp_path, size=size)
 
 
-# ---------------------------------------------------------------- splits, wrappers and near-copies in a folder
+# ---------------------------------------- splits, wrappers and near-copies in a folder
 
 
 def tree(root, *paths):
@@ -863,9 +867,8 @@ def test_near_copies_share_a_group_and_it_is_said(tmp_path):
         train, valid, _ = data.split(0.3, 0, seed)
         assert not {n[2:4] for n in train.names} & {n[2:4] for n in valid.names}
     (tmp_path / "a" / "wrong.jpg").write_bytes(COPIES["saved"](originals[13]))
-    (tmp_path / "a" / "turned round.jpg").write_bytes(
-        COPIES["mirrored"](originals[15])
-    )  # left and right may be two classes
+    # Left and right may be two classes.
+    (tmp_path / "a" / "turned round.jpg").write_bytes(COPIES["mirrored"](originals[15]))
     data = image_folder(tmp_path, size=64, progress=False)
     group = dict(zip(data.names, data.groups))
     assert (
@@ -904,9 +907,8 @@ def test_what_only_looks_alike_is_not_joined():
         )
         for a, b in rng.integers(0, 256, (50, 2))
     ]
-    dark = sum(np.meshgrid(*[np.linspace(-1, 1, 64) ** 6] * 2))[
-        ..., None
-    ]  # blank pages under the same lamp
+    # Blank pages under the same lamp.
+    dark = sum(np.meshgrid(*[np.linspace(-1, 1, 64) ** 6] * 2))[..., None]
     pages = [
         255 - shade * dark - rng.random((64, 64, 3))
         for shade in rng.uniform(20, 30, 50)
@@ -940,7 +942,7 @@ def test_what_only_looks_alike_is_not_joined():
 
 
 def test_false_links_do_not_chain(monkeypatch):
-    """Three images in a row: each is linked to the next, and the first and the last are not alike."""
+    """Of three images in a row only neighbours are linked; the outer two differ."""
     from transfer_course.engine import duplicates
 
     found = {(0, 1): 0.97, (1, 2): 0.96, (0, 2): 0.5}
@@ -950,9 +952,8 @@ def test_false_links_do_not_chain(monkeypatch):
     assert duplicates._joined(
         np.zeros((3, 1152), np.uint8), None, found | {(0, 2): 0.951}
     ).tolist() == [0, 0, 0]
-    monkeypatch.setattr(
-        duplicates, "_pair", lambda *a: 0.99
-    )  # where the first ones were not compared yet
+    # Where the first ones were not compared yet.
+    monkeypatch.setattr(duplicates, "_pair", lambda *a: 0.99)
     assert duplicates._joined(
         np.zeros((3, 1152), np.uint8), None, {(0, 1): 0.97, (1, 2): 0.96}
     ).tolist() == [0, 0, 0]
@@ -1026,7 +1027,10 @@ def test_medmnist_from_a_file_that_is_there(tmp_path, monkeypatch):
 
 
 def test_torchvision_sets_from_files_that_are_there(tmp_path, monkeypatch):
-    """The real torchvision classes read tiny files in the published formats; only the checksums are waved through."""
+    """The real torchvision classes read tiny files in the published formats.
+
+    Only the checksums are waved through.
+    """
     torchvision = pytest.importorskip("torchvision")
     sets = torchvision.datasets
     monkeypatch.setattr(sets.cifar, "check_integrity", lambda *a: True)
@@ -1168,9 +1172,8 @@ def test_augment_does_what_it_says():
         return augment(x, [[k.get(a, 0.5) for a in AUGMENTATIONS]])
 
     assert (change(flip=0.9) == x[:, :, ::-1]).all()
-    assert np.allclose(
-        mid(change(right=1, down=0)), mid(x) + [-6, 6], atol=0.5
-    )  # 12 % of 50 pixels
+    # 12 % of 50 pixels.
+    assert np.allclose(mid(change(right=1, down=0)), mid(x) + [-6, 6], atol=0.5)
     assert (change(zoom=1)[..., 1] < 150).sum() > 120 and (
         change(zoom=0)[..., 1] < 150
     ).sum() < 85
@@ -1195,7 +1198,10 @@ def test_augment_does_what_it_says():
 
 def test_importing_is_light():
     heavy = ("torch", "sklearn", "matplotlib", "pooch", "tensorflow")
-    code = f"import sys, transfer_course.vision.data; print([m for m in {heavy} if m in sys.modules])"
+    code = (
+        "import sys, transfer_course.vision.data; "
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

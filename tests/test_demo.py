@@ -1,4 +1,4 @@
-"""The demo's table: what is live, what comes from the records, and that rows say which."""
+"""The demo's table: what is live, what comes from the records; every row says which."""
 
 import json
 

@@ -1,4 +1,8 @@
-"""Descent: limits of the rate, rules without side effects, gradients of any perceptron, and whole training runs beside both frameworks."""
+"""Gradient descent.
+
+Limits of the rate, rules without side effects, gradients of any perceptron, and whole
+training runs beside both frameworks.
+"""
 
 import subprocess
 import sys
@@ -68,9 +72,8 @@ def test_the_limit_with_momentum_is_where_the_spectral_radius_is_one(
     beta, curvature, part
 ):
     rate = part * rate_limit([[curvature]], beta)
-    one_step = np.array(
-        [[1 - rate * curvature, -rate * beta], [curvature, beta]]
-    )  # (w, v) → w − rate (βv + λw), βv + λw
+    # (w, v) → w − rate (βv + λw), βv + λw.
+    one_step = np.array([[1 - rate * curvature, -rate * beta], [curvature, beta]])
     radius = np.abs(np.linalg.eigvals(one_step)).max()
     if abs(part - 1) > 1e-3:
         assert (radius < 1) == (part < 1)
@@ -78,12 +81,10 @@ def test_the_limit_with_momentum_is_where_the_spectral_radius_is_one(
 
 def test_the_path_stops_by_itself():
     assert len(descend(lambda w: 2 * w, 1.0, sgd, 500, tol=1e-3, rate=0.1)) < 50
-    assert (
-        len(descend(lambda w: 0 * w, np.ones(3), sgd, 5)) == 6
-    )  # tol=0 takes every step, even where nothing moves
-    path = descend(
-        lambda w: w**3, 10.0, sgd, 500, rate=1.0
-    )  # diverges faster than any exponential
+    # tol=0 takes every step, even where nothing moves.
+    assert len(descend(lambda w: 0 * w, np.ones(3), sgd, 5)) == 6
+    # Diverges faster than any exponential.
+    path = descend(lambda w: w**3, 10.0, sgd, 500, rate=1.0)
     assert len(path) < 30 and np.isfinite(path).all()
 
 
@@ -135,7 +136,10 @@ def test_adams_step_in_a_steady_gradient_is_the_rate(size, steps):
 
 @pytest.mark.parametrize("size", [1.0, 1e-4, 1e-7])
 def test_eps_hat_is_the_papers_faster_form(size):
-    """alpha_t = rate sqrt(1 - beta2^t) / (1 - beta1^t), with epsilon beside the raw root: the form just before section 2.1."""
+    """alpha_t = rate sqrt(1 - beta2^t) / (1 - beta1^t), epsilon beside the raw root.
+
+    This is the form just before section 2.1.
+    """
     w, state, want, m, v = 0.0, None, 0.0, 0.0, 0.0
     for t in range(1, 21):
         g = size * np.sin(t)
@@ -249,10 +253,8 @@ def test_twenty_updates_of_the_perceptron_are_pytorchs(rule, how):
 
 def test_twenty_updates_of_the_perceptron_are_keras():
     keras = load_keras()
-    x, y = (
-        np.random.default_rng(0).random((160, 784)).astype(np.float32),
-        np.arange(160) % 10,
-    )
+    x = np.random.default_rng(0).random((160, 784)).astype(np.float32)
+    y = np.arange(160) % 10
     params = mlp(dtype=np.float32)
     D = keras.layers.Dense
     model = keras.Sequential(
@@ -315,7 +317,11 @@ def test_a_flat_bowl_has_no_limit():
 
 
 def test_the_module_needs_numpy_alone():
-    code = "import sys, transfer_course.theory.descent; print([m for m in ('torch', 'tensorflow', 'keras', 'sklearn', 'matplotlib') if m in sys.modules])"
+    code = (
+        "import sys, transfer_course.theory.descent; "
+        "print([m for m in ('torch', 'tensorflow', 'keras', 'sklearn', "
+        "'matplotlib') if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -1,6 +1,7 @@
-"""Disks that are full, read-only or gone, and machines without a network: one sentence, the designed exit code, and no trained model lost.
+"""Disks that are full, read-only or gone, and machines without a network.
 
-The disks are real ones, small and in memory, where this user may mount them.
+Each gives one sentence and the designed exit code, and no trained model is lost. The
+disks are real ones, small and in memory, where this user may mount them.
 """
 
 import errno
@@ -29,7 +30,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts of Linux
 
 @pytest.fixture
 def disk(tmp_path):
-    """`disk(megabytes)` mounts a new one and gives its folder; `disk.close(folder)` makes it read-only."""
+    """`disk(megabytes)` mounts a new one and gives its folder.
+
+    `disk.close(folder)` makes it read-only.
+    """
     mounted = []
 
     def mount(megabytes, name="disk"):
@@ -127,7 +131,7 @@ def refused(capsys, photos, out, words, *more):
     return message
 
 
-# --- where the run is to be saved -----------------------------------------------------------------------------------------
+# --- where the run is to be saved -----------------------------------------------------
 
 
 def test_an_output_that_takes_nothing_is_refused_before_training(
@@ -140,7 +144,8 @@ def test_an_output_that_takes_nothing_is_refused_before_training(
     fill(full)
     disk.close(closed)
     (tmp_path / "file").touch()
-    # an empty file has room on a disk that is full, so a full disk need not be told by a lock; the model tells it
+    # an empty file has room on a disk that is full, so a full disk need not be told by
+    # a lock; the model tells it
     refused(
         capsys, photos, closed / "run", "the disk is read-only. Choose another folder"
     )
@@ -304,7 +309,7 @@ def test_an_old_run_stays_when_the_new_one_finds_no_room(disk):
     assert sorted(os.listdir(folder)) == ["model.safetensors", "run.json"]
 
 
-# --- permissions ----------------------------------------------------------------------------------------------------------
+# --- permissions ----------------------------------------------------------------------
 
 
 def test_no_permission_is_one_sentence(tmp_path):
@@ -332,7 +337,7 @@ def test_no_permission_is_one_sentence(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-# --- the cache ------------------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -370,7 +375,7 @@ def test_a_cache_that_takes_nothing_costs_only_time(
         assert tune(capsys, photos, tmp_path / "run", 0)[0]["accuracy"] == plain
 
 
-# --- what is read ---------------------------------------------------------------------------------------------------------
+# --- what is read ---------------------------------------------------------------------
 
 
 def test_images_that_vanish_while_training_are_one_sentence(
@@ -420,7 +425,7 @@ def test_names_that_no_system_takes(capsys, tmp_path, photos):
     )
 
 
-# --- the machine ----------------------------------------------------------------------------------------------------------
+# --- the machine ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -440,9 +445,8 @@ def test_without_a_network_the_bundled_one_is_named(
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     for name in ("HF_HOME", "TORCH_HOME", "KERAS_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
-    monkeypatch.setattr(
-        urllib.request, "_opener", None
-    )  # urlopen keeps the proxies of its first call for the whole process
+    # urlopen keeps the proxies of its first call for the whole process.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     began = time.monotonic()
     message = refused(
         capsys,
@@ -468,10 +472,8 @@ def test_a_stdout_that_takes_nothing_is_one_sentence(tmp_path, buffered):
         ["--help"],
         ["lab", str(tmp_path / "lessons"), "--no-open", "--json"],
     ):
-        command, env = (
-            [sys.executable, "-m", "transfer_course.cli", *args],
-            {**os.environ, "PYTHONUNBUFFERED": buffered},
-        )
+        command = [sys.executable, "-m", "transfer_course.cli", *args]
+        env = {**os.environ, "PYTHONUNBUFFERED": buffered}
         with open("/dev/full", "wb") as full:
             done = subprocess.run(
                 command, stdout=full, stderr=subprocess.PIPE, text=True, env=env

@@ -1,4 +1,8 @@
-"""Extraction engines: as the plain one, the same bits anywhere in a batch, chosen once, and never in the way."""
+"""Extraction engines.
+
+They give what the plain one gives and the same bits anywhere in a batch; they are
+chosen once and never in the way.
+"""
 
 import json
 import random
@@ -133,9 +137,8 @@ def test_openvino_converts_an_architecture_once_and_fills_in_any_weights(
         net = tiny(7)
         assert off_by(build(net, 24, 24, "openvino")(x), net.features(x)) < 1e-5
     assert len(made) == 3
-    other = tiny(
-        last=[torch.nn.BatchNorm2d(16)]
-    )  # its numbers are merged into others: no gaps for them
+    # Its numbers are merged into others: no gaps for them.
+    other = tiny(last=[torch.nn.BatchNorm2d(16)])
     assert off_by(build(other, 24, 24, "openvino")(x), other.features(x)) < 1e-5
 
 
@@ -225,10 +228,8 @@ def test_the_same_weights_in_another_graph_have_features_of_their_own(framework)
     from transfer_course import backbone, extract
     from transfer_course.engine.frameworks import load_keras
 
-    net, data = (
-        backbone("small_cnn", framework, weights=None),
-        ImageDataset(pictures()[:8].repeat(2, 1).repeat(2, 2)),
-    )
+    net = backbone("small_cnn", framework, weights=None)
+    data = ImageDataset(pictures()[:8].repeat(2, 1).repeat(2, 2))
     mean = extract(net, data, progress=False)
     if framework == "torch":
         net.model.pool[0] = torch.nn.AdaptiveMaxPool2d(1)
@@ -338,9 +339,8 @@ def test_the_choice_is_remembered_and_a_broken_memory_is_measured_again(
         assert choose(tiny(), 24, 24) == "folded"
         assert json.loads(file.read_text())["value"]["kind"] == "folded"
     assert len(asked) == 7
-    assert (
-        choose(tiny(), 24, 25) == "folded" and len(asked) == 8
-    )  # another size is another question
+    # Another size is another question.
+    assert choose(tiny(), 24, 25) == "folded" and len(asked) == 8
     monkeypatch.setenv("TRANSFER_COURSE_CACHE", "/proc/nowhere")
     engines._measured.clear()
     assert [choose(tiny(), 24, 24) for _ in range(3)] == ["folded"] * 3 and len(
@@ -431,7 +431,10 @@ print("done", flush=True)
 
 
 def kill_and_compare(times, tests):
-    """Kill `times` extractions at random moments; every row must be that of a fresh computation."""
+    """Kill `times` extractions at random moments.
+
+    Every row must be that of a fresh computation.
+    """
     from transfer_course.vision.features import extract
 
     rng = random.Random(times)

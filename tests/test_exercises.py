@@ -1,4 +1,7 @@
-"""The classroom: what a check, a guess, a widget and a claim do where a lesson's own cells don't look."""
+"""The classroom, where a lesson's own cells don't look.
+
+What a check, a guess, a widget and a claim do.
+"""
 
 import json
 import sys
@@ -45,9 +48,9 @@ def test_check_finds_the_name_and_never_stops_a_notebook(twice, capsys, monkeypa
     exercises.check("twice")
     monkeypatch.delitem(globals(), "twice")
     exercises.check("twice")
-    assert (
-        capsys.readouterr().out
-        == "✗ not quite: That is the square.\n… not yet: write twice in the cell above and run it.\n"
+    assert capsys.readouterr().out == (
+        "✗ not quite: That is the square.\n"
+        "… not yet: write twice in the cell above and run it.\n"
     )
     monkeypatch.setenv("TRANSFER_COURSE_STRICT", "1")
     with pytest.raises(AssertionError, match="not yet"):
@@ -140,7 +143,12 @@ def test_glossary_is_sorted_and_whole():
 
 
 def test_the_classroom_needs_no_framework():
-    code = "from transfer_course.classroom import claims, exercises, glossary, pictures, widgets; import sys; print([m for m in ('torch', 'tensorflow', 'sklearn') if m in sys.modules])"
+    code = (
+        "from transfer_course.classroom import claims, exercises, glossary, pictures, "
+        "widgets; "
+        "import sys; "
+        "print([m for m in ('torch', 'tensorflow', 'sklearn') if m in sys.modules])"
+    )
     import subprocess
 
     done = subprocess.run(

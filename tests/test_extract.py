@@ -1,4 +1,7 @@
-"""A folder of images to one file of features: resumable, by one process or several, whatever lies in it."""
+"""A folder of images to one file of features.
+
+It is resumable, by one process or several, whatever lies in the folder.
+"""
 
 import csv
 import json
@@ -163,9 +166,8 @@ def test_resumed_it_ends_with_the_same_bits_whatever_the_journal_lost(
     lines = journal.read_bytes().splitlines()
     first = json.loads(next(line for line in lines if line))
     rows = RowFile(out / module._ROWS, 206, 1280, new=False)
-    rows[[64 * first["block"] + 3]] = np.ones(
-        (1, 1280)
-    )  # rows that a crash of the machine lost
+    # Rows that a crash of the machine lost.
+    rows[[64 * first["block"] + 3]] = np.ones((1, 1280))
     journal.write_bytes(b"\n".join(lines)[:-7] + b'\n{"block": 2, "su')
     info = extract_folder(place / "photos", out, size=SIZE, progress=False, resume=True)
     assert (out / "features.npy").read_bytes() == whole[1] and info["skipped"] == whole[
@@ -238,20 +240,14 @@ def test_nothing_readable_and_no_folder(place):
 def test_what_a_kill_leaves_beside_is_nothing(place, whole):
     out = place / "left"
     out.mkdir()
-    for name in (
-        ".0123456789abcdef.tmp",
-        ".lock",
-        ".lock.pid",
-    ):  # killed while the plan was written
+    # Killed while the plan was written.
+    for name in (".0123456789abcdef.tmp", ".lock", ".lock.pid"):
         (out / name).write_text("half")
     assert module._state(out) == "empty"
     extract_folder(place / "photos", out, size=SIZE, progress=False)
     assert sorted(os.listdir(out)) == ["extract.json", "features.npy", "index.csv"]
-    for name in (
-        ".0123456789abcdef.tmp",
-        ".plan.json",
-        ".journal-0",
-    ):  # killed while it tidied up
+    # Killed while it tidied up.
+    for name in (".0123456789abcdef.tmp", ".plan.json", ".journal-0"):
         (out / name).write_text("half")
     extract_folder(place / "photos", out, size=SIZE, resume=True, progress=False)
     assert sorted(os.listdir(out)) == ["extract.json", "features.npy", "index.csv"]
@@ -341,9 +337,8 @@ def test_large_images_do_not_fill_the_memory(place, whole, monkeypatch):
     info = extract_folder(
         place / "photos", place / "bounded", size=SIZE, progress=False
     )
-    assert (
-        info["block"] == 16 and len(most) == 13 and max(most) <= 6
-    )  # one more: a block is counted before another is let go
+    # One more: a block is counted before another is let go.
+    assert info["block"] == 16 and len(most) == 13 and max(most) <= 6
     assert (place / "bounded/features.npy").read_bytes() == whole[1]
 
 
@@ -351,9 +346,9 @@ def test_large_images_do_not_fill_the_memory(place, whole, monkeypatch):
 def test_blocks_that_got_lost_are_done_again(place, whole, monkeypatch, times):
     out, work, calls = place / f"lost{times}", module._work, []
 
-    def forgetful(
-        *args,
-    ):  # as another machine that reported its end, and whose last line never reached the disk
+    # As another machine that reported its end, and whose last line never reached the
+    # disk.
+    def forgetful(*args):
         work(*args)
         calls.append(args[4])
         journal = out / ".journal-0"
@@ -366,7 +361,10 @@ def test_blocks_that_got_lost_are_done_again(place, whole, monkeypatch, times):
     if times == 2:
         with pytest.raises(
             Damaged,
-            match=r"^14 rows could not be kept in .*lost2: .* run again with --resume\.$",
+            match=(
+                r"^14 rows could not be kept in .*lost2: "
+                r".* run again with --resume\.$"
+            ),
         ):
             extract_folder(place / "photos", out, size=SIZE, progress=False)
         assert (
@@ -471,7 +469,8 @@ def test_an_engine_that_is_not_here_is_said(place, monkeypatch, kind, words):
 
     def missing(*args):
         raise MissingExtra(
-            "OpenVINO is not installed. Install it with: pip install 'transfer_course[fast]'"
+            "OpenVINO is not installed. Install it with: pip install "
+            "'transfer_course[fast]'"
         )
 
     out = place / f"begun-with-{kind}"
@@ -482,7 +481,10 @@ def test_an_engine_that_is_not_here_is_said(place, monkeypatch, kind, words):
     monkeypatch.setitem(engines.ENGINES, kind, missing)
     with pytest.raises(
         BadValue,
-        match=rf"was begun with the engine '{kind}', which can't run here \({words} choose another folder",
+        match=(
+            rf"was begun with the engine '{kind}', which can't run here \({words} "
+            r"choose another folder"
+        ),
     ):
         extract_folder(place / "photos", out, size=SIZE, resume=True, progress=False)
 
@@ -550,7 +552,11 @@ def test_processes_wait_long_for_one_another(monkeypatch):
 def test_two_processes_on_one_folder(place):
     with module._claimed(place / "held", False), pytest.raises(InUse, match="already"):
         extract_folder(place / "photos", place / "held", size=SIZE, progress=False)
-    code = "import sys; from pathlib import Path; from transfer_course.practice.extract_folder import _claimed\nwith _claimed(Path(sys.argv[1]), False): print('held', flush=True); input()"
+    code = (
+        "import sys; from pathlib import Path; "
+        "from transfer_course.practice.extract_folder import _claimed\n"
+        "with _claimed(Path(sys.argv[1]), False): print('held', flush=True); input()"
+    )
     p = subprocess.Popen(
         [sys.executable, "-c", code, str(place / "held")],
         stdin=subprocess.PIPE,
@@ -586,7 +592,10 @@ def test_fast_jpeg_gives_other_features_near_the_exact_ones(place):
 
 
 def killed_and_resumed(place, out, moments):
-    """The command, killed at each of these moments (seconds), then resumed; returns features.npy's bytes."""
+    """The command, killed at each of these moments (seconds), then resumed.
+
+    Returns the bytes of features.npy.
+    """
     command = [
         *COMMAND,
         str(place / "photos"),

@@ -80,7 +80,7 @@ def reason(source, **options):
     return e.value.reason
 
 
-# --- every mode -----------------------------------------------------------------------------------------------------
+# --- every mode -----------------------------------------------------------------------
 
 
 def on_white(rgb, alpha):
@@ -94,7 +94,7 @@ def grey(a):
 
 
 def plain(a):
-    """(file's bytes, expected picture, tolerance) of each mode that is stored without loss."""
+    """(file's bytes, expected picture, tolerance) of each mode stored without loss."""
     rgb, alpha, g = a[..., :3], a[..., 3], a[..., 0]
     deep = g.astype(np.uint16) * 256 + a[..., 1]
     full = deep.copy()
@@ -162,7 +162,8 @@ def plain(a):
     multiplied = (
         (255 - a[..., :3].astype(float)) * (255 - a[..., 3:].astype(float)) / 255
     )
-    # Pillow has had two formulas for ink; both are right where one of the two inks is zero
+    # Pillow has had two formulas for ink; both are right where one of the two inks is
+    # zero
     yield "CMYK", encoded(cmyk, "TIFF"), (ink, multiplied), 2
     yield (
         "YCbCr",
@@ -201,9 +202,8 @@ def test_printers_jpeg_is_not_inverted():
 
 
 def test_lab_tiff_has_its_colours():
-    red = Image.merge(
-        "LAB", [Image.new("L", (4, 4), v) for v in (138, 209, 198)]
-    )  # L*=54, a*=81, b*=70, stored with 128 added
+    # L*=54, a*=81, b*=70, stored with 128 added.
+    red = Image.merge("LAB", [Image.new("L", (4, 4), v) for v in (138, 209, 198)])
     assert (
         np.abs(read_image(encoded(red, "TIFF"))[0, 0].astype(int) - (255, 0, 0)).max()
         <= 12
@@ -317,7 +317,7 @@ def test_content_decides_and_not_the_suffix(form, tmp_path):
     ).all()
 
 
-# --- truncated, damaged, hostile ------------------------------------------------------------------------------------
+# --- truncated, damaged, hostile ------------------------------------------------------
 
 RGB, RGBA = Image.fromarray(texture()), Image.fromarray(texture(channels=4))
 WHOLE = {
@@ -347,7 +347,8 @@ WHOLE = {
     "jpeg2000": encoded(RGB, "JPEG2000", irreversible=True, quality_layers=[20, 5]),
     "mpo": encoded(RGB, "MPO", save_all=True, append_images=[RGB.rotate(180)]),
 }
-# libtiff itself writes a line to stderr about damaged compressed files: in its own test only
+# libtiff itself writes a line to stderr about damaged compressed files: in its own test
+# only
 DECODED = {name: read_image(data) for name, data in WHOLE.items()}
 
 
@@ -369,6 +370,7 @@ def test_a_cut_file_is_refused_or_complete(name, where, near_the_end):
 def test_a_cut_in_the_middle_is_always_refused():
     for name, data in WHOLE.items():
         half = data[: int(len(data) * 0.45)]
+        # The others can't tell.
         sure = name.split()[-1] in (
             "jpeg",
             "progressive",
@@ -377,7 +379,7 @@ def test_a_cut_in_the_middle_is_always_refused():
             "bmp",
             "tiff",
             "ppm",
-        )  # the others can't tell
+        )
         assert reason(half) == "truncated" if sure else "truncated" in reason(half), (
             name
         )
@@ -435,11 +437,8 @@ def test_whatever_a_decoder_raises_is_a_reason(error, monkeypatch):
         raise error("cannot")
 
     monkeypatch.setattr(Image.Image, "getexif", fail)
-    assert (read_image(WHOLE["turned png"]).shape) == (
-        60,
-        80,
-        3,
-    )  # not turned, but read
+    # Not turned, but read.
+    assert (read_image(WHOLE["turned png"]).shape) == (60, 80, 3)
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     assert reason(WHOLE["jpeg"]) == "damaged or truncated"
     monkeypatch.setitem(
@@ -489,7 +488,7 @@ def test_reasons_name_what_else_it_is():
     assert "git lfs" in reason(b"version https://git-lfs.github.com/spec/v1")
 
 
-# --- size -----------------------------------------------------------------------------------------------------------
+# --- size -----------------------------------------------------------------------------
 
 
 def bombs():
@@ -564,9 +563,8 @@ def test_reading_at_a_size_is_reading_then_resizing(h, w, size, seed):
 
 def test_resizing_keeps_the_aspect_and_the_centre():
     a = texture(300, 400)
-    long = Image.fromarray(a).resize(
-        (128, 96), Image.Resampling.BICUBIC
-    )  # short side to 96 …
+    # Short side to 96 …
+    long = Image.fromarray(a).resize((128, 96), Image.Resampling.BICUBIC)
     want = np.asarray(long)[:, 16:112]  # … and the middle
     assert np.abs(resize_square(a, 96) - want.astype(float)).max() <= 1
     assert (resize_square(a[:200, :200], 200) == a[:200, :200]).all()
@@ -598,7 +596,7 @@ def test_impossible_images():
             read_image(bad)
 
 
-# --- files that are none --------------------------------------------------------------------------------------------
+# --- files that are none --------------------------------------------------------------
 
 
 @posix
@@ -733,7 +731,7 @@ def test_unreadable_passes_between_processes():
     assert isinstance(e, UserMistake) and isinstance(e, ValueError)
 
 
-# --- threads and warnings -------------------------------------------------------------------------------------------
+# --- threads and warnings -------------------------------------------------------------
 
 
 def noisy():
@@ -815,7 +813,7 @@ def test_threads_read_what_one_thread_reads():
     assert got == [quietly(d) for d in jobs] and files._decoding["threads"] == 0
 
 
-# --- folders --------------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------
 
 
 @posix
@@ -850,7 +848,10 @@ def test_circles_of_links_end_and_pictures_keep_their_real_path(tmp_path):
 
 @posix
 def test_what_is_listed_and_what_is_left_out(tmp_path):
-    names = "b.JPG a.png z.txt Thumbs.db .DS_Store ._a.png c.HEIC d.svg sub.jpg/e.webp .git/f.png"
+    names = (
+        "b.JPG a.png z.txt Thumbs.db .DS_Store ._a.png c.HEIC d.svg sub.jpg/e.webp "
+        ".git/f.png"
+    )
     for name in names.split():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -889,7 +890,7 @@ def test_no_folder(tmp_path):
     assert list_images(tmp_path) == ([tmp_path / "a.jpg"], [])
 
 
-# --- sums -----------------------------------------------------------------------------------------------------------
+# --- sums -----------------------------------------------------------------------------
 
 
 def test_sums_know_type_shape_and_values(tmp_path):
@@ -921,7 +922,7 @@ def test_sums_know_type_shape_and_values(tmp_path):
         sha256_array(np.array([None]))
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------
 
 
 def refusal(path, body, mode="wb"):
@@ -1055,7 +1056,7 @@ def test_two_writers_never_mix(tmp_path):
     assert len((tmp_path / "a").read_bytes()) == 200 and os.listdir(tmp_path) == ["a"]
 
 
-# --- bundled files --------------------------------------------------------------------------------------------------
+# --- bundled files --------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,8 @@
-"""The two training loops: parity, frozen means frozen, the open doors (source, unlabelled, penalty, callbacks), saved runs."""
+"""The two training loops.
+
+Parity, frozen means frozen, the open doors (source, unlabelled, penalty, callbacks),
+saved runs.
+"""
 
 import json
 import warnings
@@ -20,7 +24,8 @@ from transfer_course.vision.networks import copy_torch_to_keras
 keras = load_keras()
 torch = load_torch()
 BOTH = ("torch", "keras")
-# Rates at which plain gradient descent on these networks is stable: beyond it, rounding grows tenfold with every step.
+# Rates at which plain gradient descent on these networks is stable: beyond it, rounding
+# grows tenfold with every step.
 PLAIN = Recipe(
     epochs=2,
     batch_size=8,
@@ -42,7 +47,7 @@ def images():
 
 @dataclass
 class Tiny(Backbone):
-    """A network with BatchNorm that trains in a second, behind the same door as the real ones."""
+    """A network with BatchNorm that trains in a second, used like the real ones."""
 
     def __post_init__(self):
         self.preprocess = lambda x: self.turn((np.asarray(x, "float32") - 127) / 64)
@@ -67,13 +72,11 @@ class Tiny(Backbone):
 
 @pytest.fixture(scope="module")
 def tiny():
-    """The same small network with BatchNorm and the same random weights in both frameworks."""
+    """The same small network with BatchNorm and random weights in both frameworks."""
     torch.manual_seed(0)
-    conv, norm, last = (
-        torch.nn.Conv2d(3, 16, 5, stride=3),
-        torch.nn.BatchNorm2d(16, eps=1e-3),
-        torch.nn.Conv2d(16, 32, 3, stride=2),
-    )
+    conv = torch.nn.Conv2d(3, 16, 5, stride=3)
+    norm = torch.nn.BatchNorm2d(16, eps=1e-3)
+    last = torch.nn.Conv2d(16, 32, 3, stride=2)
     pool = torch.nn.Sequential(
         torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
     )
@@ -116,11 +119,9 @@ def lite0():
 
 @pytest.fixture(scope="module")
 def small():
-    """The network without BatchNorm, with the same random weights in both frameworks."""
-    a, b = (
-        backbone("small_cnn", "torch", weights=None, seed=3),
-        backbone("small_cnn", "keras", weights=None, seed=3),
-    )
+    """The network without BatchNorm, the same random weights in both frameworks."""
+    a = backbone("small_cnn", "torch", weights=None, seed=3)
+    b = backbone("small_cnn", "keras", weights=None, seed=3)
     copy_torch_to_keras(a.model.state_dict(), b.model)
     return {"torch": a, "keras": b}
 
@@ -129,7 +130,7 @@ def spread(a, b, n=None):
     return np.abs(np.array(a.step_losses[:n]) - np.array(b.step_losses[:n])).max()
 
 
-# --- one experiment, two frameworks -------------------------------------------------------------------------------------
+# --- one experiment, two frameworks ---------------------------------------------------
 
 
 @pytest.mark.parametrize("which", ["lite0", "small", "tiny"])
@@ -195,7 +196,7 @@ def test_batch_statistics_move_alike(tiny, images):
     assert np.abs(a.logits(images) - b.logits(images)).max() < 0.05
 
 
-# --- frozen means frozen ------------------------------------------------------------------------------------------------
+# --- frozen means frozen --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("framework", BOTH)
@@ -258,7 +259,10 @@ def test_batch_norm_train_moves_its_buffers(framework, tiny, images):
 
 @pytest.mark.parametrize("framework", BOTH)
 def test_freezing_in_the_middle_of_a_run_holds(framework, tiny, images):
-    """After the optimiser was built and its moments are warm, in a callback, as a user would."""
+    """Done in a callback, as a user would.
+
+    By then the optimizer is built and its moments are warm.
+    """
     from transfer_course.vision import finetune_keras, finetune_torch
 
     module, taken = {"torch": finetune_torch, "keras": finetune_keras}[framework], {}
@@ -316,11 +320,14 @@ def test_keras_freeze_after_compile(tiny, images):
     assert assert_frozen(before, snapshot(body)) == len(before)
 
 
-# --- the open doors -----------------------------------------------------------------------------------------------------
+# --- the open doors -------------------------------------------------------------------
 
 
 def l2_sp(framework, strength):
-    """Li, Grandvalet & Davoine 2018 (arXiv:1802.01483): the squared distance to the start."""
+    """The squared distance to the start.
+
+    Li, Grandvalet & Davoine 2018 (arXiv:1802.01483).
+    """
     square = (
         (lambda t: (t**2).sum())
         if framework == "torch"
@@ -373,7 +380,8 @@ def test_the_joint_objective_learns_both(same_classes, small, images):
     source = source.subset(np.flatnonzero(source.labels < 3)).only(source.classes[:3])
     if not same_classes:
         source = ImageDataset(source.images, source.labels % 2, ["even", "odd"])
-    # the objective is three times as steep as the target's alone: a third of the rates is as stable
+    # the objective is three times as steep as the target's alone: a third of the rates
+    # is as stable
     recipe = PLAIN.but(source_weight=2.0, lr=PLAIN.lr / 3, head_lr=PLAIN.head_lr / 3)
     results = [
         fine_tune(small[f], images, None, recipe, source=source, progress=False)
@@ -381,9 +389,8 @@ def test_the_joint_objective_learns_both(same_classes, small, images):
     ]
     assert spread(*results) < 1e-3
     alone = fine_tune(small["torch"], images, None, PLAIN, progress=False)
-    assert (
-        results[0].step_losses[0] > alone.step_losses[0] + 1.0
-    )  # ln 2 or ln 3, twice, on top of the target's
+    # ln 2 or ln 3, twice, on top of the target's.
+    assert results[0].step_losses[0] > alone.step_losses[0] + 1.0
     assert results[0].logits(images).shape == (len(images), 3)
 
 
@@ -478,12 +485,15 @@ def test_a_strategy_of_ones_own(framework, small, images):
         del _STRATEGIES["last_stage_then_all"]
 
 
-# --- keeping the best, stopping, diverging ------------------------------------------------------------------------------
+# --- keeping the best, stopping, diverging --------------------------------------------
 
 
 @pytest.mark.parametrize("framework", BOTH)
 def test_the_best_weights_are_kept_and_patience_ends_the_run(framework, small, images):
-    """The validation labels are wrong on purpose: training only makes it worse, so the weights before the first step win."""
+    """The validation labels are wrong on purpose.
+
+    Training only makes the loss worse, so the weights before the first step win.
+    """
     wrong = ImageDataset(images.images, (images.labels + 1) % 3, images.classes)
     before = snapshot(small[framework].model)
     recipe = PLAIN.but(epochs=9, lr=0.002, head_lr=0.002, patience=2, strategy="lp_ft")
@@ -518,7 +528,10 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_good_weights(
 def test_weights_that_are_no_numbers_after_the_last_finite_loss(
     framework, validated, small, images
 ):
-    """One step an epoch: its loss is that of the good weights before it, and no later step would tell."""
+    """There is one step per epoch.
+
+    Its loss is that of the good weights before it, and no later step would tell.
+    """
     wild = PLAIN.but(lr=1e39, head_lr=1e39, epochs=1, batch_size=64)
     with pytest.warns(
         UserWarning, match="the weights became infinite or not a number in epoch 1"
@@ -563,7 +576,7 @@ def test_scratch_starts_from_other_weights_and_trains_everything(
     assert result.trainable > 3_300_000
 
 
-# --- saved runs ---------------------------------------------------------------------------------------------------------
+# --- saved runs -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("framework", BOTH)
@@ -571,10 +584,8 @@ def test_scratch_starts_from_other_weights_and_trains_everything(
 def test_a_reloaded_run_predicts_the_same_bits(
     framework, which, request, images, tmp_path
 ):
-    net, strategy = (
-        request.getfixturevalue(which)[framework],
-        "probe" if which == "lite0" else "fine_tune",
-    )
+    net = request.getfixturevalue(which)[framework]
+    strategy = "probe" if which == "lite0" else "fine_tune"
     result = fine_tune(
         net, images, None, PLAIN.but(strategy=strategy, epochs=1), progress=False
     )
@@ -715,7 +726,7 @@ def test_damaged_runs_are_refused_with_a_sentence(small, images, tmp_path):
         load_result(run)
 
 
-# --- mistakes -----------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------
 
 
 def test_data_that_cannot_be_trained_on_is_refused(small, images):
@@ -763,7 +774,10 @@ class Arrived(Exception):
 
 @pytest.mark.parametrize("where", ["cpu", "meta"])
 def test_images_follow_the_network_to_its_device(images, where):
-    """What a GPU would ask of the code, without one: the meta device takes part in every `.to`, and mixing it up raises."""
+    """What a GPU would ask of the code, without one.
+
+    The meta device takes part in every `.to`, and mixing it with the CPU raises.
+    """
 
     def arrive(module, inputs):
         raise Arrived(inputs[0].device.type)

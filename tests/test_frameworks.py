@@ -1,4 +1,7 @@
-"""engine.frameworks: every order of importing PyTorch, TensorFlow and what brings triton; each order in a process of its own."""
+"""engine.frameworks: every order of importing PyTorch, TensorFlow and triton's users.
+
+Each order runs in a process of its own.
+"""
 
 import json
 import os
@@ -37,40 +40,63 @@ def has(*names):
 def use_torch():
     torch = load_torch()
     import torchvision, timm
-    return float(torchvision.ops.nms(torch.tensor([[0., 0, 1, 1]]), torch.tensor([1.]), .5).numel() + torch.ones(2).sum())
+    box, score = torch.tensor([[0., 0, 1, 1]]), torch.tensor([1.])
+    return float(torchvision.ops.nms(box, score, .5).numel() + torch.ones(2).sum())
 def use_keras():
     keras = load_keras()
     return float(keras.ops.sum(keras.ops.ones(2)))
 """
 SCRIPTS = {
-    "keras_first": "done(keras=use_keras(), torch=use_torch(), has=has('tensorflow', 'torch', 'triton'))",
-    "torch_first": "done(torch=use_torch(), keras=use_keras(), again=use_torch(), has=has('tensorflow', 'torch', 'triton'))",
+    "keras_first": """
+loaded = dict(keras=use_keras(), torch=use_torch())
+done(**loaded, has=has('tensorflow', 'torch', 'triton'))""",
+    "torch_first": """
+loaded = dict(torch=use_torch(), keras=use_keras(), again=use_torch())
+done(**loaded, has=has('tensorflow', 'torch', 'triton'))""",
     "their_tensorflow_first": """
-try: load_torch()
-except ImportError as e: refused, kind, loaded = str(e), type(e).__name__, has('torch', 'triton')
+try:
+    load_torch()
+except ImportError as e:
+    refused, kind, loaded = str(e), type(e).__name__, has('torch', 'triton')
 done(refused=refused, kind=kind, loaded=loaded, keras=use_keras())""",
     "keras_on_torch": """
 from transfer_course.vision.backbones import backbone
 b = backbone("efficientnet_lite0", "keras")
 features = b.features(images)
-done(backend=load_keras().config.backend(), features=features.tolist(), grad=[p.path for p in b.model.weights if p.value.grad is not None],
-     has=has('tensorflow', 'torch'))""",
+done(
+    backend=load_keras().config.backend(),
+    features=features.tolist(),
+    grad=[p.path for p in b.model.weights if p.value.grad is not None],
+    has=has('tensorflow', 'torch'),
+)""",
     "torch_is_missing": """
 class Gone:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('torch', 'torchvision', 'timm', 'triton'): raise ModuleNotFoundError(name, name=name)
+        if name.split('.')[0] in ('torch', 'torchvision', 'timm', 'triton'):
+            raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Gone())
 from transfer_course.vision.backbones import available_backbones, backbone
 b = backbone("efficientnet_lite0", "keras")
 words = []
 for name in ("efficientnet_lite0", "resnet50", "small_cnn", "timm:resnet18"):
-    try: backbone(name, "torch", weights=None)
-    except ImportError as e: words.append(str(e))
-done(features=b.features(images).tolist(), words=words, n=len(available_backbones()), has=has('torch', 'triton'))""",
+    try:
+        backbone(name, "torch", weights=None)
+    except ImportError as e:
+        words.append(str(e))
+done(
+    features=b.features(images).tolist(),
+    words=words,
+    n=len(available_backbones()),
+    has=has('torch', 'triton'),
+)""",
     "nothing_heavy": """
-import transfer_course.engine.frameworks, transfer_course.vision.networks, transfer_course.vision.backbones as b
+import transfer_course.engine.frameworks
+import transfer_course.vision.networks
+import transfer_course.vision.backbones as b
 rows = b.available_backbones()
-done(has=has('torch', 'tensorflow', 'keras', 'triton', 'torchvision', 'timm', 'matplotlib', 'jax'), rows=len(rows))""",
+frameworks = has('torch', 'tensorflow', 'keras', 'jax')
+others = has('triton', 'torchvision', 'timm', 'matplotlib')
+done(has=frameworks + others, rows=len(rows))""",
 }
 FIRST = {"their_tensorflow_first": "import tensorflow\n"}
 ENV = {"keras_on_torch": {"KERAS_BACKEND": "torch"}}
@@ -154,12 +180,15 @@ def test_importing_backbones_loads_no_framework(outcome):
     assert got["has"] == [] and got["rows"] >= 8
 
 
-# --- in this process: nothing below loads TensorFlow ------------------------------------------------------------------
+# --- in this process: nothing below loads TensorFlow ----------------------------------
 
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
-    """As if Keras had not been imported: no KERAS_BACKEND, an empty folder for keras.json."""
+    """As if Keras had not been imported.
+
+    There is no KERAS_BACKEND, and the folder for keras.json is empty.
+    """
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
@@ -181,12 +210,8 @@ def only(monkeypatch, *names):
         (("torch",), "tensorflow", None, "torch"),  # Keras wrote that file itself
         (("tensorflow", "torch"), "theano", None, "tensorflow"),
         (("tensorflow", "torch"), "torch", "tensorflow", "tensorflow"),
-        (
-            ("tensorflow",),
-            None,
-            "jax",
-            "jax",
-        ),  # what is asked for is not second-guessed here
+        # What is asked for is not second-guessed here.
+        (("tensorflow",), None, "jax", "jax"),
     ],
 )
 def test_which_backend(fresh, monkeypatch, there, json_says, asked, expected):
@@ -290,15 +315,18 @@ def test_only_the_greeting_is_dropped(capfd):
     with frameworks._without_greeting():
         os.write(
             2,
-            b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n",
+            b"WARNING: All log messages before absl::InitializeLog() is called are "
+            b"written to STDERR\n",
         )
         os.write(
             2,
-            b"I0000 00:00:1795259073.104365 7250 cudart_stub.cc:31] Could not find cuda drivers\n",
+            b"I0000 00:00:1795259073.104365 7250 cudart_stub.cc:31] Could not find "
+            b"cuda drivers\n",
         )
         os.write(
             2,
-            b"E0000 00:00:1 1 cuda_platform.cc:51] failed call to cuInit: UNKNOWN ERROR (303)\n",
+            b"E0000 00:00:1 1 cuda_platform.cc:51] failed call to cuInit: UNKNOWN "
+            b"ERROR (303)\n",
         )
         os.write(2, b"this matters\n")
     assert capfd.readouterr().err == "this matters\n"
@@ -348,7 +376,7 @@ def test_seeded_leaves_the_callers_numbers_alone():
 
 
 def threads_wait(**env):
-    """What the C library's OpenMP will be told in a fresh process with these variables."""
+    """What the C library's OpenMP is told in a fresh process with these variables."""
     clean = {
         k: v
         for k, v in os.environ.items()
@@ -365,7 +393,7 @@ def threads_wait(**env):
 
 
 def test_threads_do_not_spin_long_unless_the_user_says_so():
-    """Beside another program, networks ran several times slower with OpenMP's own default."""
+    """Beside another program, OpenMP's default made networks several times slower."""
     assert threads_wait() == "3000"
     assert threads_wait(GOMP_SPINCOUNT="7") == "7"
     assert threads_wait(OMP_WAIT_POLICY="active") == "None"

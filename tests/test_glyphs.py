@@ -1,4 +1,8 @@
-"""vision.glyphs: what the page says is in the archives, families and forms are apart, every glyph is centred."""
+"""vision.glyphs.
+
+What the page says is in the archives, families and forms are apart, every glyph is
+centred.
+"""
 
 import csv
 import importlib.util
@@ -69,7 +73,7 @@ def builder():
     return built
 
 
-# ---------------------------------------------------------------- the page and the archives
+# ---------------------------------------- the page and the archives
 
 
 def test_counts_match_the_page(index):
@@ -107,7 +111,10 @@ def test_every_font_has_its_licence_and_credit(index):
             r[column] for column in ("licence", "package", "version", "credit")
         ), r
         assert built.ARCHIVE_OF[r["licence"]] == archive
-        line = f"| {r['font']} | {r['domain']} | {r['licence']} | {r['package']} | {r['version']} | {r['credit'].replace('|', '/')} |"
+        line = (
+            f"| {r['font']} | {r['domain']} | {r['licence']} | {r['package']} | "
+            f"{r['version']} | {r['credit'].replace('|', '/')} |"
+        )
         assert line in page
     for archive in ARCHIVES:
         with zipfile.ZipFile(FOLDER / f"{archive}.zip") as z:
@@ -163,7 +170,11 @@ def test_shapes_and_labels(letters, digits):
 
 
 def test_a_letter_looks_like_itself(letters):
-    """The mean of each class in one half of the families names most letters of the other half: the order is right."""
+    """The order of the classes is right.
+
+    The mean of each class in one half of the families names most letters of the other
+    half.
+    """
     z = letters.images[..., 0].reshape(len(letters), -1).astype(float)
     half = np.isin(families(letters), np.unique(families(letters))[::2])
     means = np.stack([z[half & (letters.labels == c)].mean(0) for c in range(39)])
@@ -178,10 +189,8 @@ def test_glyphs_stand_upright(letters, by_hand):
         .astype(float)
         .mean(0)
     )
-    rows, columns = (
-        np.flatnonzero(ell.sum(1) > ell.sum(1).max() / 4),
-        np.flatnonzero(ell.sum(0) > ell.sum(0).max() / 4),
-    )
+    rows = np.flatnonzero(ell.sum(1) > ell.sum(1).max() / 4)
+    columns = np.flatnonzero(ell.sum(0) > ell.sum(0).max() / 4)
     assert (
         ell[:, columns[:3]].sum() > ell[:, columns[-3:]].sum()
         and ell[rows[-3:]].sum() > 1.5 * ell[rows[:3]].sum()
@@ -204,9 +213,8 @@ def test_every_glyph_is_centred_as_in_mnist(which, request):
         ],
         1,
     )
-    assert (
-        sides.max() == 20 and (sides.max(1) >= 19).all()
-    )  # an edge fainter than one grey level is lost
+    # An edge fainter than one grey level is lost.
+    assert sides.max() == 20 and (sides.max(1) >= 19).all()
     assert grey.max((1, 2)).min() > 100  # nothing is too thin to be seen
 
 
@@ -237,10 +245,8 @@ def test_loading_twice_gives_the_same():
 
 
 def test_parts_are_apart_by_family(letters, digits, index):
-    development, sealed = (
-        glyphs(),
-        glyphs("digits", "sealed"),
-    )  # all characters of a family go together
+    # All characters of a family go together.
+    development, sealed = glyphs(), glyphs("digits", "sealed")
     assert not set(families(development)) & set(families(sealed))
     assert (
         set(families(development)) | set(families(sealed))

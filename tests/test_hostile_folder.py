@@ -1,4 +1,7 @@
-"""Every command on a folder of everything that a disk can hold: what is usable is used, what is not is listed with its reason."""
+"""Every command on a folder of everything that a disk can hold.
+
+What is usable is used, and what is not is listed with its reason.
+"""
 
 import json
 import os
@@ -24,14 +27,16 @@ pytestmark = pytest.mark.skipif(
     os.name != "posix", reason="POSIX files, links and names"
 )
 
-# One picture at the limit of 100 million pixels costs at most 12 bytes a pixel while it is brought to RGB on white (its own mode, RGBA and
-# RGB, 4 bytes each, as Pillow holds them), and the pictures that threads decode at one time share that limit: 1.2 GB. A process that has
-# loaded the framework and a network takes 0.7 GB with torch and 1.1 GB with TensorFlow.
+# One picture at the limit of 100 million pixels costs at most 12 bytes a pixel while it
+# is brought to RGB on white (its own mode, RGBA and RGB, 4 bytes each, as Pillow holds
+# them), and the pictures that threads decode at one time share that limit: 1.2 GB. A
+# process that has loaded the framework and a network takes 0.7 GB with torch and 1.1 GB
+# with TensorFlow.
 PEAK = {"torch": 2300, "keras": 2700}
 
 
 class Done:
-    """A finished command: its exit code, what it wrote, and the most memory that it held, in MB."""
+    """A finished command: exit code, what it wrote, the most memory it held in MB."""
 
     def __init__(self, args, home, env=None, user=None):
         out, err = home / "stdout", home / "stderr"
@@ -64,10 +69,9 @@ class Done:
             )
             self.code, self.peak, usage = memory.wait(process)
         self.cpu = usage.ru_utime + usage.ru_stime
-        self.out, self.err = (
-            out.read_bytes().decode(),
-            err.read_bytes().decode(),
-        )  # both are UTF-8, whatever the names are
+        # Both are UTF-8, whatever the names are.
+        self.out = out.read_bytes().decode()
+        self.err = err.read_bytes().decode()
         assert "Traceback" not in self.err, self.err
         assert os.listdir(home / "here") == [], (
             "something was written where the command was called"
@@ -96,12 +100,14 @@ def name(root, thing):
 
 
 def agree(listed, used, root, things):
-    """Each thing is where it belongs: (path -> reason) of what was listed, the paths used."""
+    """Each thing is where it belongs.
+
+    (path -> reason) of what was listed, the paths used.
+    """
     want = {name(root, t): t for t in things}
     assert len(want) == len(things), "two things have one name"
-    abyss = name(
-        root, hostile.Thing(b"cats/abyss", "", False)
-    )  # how deep one gets depends on where it lies
+    # How deep one gets depends on where it lies.
+    abyss = name(root, hostile.Thing(b"cats/abyss", "", False))
     listed = {
         abyss if path.startswith(abyss) else path: why for path, why in listed.items()
     }
@@ -190,10 +196,8 @@ def extracted(home, root, things, framework):
     )
     assert done.code == 0 and len(done.out.splitlines()) == 1, done.err
     info = done.rows()[0]
-    listed, asked = (
-        {s["path"]: s["reason"] for s in info["skipped"]},
-        without_classes(things),
-    )
+    listed = {s["path"]: s["reason"] for s in info["skipped"]}
+    asked = without_classes(things)
     assert len(listed) == len(info["skipped"]), "listed twice"
     used = {name(root, t) for t in asked if b"abyss" not in t.path} - listed.keys()
     agree(listed, used, root, asked)
@@ -291,7 +295,7 @@ def test_training_on_a_thousand_files(made_in_full, tmp_path):
     )
 
 
-# --- the generator --------------------------------------------------------------------------------------------------------
+# --- the generator --------------------------------------------------------------------
 
 
 def test_the_generator_makes_the_same_twice(made, tmp_path):
@@ -313,18 +317,20 @@ def test_the_full_folder_is_made_in_twenty_seconds(tmp_path):
     assert time.process_time() - began < 20 and len(things) >= 1000
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------
 
 READ = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from transfer_course.engine.files import read_image
-with ThreadPoolExecutor(len(sys.argv) - 1) as pool: print(sum(int(a.sum()) for a in pool.map(lambda p: read_image(p, 8), sys.argv[1:])))
+with ThreadPoolExecutor(len(sys.argv) - 1) as pool:
+    images = pool.map(lambda path: read_image(path, 8), sys.argv[1:])
+    print(sum(int(image.sum()) for image in images))
 """
 
 
 def peak_of(paths):
-    """The most memory in MB of a process that reads these pictures, each in a thread of its own."""
+    """The most memory in MB of a process that reads each picture in its own thread."""
     process = subprocess.Popen(
         [sys.executable, "-c", READ, *map(str, paths)], stdout=subprocess.DEVNULL
     )
@@ -369,7 +375,7 @@ def test_one_row_of_deep_grey_is_read_in_strips_too(tmp_path, mode):
     assert peak_of(sorted(tmp_path.iterdir())) < 100 + 14 * 100
 
 
-# --- permissions ----------------------------------------------------------------------------------------------------------
+# --- permissions ----------------------------------------------------------------------
 
 
 def test_what_may_not_be_read_is_listed():
@@ -400,7 +406,7 @@ def test_what_may_not_be_read_is_listed():
     )
 
 
-# --- a folder that changes ------------------------------------------------------------------------------------------------
+# --- a folder that changes ------------------------------------------------------------
 
 
 def test_files_that_vanish_or_change_while_the_folder_is_read(tmp_path, monkeypatch):

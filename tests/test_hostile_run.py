@@ -1,4 +1,7 @@
-"""Runs and files of weights that are damaged, of another run, or made to do harm: refused with one sentence, and nothing in them is run."""
+"""Runs and files of weights that are damaged, of another run, or made to do harm.
+
+They are refused with one sentence, and nothing in them is run.
+"""
 
 import functools
 import io
@@ -31,7 +34,10 @@ BOTH = ("torch", "keras")
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """`originals("torch")` is the folder of a run of the small network and three classes, made when it is asked for."""
+    """`originals("torch")`: the folder of a run of the small network and three classes.
+
+    It is made when it is asked for.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3)).astype(np.uint8)
     data = ImageDataset(pixels, np.arange(9) % 3, ["a", "b", "c"])
 
@@ -65,7 +71,10 @@ def info_of(run):
 
 
 def seal(run, **changes):
-    """Make run.json agree with the model file, as somebody would who means harm; `changes` go into it."""
+    """Make run.json agree with the model file, as somebody would who means harm.
+
+    `changes` go into it.
+    """
     info = info_of(run) | changes
     model = run / FILE[info["framework"]] if info.get("framework") in FILE else None
     if model is not None and model.is_file():
@@ -91,7 +100,10 @@ def refused(action, words=""):
 
 
 def taken_or_refused(action):
-    """What `action` gives, or None if it is refused with a sentence; anything else is a fault."""
+    """What `action` gives, or None if it is refused with a sentence.
+
+    Anything else is a fault.
+    """
     try:
         return action()
     except UserMistake as e:
@@ -112,11 +124,15 @@ def predict(run, capsys, code=2):
     return json.loads(said.out.splitlines()[-1])
 
 
-# --- altered bytes --------------------------------------------------------------------------------------------------------
+# --- altered bytes --------------------------------------------------------------------
 
 
 def places(data, framework, n, seed):
-    """`n` (place, other byte): a third in the first 64 bytes, a third in what describes the arrays, a third anywhere."""
+    """`n` pairs (place, other byte).
+
+    A third lies in the first 64 bytes, a third in what describes the arrays, a third
+    anywhere.
+    """
     rng = random.Random(seed)
     head = 8 + struct.unpack("<Q", data[:8])[0] if framework == "torch" else 4096
     for i in range(n):
@@ -128,10 +144,8 @@ def flips(copy, framework, n, seed):
     run = copy(framework)
     model, expected = run / FILE[framework], load_result(run)
     data, images = model.read_bytes(), np.zeros((2, 32, 32, 3), np.uint8)
-    ends, original = (
-        {"refused": 0, "loaded": 0},
-        shutil.copy(run / "run.json", run.parent / "run.json"),
-    )
+    ends = {"refused": 0, "loaded": 0}
+    original = shutil.copy(run / "run.json", run.parent / "run.json")
     for at, byte in places(data, framework, n, seed):
         model.write_bytes(data[:at] + bytes([byte]) + data[at + 1 :])
         refused(lambda: load_result(run), "checksum")
@@ -179,7 +193,7 @@ def test_a_run_cut_anywhere_is_refused(copy, framework):
         )
 
 
-# --- another network, other numbers ---------------------------------------------------------------------------------------
+# --- another network, other numbers ---------------------------------------------------
 
 
 def tensors_of(run):
@@ -254,10 +268,8 @@ def test_other_tensors_are_refused(copy, name, capsys):
     save_file(change(tensors_of(run)), run / FILE["torch"])
     refused(lambda: load_result(seal(run)), words)
     assert words in predict(run, capsys)["error"]
-    if "head" not in name and name not in (
-        "extra",
-        "one infinity",
-    ):  # what a run holds beside the backbone does not count here
+    # What a run holds beside the backbone does not count here.
+    if "head" not in name and name not in ("extra", "one infinity"):
         for framework in BOTH:
             refused(
                 lambda framework=framework: backbone(
@@ -290,7 +302,7 @@ def archive(path, weights=None, config=None, **more):
 
 
 def hdf5(change):
-    """`change(file, path of the head's arrays)` made to the weights that `data` holds."""
+    """Apply `change(file, path of the head's arrays)` to the weights in `data`."""
     import h5py
 
     def changed(data):
@@ -429,7 +441,7 @@ def test_another_class_count_or_another_run(copy, originals, framework):
     refused(lambda: load_result(seal(run, backbone=lite0)), "don't fit")
 
 
-# --- run.json -------------------------------------------------------------------------------------------------------------
+# --- run.json -------------------------------------------------------------------------
 
 ODD = [
     None,
@@ -460,7 +472,11 @@ def paths_in(value, at=()):
 
 
 def odd_values(run, every):
-    """Each value of run.json is replaced by odd ones (every so many of them), and left out: refused in a sentence, or of no importance."""
+    """Each value of run.json is replaced by odd ones, and left out.
+
+    Every `every`-th of these cases is tried. It is refused in a sentence, or it has no
+    effect.
+    """
     whole = info_of(run)
     where = [
         p
@@ -567,7 +583,7 @@ def test_what_is_no_plain_file_is_not_waited_for(copy):
                 refused(lambda run=run: load_result(run))
 
 
-# --- files that would run something ---------------------------------------------------------------------------------------
+# --- files that would run something ---------------------------------------------------
 
 
 class Evil:
@@ -597,7 +613,7 @@ def lambda_file(path, marker):
 
 
 def _configs(marker):
-    """Descriptions of a network that have been ways to run code, or to reach files and the network."""
+    """Descriptions of a network that have been ways to run code or to reach files."""
     code = f"__import__('os').mkdir({str(marker)!r})"
 
     def layer(**what):
@@ -723,11 +739,8 @@ def test_a_description_that_would_run_code_is_not_looked_at(copy, tmp_path, caps
         weights = z.read("model.weights.h5")
     for config in _configs(marker):
         archive(model, weights, config)
-        assert load_result(seal(run)).classes == [
-            "a",
-            "b",
-            "c",
-        ]  # the weights are whole, and nothing else counts
+        # The weights are whole, and nothing else counts.
+        assert load_result(seal(run)).classes == ["a", "b", "c"]
         backbone("small_cnn", "keras", weights=model)
         archive(model, None, config)
         refused(lambda: load_result(seal(run)), "can't be read")
@@ -828,7 +841,7 @@ def test_keras_weights_as_hdf5(copy, tmp_path):
     refused(lambda: backbone("small_cnn", "keras", weights=path))
 
 
-# --- checkpoints ----------------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------
 
 
 def checkpoint(folder, **about):
@@ -879,12 +892,13 @@ def test_a_checkpoint_that_is_something_else(tmp_path):
 
 
 def interrupted(folder, framework="torch"):
-    """Leave the checkpoint of a run of three epochs that was stopped in its second; gives what goes on with it."""
+    """Leave the checkpoint of a run of three epochs that was stopped in its second.
+
+    Gives what goes on with it.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
-    data, net = (
-        ImageDataset(pixels, np.arange(8) % 2, ["a", "b"]),
-        backbone("small_cnn", framework),
-    )
+    data = ImageDataset(pixels, np.arange(8) % 2, ["a", "b"])
+    net = backbone("small_cnn", framework)
 
     def stop(end):
         if end.epoch == 2:
@@ -907,14 +921,18 @@ def interrupted(folder, framework="torch"):
 
 
 def reseal(path, change=lambda tensors, state: None, **texts):
-    """Change (tensors, state) of a checkpoint, or the texts beside them, and make its sum agree, as somebody would who means harm."""
+    """Change (tensors, state) of a checkpoint, or the texts beside them.
+
+    Its sum is made to agree, as somebody would who means harm.
+    """
     from safetensors import safe_open
     from safetensors.numpy import save_file
 
     from transfer_course.engine import checkpoints
 
     with safe_open(path, framework="np") as f:
-        about, tensors = f.metadata(), {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        about = f.metadata()
+        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     state = json.loads(about["state"])
     change(tensors, state)
     about |= {"state": json.dumps(state)} | texts
@@ -1037,7 +1055,7 @@ def test_resume_refuses_another_run_or_a_damaged_checkpoint(copy, tmp_path, caps
     assert not (tmp_path / "marker").exists() and (tmp_path / "run" / NAME).exists()
 
 
-# --- as a process ---------------------------------------------------------------------------------------------------------
+# --- as a process ---------------------------------------------------------------------
 
 
 @pytest.mark.stress
@@ -1071,7 +1089,10 @@ def test_predict_as_a_process_refuses_with_exit_code_two(copy, framework, tmp_pa
 
 
 def test_kinds_of_mistakes(copy):
-    """What is not there is NotFound, what is not whole Damaged: callers may tell them apart."""
+    """What is not there is NotFound and what is not whole Damaged.
+
+    Callers may tell them apart.
+    """
     run = copy("torch")
     (run / FILE["torch"]).write_bytes(b"x")
     with pytest.raises(Damaged):

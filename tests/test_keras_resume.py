@@ -1,4 +1,7 @@
-"""Keras: a run that was killed ends with the same bits; memory that runs out, losses that are no numbers, and the same seed twice."""
+"""Keras: a run that was killed ends with the same bits.
+
+Also memory that runs out, losses that are no numbers, and the same seed twice.
+"""
 
 import signal
 import subprocess
@@ -33,7 +36,7 @@ def data():
 
 
 class Small(KerasBackbone):
-    """Three convolutions with BatchNorm and Dropout: a network whose every kind of state matters."""
+    """Three convolutions with BatchNorm and Dropout: every kind of state matters."""
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +122,8 @@ def test_a_killed_run_ends_with_the_same_bits(case, net, data, tmp_path, monkeyp
                 callbacks=[killed_after(at)],
             )
     assert (tmp_path / "cut" / NAME).exists()
-    monkeypatch.setattr(
-        "transfer_course.vision.features.probe_head", None
-    )  # a resumed run brings its head along
+    # A resumed run brings its head along.
+    monkeypatch.setattr("transfer_course.vision.features.probe_head", None)
     again = tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "cut", workers=2)
     assert same(whole, again)
     assert (
@@ -129,9 +131,8 @@ def test_a_killed_run_ends_with_the_same_bits(case, net, data, tmp_path, monkeyp
         and whole.best_epoch == again.best_epoch
         and whole.stopped == again.stopped
     )
-    once_more = tune(
-        net, data, recipe, valid=valid, checkpoint=tmp_path / "cut"
-    )  # it is finished: nothing is left to train
+    # It is finished: nothing is left to train.
+    once_more = tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "cut")
     assert same(whole, once_more)
     for other in (again, once_more):
         assert [row | {"seconds": 0} for row in whole.history] == [
@@ -139,7 +140,7 @@ def test_a_killed_run_ends_with_the_same_bits(case, net, data, tmp_path, monkeyp
         ]
 
 
-# --- kill -9, through the command line ----------------------------------------------------------------------------------
+# --- kill -9, through the command line ------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +205,10 @@ def killed(folder, run, after):
 
 
 def test_a_killed_process_ends_with_the_same_bits(folder, tmp_path):
-    """Killed as soon as there is a checkpoint. The uninterrupted run is one of this process: another one gives the same bits."""
+    """Killed as soon as there is a checkpoint.
+
+    The uninterrupted run is made in this process; another one gives the same bits.
+    """
     from transfer_course.practice.own_folder import tune_folder
 
     tune_folder(
@@ -234,12 +238,10 @@ def test_a_killed_process_ends_with_the_same_bits(folder, tmp_path):
 @pytest.mark.stress
 def test_twenty_kills(folder, tmp_path):
     most = finished(folder, tmp_path / "whole")
-    whole, rng, kills, runs = (
-        weights(tmp_path / "whole"),
-        np.random.default_rng(0),
-        0,
-        0,
-    )
+    whole = weights(tmp_path / "whole")
+    rng = np.random.default_rng(0)
+    kills = 0
+    runs = 0
     while kills < 20:
         run, runs = tmp_path / f"cut{runs}", runs + 1
         for _ in range(4):
@@ -273,7 +275,7 @@ def test_a_loss_that_is_no_number_is_told_again_and_not_trained_on(net, data, tm
     assert np.isfinite(again.predict(data)).all() and len(again.history) < recipe.epochs
 
 
-# --- the same seed ------------------------------------------------------------------------------------------------------
+# --- the same seed --------------------------------------------------------------------
 
 
 def test_same_seed_same_bits_with_one_worker_and_two(net, data):
@@ -286,11 +288,14 @@ def test_same_seed_same_bits_with_one_worker_and_two(net, data):
     assert not same(a, c)
 
 
-# --- memory -------------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------
 
 
 def needs_a_lot_beyond(images):
-    """A penalty of nothing that runs out of memory in the middle of a step where a piece has more than `images`."""
+    """A penalty of nothing that runs out of memory in the middle of a step.
+
+    It does so where a piece has more than `images`.
+    """
     import tensorflow as tf
 
     def check(n):
@@ -370,7 +375,7 @@ def test_a_run_short_of_memory_goes_on_in_pieces(net, data, tmp_path):
     assert same(whole, again)
 
 
-# --- the frozen part ----------------------------------------------------------------------------------------------------
+# --- the frozen part ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

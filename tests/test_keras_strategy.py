@@ -1,4 +1,7 @@
-"""tf.distribute: two devices end with what one ends with, every image is seen once, whatever the batch's size."""
+"""tf.distribute: two devices end with what one ends with.
+
+Every image is seen once, whatever the batch's size.
+"""
 
 import json
 import os
@@ -14,7 +17,8 @@ from transfer_course.engine.frameworks import load_keras
 keras = load_keras()
 import tensorflow as tf
 two = [tf.config.LogicalDeviceConfiguration()] * 2
-tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, two)
 from transfer_course.vision.backbones import backbone
 from transfer_course.vision.data import styles
 from transfer_course.trainer.batches import Epoch
@@ -22,40 +26,67 @@ from transfer_course.trainer.recipe import Recipe
 from transfer_course.trainer.run import fine_tune
 from transfer_course.vision import loop_keras
 
-mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])    # one for all: TensorFlow confuses the collectives of several
+# One for all: TensorFlow confuses the collectives of several.
+mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 seen = []
 step = loop_keras._gradients
+def note(numbers, share):
+    if share > 0:
+        seen.extend(numbers.numpy().ravel().tolist())
 def watched(model, x, y, share):
-    if len(x["images"].shape) == 4: tf.py_function(lambda i, s: seen.extend(i.numpy().ravel().tolist() if s > 0 else []), [y["labels"] * 0 + tf.cast(x["images"][:, 0, 0, 0], tf.int32), 1.0 if share is None else share], [])
+    if len(x["images"].shape) == 4:
+        numbers = y["labels"] * 0 + tf.cast(x["images"][:, 0, 0, 0], tf.int32)
+        tf.py_function(note, [numbers, 1.0 if share is None else share], [])
     return step(model, x, y, share)
 
 images = styles("twemoji", size=32)
 data = images.subset(np.flatnonzero(images.labels < 3)[::3]).only(images.classes[:3])
 pixels = data.images.copy()
-pixels[:, 0, 0, 0] = np.arange(len(data))                 # each image says which one it is
+pixels[:, 0, 0, 0] = np.arange(len(data))  # each image says which one it is
 from transfer_course.vision.data import ImageDataset
 data = ImageDataset(pixels, data.labels, data.classes)
 net = backbone("small_cnn", "keras", weights=None, seed=3)
 loop_keras._gradients = watched
 out = {}
-base = dict(epochs=2, optimizer="adamw", lr=1e-4, head_lr=1e-3, schedule="constant", warmup=0.0, weight_decay=0.01)
-penalty = lambda s: 1e-3 * sum(keras.ops.sum(keras.ops.square(s.weights[k] - w)) for k, w in s.start.items())
+base = dict(
+    epochs=2, optimizer="adamw", lr=1e-4, head_lr=1e-3, schedule="constant",
+    warmup=0.0, weight_decay=0.01,
+)
+def penalty(s):
+    square, total = keras.ops.square, keras.ops.sum
+    return 1e-3 * sum(total(square(s.weights[k] - w)) for k, w in s.start.items())
+def largest(x, y):
+    return float(np.abs(x - y).max())
 for name, changes, kwargs in CASES:
     runs = []
     for devices in (1, 2):
         seen.clear()
         recipe = Recipe(**{**base, **changes})
         go = lambda: fine_tune(net, data, data, recipe, progress=False, **kwargs)
-        if devices == 1: runs.append((go(), sorted(seen)))
+        if devices == 1:
+            runs.append((go(), sorted(seen)))
         else:
-            with mirrored.scope(): runs.append((go(), sorted(seen)))
+            with mirrored.scope():
+                runs.append((go(), sorted(seen)))
     (a, once), (b, both) = runs
     whole = sorted(list(range(len(data))) * recipe.epochs)
+    head_only = changes.get("strategy") == "head"
+    ours, theirs = a.model.get_weights(), b.model.get_weights()
+    rows = list(zip(a.history, b.history, strict=True))
     out[name] = dict(
-        weights=max(float(np.abs(x - y).max()) for x, y in zip(a.model.get_weights(), b.model.get_weights(), strict=True)),
-        losses=float(np.abs(np.subtract(a.step_losses, b.step_losses)).max()), moved=float(np.abs(a.model.get_weights()[0] - net.model.get_weights()[0]).max()),
-        accuracy=[r["accuracy"] for r in a.history] == [r["accuracy"] for r in b.history], history=max(abs(r["loss"] - s["loss"]) + abs(r["valid_loss"] - s["valid_loss"]) for r, s in zip(a.history, b.history)),
-        once=once == whole or changes.get("strategy") == "head", both=both == whole or changes.get("strategy") == "head", logits=float(np.abs(a.logits(data) - b.logits(data)).max()), sizes=sorted({len(p) for p in Epoch(data, recipe, 0).parts}))
+        weights=max(largest(x, y) for x, y in zip(ours, theirs, strict=True)),
+        losses=float(np.abs(np.subtract(a.step_losses, b.step_losses)).max()),
+        moved=largest(ours[0], net.model.get_weights()[0]),
+        accuracy=all(r["accuracy"] == s["accuracy"] for r, s in rows),
+        history=max(
+            abs(r["loss"] - s["loss"]) + abs(r["valid_loss"] - s["valid_loss"])
+            for r, s in rows
+        ),
+        once=head_only or once == whole,
+        both=head_only or both == whole,
+        logits=largest(a.logits(data), b.logits(data)),
+        sizes=sorted({len(p) for p in Epoch(data, recipe, 0).parts}),
+    )
 print(json.dumps(out))
 """
 

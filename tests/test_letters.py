@@ -1,4 +1,8 @@
-"""practice.letters: halves of forms never meet, the study goes on where it stopped, and the record is complete."""
+"""practice.letters.
+
+Halves of forms never meet, the study goes on where it stopped, and the record is
+complete.
+"""
 
 import json
 

@@ -1,4 +1,7 @@
-"""Losses and their gradients: properties, refusals, and the frameworks in float32 and at the extremes."""
+"""Losses and their gradients.
+
+Properties, refusals, and the frameworks in float32 and at the extremes.
+"""
 
 import re
 
@@ -76,7 +79,10 @@ def test_sigmoid_is_scipys_and_its_complement_is_the_negative_logit(z):
 
 
 def test_a_large_common_part_of_the_logits_does_not_hide_a_small_difference():
-    """In PyTorch 0.4.1 the loss of (1e8, 1e8) was 0 instead of log 2: pytorch/pytorch#11752."""
+    """In PyTorch 0.4.1 the loss of (1e8, 1e8) was 0 instead of log 2.
+
+    See pytorch/pytorch#11752.
+    """
     assert cross_entropy(np.full((1, 2), 1e8, np.float32), [1]) == pytest.approx(
         np.log(2)
     )
@@ -102,9 +108,8 @@ def test_kl_is_never_negative_nothing_to_itself_and_cross_entropy_minus_the_targ
 ):
     q = np.random.default_rng(seed).dirichlet(np.ones(z.shape[1]), len(z))
     assert kl_divergence(z, q) >= 0
-    assert (
-        0 <= kl_divergence(z, softmax(z)) < 1e-9
-    )  # rounding alone would end below 0 at times
+    # Rounding alone would end below 0 at times.
+    assert 0 <= kl_divergence(z, softmax(z)) < 1e-9
     soft = -(q * log_softmax(z)).sum(1).mean()
     assert kl_divergence(z, q) == pytest.approx(
         soft - special.entr(q).sum(1).mean(), abs=1e-8
@@ -172,9 +177,8 @@ def test_numerical_gradient_keeps_the_shape_and_its_argument():
     )
     np.testing.assert_array_equal(x, np.arange(6.0).reshape(2, 3))
     assert numerical_gradient(lambda a: a * a, 3).item() == pytest.approx(6)
-    assert (
-        numerical_gradient(np.sum, np.array([1, 2])).dtype == float
-    )  # whole numbers take small steps too
+    # Whole numbers take small steps too.
+    assert numerical_gradient(np.sum, np.array([1, 2])).dtype == float
     with pytest.raises(ValueError, match=r"shape \(3,\)"):
         numerical_gradient(lambda a: a, np.zeros(3))
 
@@ -342,11 +346,9 @@ def test_class_weights_are_divided_by_their_sum_in_pytorch_and_by_the_count_in_k
     """The lesson's exercise says so."""
     torch, losses = load_torch(), load_keras().losses
     rng = np.random.default_rng(2)
-    z, y, weight = (
-        rng.normal(0, 1, (6, 3)),
-        rng.integers(0, 3, 6),
-        np.array([1.0, 2.0, 5.0]),
-    )
+    z = rng.normal(0, 1, (6, 3))
+    y = rng.integers(0, 3, 6)
+    weight = np.array([1.0, 2.0, 5.0])
     each = -log_softmax(z)[np.arange(6), y]
     theirs = torch.nn.functional.cross_entropy(
         torch.tensor(z), torch.tensor(y), weight=torch.tensor(weight)

@@ -1,4 +1,7 @@
-"""Minimisers, their paths and limits, for random bowls; what stands still, what comes back, and what is refused."""
+"""Minimisers, their paths and limits, for random bowls.
+
+What stands still, what comes back, and what is refused.
+"""
 
 import subprocess
 import sys
@@ -25,7 +28,10 @@ LAMBDAS = np.geomspace(1e-3, 1e3, 25)
 
 
 def world(d, n, seed):
-    """A target with n labels (perhaps fewer than weights), a source with plenty, and a start."""
+    """A target with n labels, a source with plenty, and a start.
+
+    The labels may be fewer than the weights.
+    """
     rng = np.random.default_rng(seed)
     target = least_squares(rng.normal(size=(n, d)), rng.normal(size=n))
     source = least_squares(rng.normal(size=(5 * d + 5, d)), rng.normal(size=5 * d + 5))
@@ -39,9 +45,8 @@ def test_the_minimiser_is_flat_and_nearest_to_the_start(w):
     end = target.minimiser(start)
     np.testing.assert_allclose(target.gradient(end), 0, atol=1e-8)
     h, V = np.linalg.eigh(target.H)
-    np.testing.assert_allclose(
-        V[:, h < 1e-10].T @ (end - start), 0, atol=1e-8
-    )  # no step along a valley
+    # No step along a valley.
+    np.testing.assert_allclose(V[:, h < 1e-10].T @ (end - start), 0, atol=1e-8)
     np.testing.assert_allclose(
         end,
         start + np.linalg.pinv(target.H, rcond=1e-10) @ (target.b - target.H @ start),
@@ -127,12 +132,10 @@ def test_sums_and_multiples_are_those_of_the_values():
 
 def test_one_task_is_half_the_mean_squared_error():
     rng = np.random.default_rng(0)
-    X, Y, u, v = (
-        rng.normal(size=(7, 4)),
-        rng.normal(size=(7, 2)),
-        rng.normal(size=(4, 3)),
-        rng.normal(size=(3, 2)),
-    )
+    X = rng.normal(size=(7, 4))
+    Y = rng.normal(size=(7, 2))
+    u = rng.normal(size=(4, 3))
+    v = rng.normal(size=(3, 2))
     other = (rng.normal(size=(5, 4)), rng.normal(size=(5, 9)))
     alone = joint_loss(u, rng.normal(size=(3, 9)), v, other, (X, Y), 0)
     assert alone == pytest.approx(
@@ -166,7 +169,12 @@ def test_bad_input_is_refused_in_a_sentence(make):
 
 
 def test_theory_needs_no_framework():
-    code = "import sys, transfer_course.theory.objective, transfer_course.theory.taxonomy as t; print(sorted({'torch', 'tensorflow', 'keras', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)))"
+    code = (
+        "import sys, transfer_course.theory.objective, "
+        "transfer_course.theory.taxonomy as t; "
+        "print(sorted({'torch', 'tensorflow', 'keras', 'matplotlib', 'sklearn', "
+        "'scipy'} & set(sys.modules)))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

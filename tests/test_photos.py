@@ -1,4 +1,8 @@
-"""vision.photos: the page tells the truth, sealed stays sealed, licences are complete, backgrounds don't tell the class."""
+"""vision.photos.
+
+The page tells the truth, sealed stays sealed, licences are complete, and backgrounds
+don't tell the class.
+"""
 
 import csv
 import io
@@ -74,7 +78,7 @@ def index():
     return found
 
 
-# ---------------------------------------------------------------- the page, the parts, the pictures
+# ---------------------------------------- the page, the parts, the pictures
 
 
 def test_counts_are_those_of_the_page(whole, parts):
@@ -114,7 +118,10 @@ def test_sealed_here_is_sealed_in_five_styles(parts, five_styles):
 
 
 def test_the_same_thing_has_the_same_name_as_in_five_styles(index, whole, five_styles):
-    """Every cut-out that Five Styles has too carries its identity; so does the jaguar, which is a tiger there."""
+    """Every cut-out that Five Styles has too carries its identity.
+
+    So does the jaguar, which is a tiger there.
+    """
     theirs = {
         name: identity
         for identity, (_, names) in five_styles.items()
@@ -127,7 +134,8 @@ def test_the_same_thing_has_the_same_name_as_in_five_styles(index, whole, five_s
     }
     shared = mine.keys() & theirs.keys()
     assert len(shared) > 180
-    # the second picture of a name has a number, which may be another's in the other data set
+    # the second picture of a name has a number, which may be another's in the other
+    # data set
     assert all(mine[n] == theirs[n] for n in shared)
     assert {
         g for n, g in zip(whole.names, whole.groups, strict=True) if n == "jaguar"
@@ -287,7 +295,10 @@ def test_only_the_background_changes(whole, composed):
 
 
 def border_accuracy(images, labels, groups):
-    """How often a forest that sees the outermost three pixels alone is right about unseen identities."""
+    """How often a forest that sees the outermost three pixels alone is right.
+
+    It is asked about unseen identities.
+    """
     turned = images.swapaxes(1, 2)
     edges = (images[:, :3], images[:, -3:], turned[:, :3], turned[:, -3:])
     inputs = np.concatenate(
@@ -327,9 +338,8 @@ def test_backgrounds_show_no_class_and_are_not_sealed(index, parts):
         int(np.frombuffer(_digest(g), ">u4")[0] / 2**32 * len(backgrounds))
         for g in set(parts["development"].groups)
     )
-    assert (
-        len(used) == len(backgrounds) and max(used.values()) < 25
-    )  # 209 identities over 24
+    # 209 identities over 24.
+    assert len(used) == len(backgrounds) and max(used.values()) < 25
 
 
 def _digest(identity):
@@ -377,11 +387,14 @@ def test_folds_keep_identities_apart_and_test_each_image_once(parts, seed):
         assert (counts == photo_budget.LABELS).all()
 
 
-# ---------------------------------------------------------------- the script that built it
+# ---------------------------------------- the script that built it
 
 
 def rcc(entries):
-    """A Qt resource file (format 2) with one folder `a` that holds these (name, bytes, compressed)."""
+    """A Qt resource file (format 2) with one folder `a`.
+
+    The folder holds these (name, bytes, compressed).
+    """
     names, content, nodes = b"", b"", []
 
     def name(text):
@@ -423,7 +436,14 @@ def test_the_reader_of_qt_resources(monkeypatch):
     }
     with pytest.raises(AssertionError):
         build_photos.read_rcc(b"nope" + rcc(entries)[4:])
-    text = "Copyright: A\nSource: https://x.org/1\nLicense: Public Domain\nFiles:\none.webp\ntwo.webp\n"
+    text = (
+        "Copyright: A\n"
+        "Source: https://x.org/1\n"
+        "License: Public Domain\n"
+        "Files:\n"
+        "one.webp\n"
+        "two.webp\n"
+    )
     found = build_photos.credits({"f/README": text.encode()})
     assert found["f/two"] == {
         "author": "A",

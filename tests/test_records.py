@@ -1,4 +1,7 @@
-"""A table of means is only as good as the runs behind it: every record holds every run that its table claims."""
+"""Every record holds every run that its table claims.
+
+A table of means is only as good as the runs behind it.
+"""
 
 from itertools import product
 

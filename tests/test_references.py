@@ -1,4 +1,7 @@
-"""nbs/references.csv is a list whose entries can be opened, and the page drawn from it holds all of them."""
+"""nbs/references.csv is a list whose entries can be opened.
+
+The page drawn from it holds all of them.
+"""
 
 import csv
 import re
@@ -35,7 +38,8 @@ def problems(row):
         found.append("the year is no year")
     arxiv = ARXIV.fullmatch(row["id"])
     if arxiv:
-        # In print within a year of the preprint, never before it; five digits since 2015.
+        # In print within a year of the preprint, never before it; five digits since
+        # 2015.
         if not 0 <= int(row["year"]) - 2000 - int(arxiv[1]) <= 1:
             found.append("the arXiv number is of another year")
         if len(arxiv[3]) != (5 if int(arxiv[1]) >= 15 else 4):
@@ -150,7 +154,8 @@ def test_the_page_shows_every_entry_with_its_link():
     line, whole = tables
     for r in ROWS:
         kind, name = r["id"].split(":", 1)
-        href = f'href="{"https://doi.org/" if kind == "doi" else "https://arxiv.org/abs/"}{name}"'
+        place = "https://doi.org/" if kind == "doi" else "https://arxiv.org/abs/"
+        href = f'href="{place}{name}"'
         assert href in whole and f">{r['id']}<" in whole, (
             f"run the notebook: {r['id']} is missing"
         )

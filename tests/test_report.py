@@ -1,4 +1,4 @@
-"""The report and the card: complete, self-contained, and no name in them becomes markup."""
+"""The report and the card: complete, self-contained, no name in them becomes markup."""
 
 import re
 import subprocess
@@ -107,8 +107,11 @@ class Page(HTMLParser):
         return [a for t, a in self.tags if t == tag]
 
 
-ALLOWED = """html head meta title style body main h1 h2 h3 p section table caption tr th td details summary small strong b bdi i
-    div span dl dt dd ol ul li svg path text circle figure img figcaption br pre code"""
+ALLOWED = """
+    html head meta title style body main h1 h2 h3 p section table caption tr th td
+    details summary small strong b bdi i div span dl dt dd ol ul li svg path text circle
+    figure img figcaption br pre code
+"""
 
 
 def check_safe(page):
@@ -242,7 +245,8 @@ def test_recall_and_precision_of_each_class(tmp_path):
         tmp_path, info(["a", "b", "c"]), np.array([[3, 1, 0], [0, 0, 2], [0, 0, 0]])
     )
     rows = re.findall(
-        r"<tr><th scope=row><bdi>\w</bdi></th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>",
+        r"<tr><th scope=row><bdi>\w</bdi></th>"
+        r"<td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>",
         page.text,
     )
     assert rows == [("4", "0.75", "1.00"), ("2", "0.00", "0.00"), ("0", "–", "0.00")]
@@ -298,9 +302,8 @@ def test_curves(tmp_path):
     held = [
         a["d"] for t, a in page.tags if t == "path" and a.get("class") == "line held"
     ][0]
-    assert (
-        held.count("M") == 2 and held.count("L") == 2
-    )  # the line is interrupted, not drawn through
+    # The line is interrupted, not drawn through.
+    assert held.count("M") == 2 and held.count("L") == 2
     assert "dotted line" in page.said and accuracy["aria-label"].startswith("Accuracy")
 
 
@@ -360,9 +363,8 @@ def test_mistakes(tmp_path):
         ],
     )
     assert len(page.of("img")) == 24 and "24 of 30 are shown" in page.said
-    assert (
-        page.of("img")[0]["alt"] == "29.jpg: cat, taken for dog"
-    )  # the most confident first
+    # The most confident first.
+    assert page.of("img")[0]["alt"] == "29.jpg: cat, taken for dog"
     assert "every held-out image was recognised" in report(tmp_path).said
 
 
@@ -379,17 +381,19 @@ def test_many_skipped_files_are_folded(tmp_path):
     page = report(tmp_path, info(skipped=skipped))
     fold = page.text.split("<summary>All 500 files</summary>")[1].split("</details>")[0]
     assert fold.count("<li>") == 500 and "500 files: 167 × truncated" in page.said
-    few = report(
-        tmp_path, info(skipped=[["a.jpg", "truncated"]])
-    )  # a pair is as good as a dict
+    # A pair is as good as a dict.
+    few = report(tmp_path, info(skipped=[["a.jpg", "truncated"]]))
     assert "a.jpg truncated" in few.said and "files</summary>" not in few.text
 
 
 def test_drawing_loads_no_matplotlib(tmp_path):
     code = (
-        "import sys, numpy as np; from transfer_course.engine.report import write_report; "
-        "h = [dict(train_loss=1), dict(train_loss=.5)]; m = dict(image=np.zeros((2, 2, 3), 'uint8'), true='a', predicted='b');"
-        "write_report(sys.argv[1], info=dict(classes=['a', 'b']), confusion=np.eye(2, dtype=int), mistakes=[m], curves=h);"
+        "import sys, numpy as np; "
+        "from transfer_course.engine.report import write_report; "
+        "h = [dict(train_loss=1), dict(train_loss=.5)]; "
+        "m = dict(image=np.zeros((2, 2, 3), 'uint8'), true='a', predicted='b');"
+        "write_report(sys.argv[1], info=dict(classes=['a', 'b']), "
+        "confusion=np.eye(2, dtype=int), mistakes=[m], curves=h);"
         "print([n for n in ('matplotlib', 'torch', 'tensorflow') if n in sys.modules])"
     )
     done = subprocess.run(

@@ -1,4 +1,7 @@
-"""A run that is killed, a memory that ends, a loss that is no number, two processes: nothing is lost, and the bits are the same."""
+"""A run that is killed, a memory that ends, a loss that is no number, two processes.
+
+Nothing is lost, and the bits are the same.
+"""
 
 import json
 import os
@@ -114,7 +117,7 @@ def test_a_finished_run_is_given_back_and_a_running_one_refused(
         (folder / "bird" / "new.png").unlink()
 
 
-# --- in one process -----------------------------------------------------------------------------------------------------
+# --- in one process -------------------------------------------------------------------
 
 
 def test_a_finished_run_is_given_back_for_its_own_images_only(tmp_path):
@@ -292,7 +295,8 @@ def test_where_memory_ends_the_batch_is_halved_and_the_update_is_the_same(
     def hungry(loop, batch):
         if len(batch["labels"]) > most:
             raise RuntimeError(
-                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate "
+                "memory: you tried to allocate 1 bytes."
             )
         return loss(loop, batch)
 
@@ -428,7 +432,10 @@ def test_whether_the_frozen_part_is_kept_is_not_decided_anew(
 
 
 def test_a_large_second_set_is_not_kept(net, parts, monkeypatch):
-    """An epoch takes as many of its images as of the first set: all of them would be more work, not less."""
+    """An epoch takes as many of its images as of the first set.
+
+    All of them would be more work, not less.
+    """
     seen, keep = [], finetune_torch.keep
     monkeypatch.setattr(
         finetune_torch,
@@ -445,10 +452,8 @@ def test_a_large_second_set_is_not_kept(net, parts, monkeypatch):
 def test_gradient_checkpointing_goes_together_with_folding(net, parts):
     import copy
 
-    recipe, thrifty = (
-        Recipe(epochs=1, batch_size=16, optimizer="sgd", lr=1e-3),
-        copy.copy(net),
-    )
+    recipe = Recipe(epochs=1, batch_size=16, optimizer="sgd", lr=1e-3)
+    thrifty = copy.copy(net)
     thrifty.model = copy.deepcopy(net.model)
     thrifty.model.set_grad_checkpointing(True)
     a, b = (
@@ -481,7 +486,7 @@ def test_the_same_seed_gives_the_same_bits(net, parts, recipe):
     ), "another seed, other bits"
 
 
-# --- several processes --------------------------------------------------------------------------------------------------
+# --- several processes ----------------------------------------------------------------
 
 
 def torchrun(*args, env=None):

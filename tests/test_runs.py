@@ -1,4 +1,8 @@
-"""Saved runs: whole or not there, whoever is killed when; one writer at a time; clear sentences."""
+"""Saved runs.
+
+They are whole or not there, whoever is killed when; there is one writer at a time, and
+mistakes are told in clear sentences.
+"""
 
 import errno
 import json
@@ -46,9 +50,8 @@ def write(data):
 
 
 def save(folder, data=b"weights", framework="torch", **info):
-    info = (
-        INFO | {"versions": {"numpy": np.__version__}} | info
-    )  # given, because looking them up takes a while
+    # Given, because looking them up takes a while.
+    info = INFO | {"versions": {"numpy": np.__version__}} | info
     return save_run(folder, framework=framework, write_model=write(data), info=info)
 
 
@@ -94,17 +97,18 @@ def test_jsonable_keeps_and_names():
         reason: str
 
     assert jsonable([Skipped("a", "b")]) == [{"path": "a", "reason": "b"}]
-    assert jsonable({"a": np.arange(3), "b": np.bool_(True), "c": Path("x"), "d": (1, 2)}) == {
-        "a": [0, 1, 2], "b": True, "c": "x", "d": [1, 2],
-    }  # fmt: skip
+    value = {"a": np.arange(3), "b": np.bool_(True), "c": Path("x"), "d": (1, 2)}
+    assert jsonable(value) == {"a": [0, 1, 2], "b": True, "c": "x", "d": [1, 2]}
     with pytest.raises(BadValue, match=r"info\['a'\]\[1\].*object"):
         jsonable({"a": [1, object()]})
 
 
 def test_versions_import_nothing():
     code = (
-        "import sys; from transfer_course.engine.runs import versions; v = versions(); "
-        "print(v['python'], v['numpy'], [m for m in ('torch', 'tensorflow', 'keras') if m in sys.modules])"
+        "import sys; from transfer_course.engine.runs import versions; "
+        "v = versions(); "
+        "print(v['python'], v['numpy'], [m for m in ('torch', 'tensorflow', "
+        "'keras') if m in sys.modules])"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -137,9 +141,8 @@ def test_round_trip(tmp_path, framework, file):
         "numpy"
     ] == np.__version__
     assert sorted(os.listdir(folder)) == [file, "run.json"]
-    assert "猫" in (folder / "run.json").read_text(
-        encoding="utf-8"
-    )  # readable, not escaped
+    # Readable, not escaped.
+    assert "猫" in (folder / "run.json").read_text(encoding="utf-8")
 
 
 def test_saving_again_replaces(tmp_path):
@@ -261,7 +264,10 @@ STEPS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
 
 def die_at(step, action):
-    """Do `action` in a forked process that ends, as if killed, before its `step`-th file-system operation."""
+    """Do `action` in a forked process that ends before its `step`-th file operation.
+
+    It ends as if killed.
+    """
     pid = os.fork()
     if pid == 0:
         count = [0]
@@ -284,7 +290,10 @@ def die_at(step, action):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("first, then", [(None, "keras"), ("torch", "torch")])
 def test_killed_at_any_step(tmp_path, first, then):
-    """At every file operation of a save: the old run or the new one, whole; and the next save leaves nothing behind."""
+    """At every file operation of a save there is the old run or the new one, whole.
+
+    The next save leaves nothing behind.
+    """
     seen, ends = set(), set()
     for step in range(200):
         folder = tmp_path / f"run{step}"
@@ -305,9 +314,8 @@ def test_killed_at_any_step(tmp_path, first, then):
         )
         if code == 0:
             break
-    assert (
-        ends == {0, 9} and step > 10
-    )  # it was killed often, and came through in the end
+    # It was killed often, and came through in the end.
+    assert ends == {0, 9} and step > 10
     assert seen == ({b"old", b"new"} if first else {None, b"new"})
 
 
@@ -398,7 +406,10 @@ def test_leftovers_of_a_killed_claim_are_as_good_as_empty(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_new_run_on_a_disk_that_became_read_only(tmp_path, monkeypatch):
-    """Complete but not yet in its place, and nothing can be moved any more: it is read where it is."""
+    """Complete but not yet in its place, and nothing can be moved any more.
+
+    It is read where it is.
+    """
     folder, step = save(tmp_path / "run", b"old"), 0
     while not (folder / ".ready").is_dir():
         die_at(step, lambda: save(folder, b"new"))

@@ -68,7 +68,11 @@ def code_of(*sources):
 
 def test_unsolved_copies_hide_solutions_and_outputs():
     (out,) = code_of(
-        "#| export\ndef f(x):\n    # BEGIN SOLUTION\n    return 42\n    # END SOLUTION\n"
+        "#| export\n"
+        "def f(x):\n"
+        "    # BEGIN SOLUTION\n"
+        "    return 42\n"
+        "    # END SOLUTION\n"
     )
     assert out.source == "def f(x):\n    ..." and not out.outputs
     (out,) = code_of('my_choice = "b"  # SOLUTION, for a reason\nother = 1')
@@ -76,7 +80,14 @@ def test_unsolved_copies_hide_solutions_and_outputs():
 
 
 def test_a_repair_exercise_shows_the_broken_lines():
-    source = "def f(x):\n    # BEGIN SOLUTION\n    return x\n    # END SOLUTION\n    # BROKEN y = x\n    # BROKEN return y + 1\n"
+    source = (
+        "def f(x):\n"
+        "    # BEGIN SOLUTION\n"
+        "    return x\n"
+        "    # END SOLUTION\n"
+        "    # BROKEN y = x\n"
+        "    # BROKEN return y + 1\n"
+    )
     (out,) = code_of(source)
     assert out.source == "def f(x):\n    y = x\n    return y + 1"
 

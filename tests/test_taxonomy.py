@@ -1,4 +1,7 @@
-"""Settings follow from domains, tasks and labels in every case; weights count as copies; rules survive a renaming."""
+"""Settings follow from domains, tasks and labels in every case.
+
+Weights count as copies, and rules survive a renaming.
+"""
 
 from itertools import product
 
@@ -52,7 +55,7 @@ def test_the_name_is_the_definition(domain, task, s, t, u):
     )
 
 
-def test_self_taught_learning_is_inductive_and_a_shift_with_target_labels_has_no_name_of_the_three():
+def test_self_taught_learning_is_inductive_and_a_labelled_shift_has_no_name():
     assert (
         setting(
             Problem(DOMAINS[0], TASKS[1], 0, 9), Problem(DOMAINS[1], TASKS[0], 5)

@@ -1,4 +1,7 @@
-"""What holds of `theory.training` beyond the lesson: properties, bad input, and the frameworks' own layers."""
+"""What holds of `theory.training` beyond the lesson.
+
+Properties, bad input, and the frameworks' own layers.
+"""
 
 import ast
 import json
@@ -249,14 +252,11 @@ def test_running_statistics_of_images_follow_both_frameworks_over_five_steps(
     rng = np.random.default_rng(0)
     t_bn = torch.nn.BatchNorm2d(3, dtype=torch.float64)
     k_bn = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
-    like_torch, like_keras = (
-        BatchNorm(3),
-        BatchNorm(3, momentum=0.1, eps=1e-5, unbiased=False),
-    )
+    like_torch = BatchNorm(3)
+    like_keras = BatchNorm(3, momentum=0.1, eps=1e-5, unbiased=False)
     for step in range(5):
-        x = rng.normal(
-            step, 1 + step, (2, 4, 4, 3)
-        )  # few pixels, so that N and N − 1 differ visibly
+        # Few pixels, so that N and N − 1 differ visibly.
+        x = rng.normal(step, 1 + step, (2, 4, 4, 3))
         rows = x.reshape(-1, 3)
         theirs = (
             t_bn(torch.tensor(x.transpose(0, 3, 1, 2)))
@@ -276,19 +276,16 @@ def test_running_statistics_of_images_follow_both_frameworks_over_five_steps(
     np.testing.assert_allclose(
         like_keras.var, arrays(keras, k_bn.moving_variance), rtol=1e-4
     )
-    assert not np.allclose(
-        like_torch.var, like_keras.var, rtol=1e-3
-    )  # the two conventions are two
+    # The two conventions are two.
+    assert not np.allclose(like_torch.var, like_keras.var, rtol=1e-3)
 
 
 def test_gradients_of_scale_and_shift_are_autograds(torch):
     rng = np.random.default_rng(1)
-    x, g, bn, t_bn = (
-        rng.normal(size=(7, 4)),
-        rng.normal(size=(7, 4)),
-        BatchNorm(4),
-        torch.nn.BatchNorm1d(4, dtype=torch.float64),
-    )
+    x = rng.normal(size=(7, 4))
+    g = rng.normal(size=(7, 4))
+    bn = BatchNorm(4)
+    t_bn = torch.nn.BatchNorm1d(4, dtype=torch.float64)
     bn.gamma, bn.beta = rng.normal(size=(2, 4))
     t_bn.load_state_dict(
         {
@@ -399,10 +396,8 @@ def test_the_exercise_on_early_stopping_does_what_keras_does(keras):
     exec(solution, room)
     for seed in range(20):
         losses = np.random.default_rng(seed).random(12).round(1).tolist()
-        model, stop = (
-            type("Model", (), {"stop_training": False})(),
-            keras.callbacks.EarlyStopping(patience=3, mode="min"),
-        )
+        model = type("Model", (), {"stop_training": False})()
+        stop = keras.callbacks.EarlyStopping(patience=3, mode="min")
         stop.set_model(model)
         stop.on_train_begin()
         for epoch, loss in enumerate(losses):

@@ -37,13 +37,18 @@ SIZE = 64
 STYLES = ["photo", "noto", "twemoji", "openmoji", "outline"]
 PARTS = ["development", "sealed"]
 SEALED_PART = 3  # one identity in three is sealed
-CORRELATION = 0.85  # two pictures of one class and style that correlate at least so much are one thing: rule 3 below
+# Two pictures of one class and style that correlate at least so much are one thing:
+# rule 3 below.
+CORRELATION = 0.85
 
-# ---------------------------------------------------------------- what counts as which class
+# ---------------------------------------- what counts as which class
 
 SUBCATEGORIES = {
-    "face": "face-smiling face-affection face-tongue face-hand face-neutral-skeptical face-sleepy face-unwell face-hat "
-    "face-glasses face-concerned face-negative face-costume cat-face monkey-face",
+    "face": (
+        "face-smiling face-affection face-tongue face-hand face-neutral-skeptical "
+        "face-sleepy face-unwell face-hat face-glasses face-concerned face-negative "
+        "face-costume cat-face monkey-face"
+    ),
     "vehicle": "transport-ground transport-air transport-water",
     "dish": "food-prepared food-asian food-sweet",
     "mammal": "animal-mammal",
@@ -66,7 +71,8 @@ FOLDERS = {
     "animals/birds": "bird",
     "animals/fish": "sealife",
     "animals/shellfish": "sealife",
-    "animals/mammals/aquatic": "sealife",  # as in the emoji's own grouping: whale, dolphin, seal
+    # As in the emoji's own grouping: whale, dolphin, seal.
+    "animals/mammals/aquatic": "sealife",
     "animals/mammals/aquatic/otter": "mammal",
     "animals/insects": "bug",
     "animals/mammals": "mammal",
@@ -83,12 +89,16 @@ FOLDERS = {
     "vehicles": "vehicle",
 }
 
-# ---------------------------------------------------------------- what is left out
+# ---------------------------------------- what is left out
 
-# Emoji whose subcategory is wider than the class's name: signs, places, parts of things, materials.
+# Emoji whose subcategory is wider than the class's name: signs, places, parts of
+# things, materials.
 LEFT_OUT_EMOJI = {
-    "vehicle": "bus stop, construction, stop sign, motorway, railway track, horizontal traffic light, "
-    "vertical traffic light, fuel pump, oil drum, police car light, station, seat, anchor, ring buoy",
+    "vehicle": (
+        "bus stop, construction, stop sign, motorway, railway track, "
+        "horizontal traffic light, vertical traffic light, fuel pump, oil drum, "
+        "police car light, station, seat, anchor, ring buoy"
+    ),
     "clothing": "gem stone, lipstick, hair pick, folding hand fan, prayer beads",
     "building": "brick, rock, wood",
     "drink": "ice",
@@ -99,13 +109,22 @@ LEFT_OUT_EMOJI = {
     "music": "control knobs, level slider",
 }
 
-# Photographs' folder: everything under a folder called cartoon, and these (found by looking at every picture).
+# Photographs' folder: everything under a folder called cartoon, and these (found by
+# looking at every picture).
 LEFT_OUT_PHOTOS = {
-    "drawing": "animals/insects/bee animals/mammals/echidna animals/mammals/hedgehog food/pizza vehicles/7spoke256",
-    "mirror image of another": "household/tools/measuring_tape_mirror vehicles/construction/dumper_mirror "
-    "vehicles/emergency/sedan_police_mirror",
+    "drawing": (
+        "animals/insects/bee animals/mammals/echidna animals/mammals/hedgehog "
+        "food/pizza vehicles/7spoke256"
+    ),
+    "mirror image of another": (
+        "household/tools/measuring_tape_mirror vehicles/construction/dumper_mirror "
+        "vehicles/emergency/sedan_police_mirror"
+    ),
     "lettering to put on another picture": "vehicles/emergency/sedan_police",
-    "toy": "animals/mammals/bears/toys/edward_bear plants/flowers/plastic/chuvanna_plastic_poo",
+    "toy": (
+        "animals/mammals/bears/toys/edward_bear "
+        "plants/flowers/plastic/chuvanna_plastic_poo"
+    ),
     "thin poles, nothing left at 64 pixels": "sports/rugby_goal_posts",
     "no class of ours": "animals/amphibians/frog animals/amphibians/frog-1 animals/lizards/iguana",
 }
@@ -113,9 +132,10 @@ WHY_NOT = {
     stem: why for why, stems in LEFT_OUT_PHOTOS.items() for stem in stems.split()
 }
 
-# ---------------------------------------------------------------- what a picture is called
+# ---------------------------------------- what a picture is called
 
-# A photograph's name is its description in the package; these descriptions say something else first.
+# A photograph's name is its description in the package; these descriptions say
+# something else first.
 PHOTO_NAMES = {
     "animals/birds/albino_peahen": "albino peahen",
     "animals/birds/peacock": "peacock",
@@ -184,10 +204,12 @@ PHOTO_NAMES = {
     "vehicles/ship/chineseJunk": "chinese sailing ship",
 }
 
-# ---------------------------------------------------------------- what is one thing (the identity)
+# ---------------------------------------- what is one thing (the identity)
 
-# 1. By name. A name's noun: cut it at the first of CUT, drop these words, take what is last, in the singular. One noun
-#    in one class is one identity, in all styles. A face has no noun: there the whole name counts until joined below.
+# 1. By name. A name's noun: cut it at the first of CUT, drop these words, take what is
+#    last, in the singular. One noun
+# in one class is one identity, in all styles. A face has no noun: there the whole name
+# counts until joined below.
 CUT = {
     "with",
     "without",
@@ -211,10 +233,15 @@ GENERAL = """
     flower fruit game glass hat helmet leaf leave light note pepper plant post pot railway root scale
     score ship shoe tree truck
 """
-#    And names whose noun says too little or too much: these stand for themselves (joined, where fit, by hand).
+# And names whose noun says too little or too much: these stand for themselves (joined,
+# where fit, by hand).
 APART = {
-    "plant": "yellow cup flower, yellow star flower, yellow daisy flower, yellow four petal flower, pink cup flower, "
-    "pink star flower, pink flower with dew drops, purple flower, white flower, desert rose, potted plant",
+    "plant": (
+        "yellow cup flower, yellow star flower, yellow daisy flower, "
+        "yellow four petal flower, pink cup flower, pink star flower, "
+        "pink flower with dew drops, purple flower, white flower, desert rose, "
+        "potted plant"
+    ),
     "music": "long drum",
     "bug": "lady beetle",
     "sport": "goal net",
@@ -225,42 +252,76 @@ APART = {
     "building": "Japanese castle, love hotel, house with garden, houses, house",
     "sealife": "sea lion",
 }
-# 2. By hand: what one would call the same thing, or hardly tell apart at 64 pixels, whatever its name. A line each.
+# 2. By hand: what one would call the same thing, or hardly tell apart at 64 pixels,
+#    whatever its name. A line each.
 JOINS = {
     "face": [
-        "grinning face, beaming face with smiling eyes, grinning face with big eyes, grinning face with smiling eyes, "
-        "grinning face with sweat, grinning squinting face",
+        (
+            "grinning face, beaming face with smiling eyes, "
+            "grinning face with big eyes, grinning face with smiling eyes, "
+            "grinning face with sweat, grinning squinting face"
+        ),
         "face with tears of joy, rolling on the floor laughing",
-        "smiling face, slightly smiling face, upside-down face, smiling face with smiling eyes, "
-        "smiling face with halo, smiling face with hearts, smiling face with tear",
+        (
+            "smiling face, slightly smiling face, upside-down face, "
+            "smiling face with smiling eyes, smiling face with halo, "
+            "smiling face with hearts, smiling face with tear"
+        ),
         "smiling face with horns, angry face with horns",
         "smiling face with heart-eyes, star-struck",
         "smiling face with sunglasses, nerd face",
-        "kissing face, face blowing a kiss, kissing face with smiling eyes, kissing face with closed eyes",
-        "face with tongue, winking face with tongue, squinting face with tongue, zany face, face savoring food",
-        "neutral face, expressionless face, face without mouth, face with diagonal mouth, dotted line face",
-        "frowning face, slightly frowning face, confused face, worried face, disappointed face",
-        "face with open mouth, hushed face, astonished face, frowning face with open mouth, anguished face",
+        (
+            "kissing face, face blowing a kiss, kissing face with smiling eyes, "
+            "kissing face with closed eyes"
+        ),
+        (
+            "face with tongue, winking face with tongue, squinting face with tongue, "
+            "zany face, face savoring food"
+        ),
+        (
+            "neutral face, expressionless face, face without mouth, "
+            "face with diagonal mouth, dotted line face"
+        ),
+        (
+            "frowning face, slightly frowning face, confused face, worried face, "
+            "disappointed face"
+        ),
+        (
+            "face with open mouth, hushed face, astonished face, "
+            "frowning face with open mouth, anguished face"
+        ),
         "crying face, loudly crying face",
         "face holding back tears, pleading face",
-        "downcast face with sweat, anxious face with sweat, sad but relieved face, fearful face",
+        (
+            "downcast face with sweat, anxious face with sweat, sad but relieved face, "
+            "fearful face"
+        ),
         "weary face, tired face, confounded face, persevering face",
         "sleepy face, sleeping face",
         "pensive face, relieved face",
         "unamused face, smirking face",
         "angry face, enraged face, face with symbols on mouth",
         "face with spiral eyes, face with crossed-out eyes",
-        "face with hand over mouth, face with open eyes and hand over mouth, face with peeking eye",
+        (
+            "face with hand over mouth, face with open eyes and hand over mouth, "
+            "face with peeking eye"
+        ),
         "nauseated face, face vomiting",
         "hot face, cold face",
         "head shaking horizontally, head shaking vertically, shaking face",
-        "grinning cat, grinning cat with smiling eyes, cat with tears of joy, smiling cat with heart-eyes, "
-        "cat with wry smile, kissing cat, pouting cat, crying cat, weary cat",
+        (
+            "grinning cat, grinning cat with smiling eyes, cat with tears of joy, "
+            "smiling cat with heart-eyes, cat with wry smile, kissing cat, "
+            "pouting cat, crying cat, weary cat"
+        ),
         "see-no-evil monkey, hear-no-evil monkey, speak-no-evil monkey",
         "skull, skull and crossbones",
     ],
     "vehicle": [
-        "automobile, taxi, police car, sport utility vehicle, sedan car, sports car, vw beetle",
+        (
+            "automobile, taxi, police car, sport utility vehicle, sedan car, "
+            "sports car, vw beetle"
+        ),
         "racing car, race car",
         "fire engine, fire truck",
         "delivery truck, articulated lorry",
@@ -349,8 +410,10 @@ JOINS = {
     "drink": ["cup with straw, bubble tea"],
     "bug": ["cricket, grasshopper", "butterfly, xanthia moth"],
 }
-# 3. By pixels: two pictures of one class and style, composed on white, less the mean picture of that class and style
-#    (else the yellow disc makes all faces one), correlate with CORRELATION or more, as they are or one mirrored.
+# 3. By pixels: two pictures of one class and style, composed on white, less the mean
+#    picture of that class and style
+# (else the yellow disc makes all faces one), correlate with CORRELATION or more, as
+# they are or one mirrored.
 
 
 def words_of(name: str) -> list[str]:
@@ -439,7 +502,9 @@ def identities(rows: list[dict]) -> list[tuple[float, str, str, str, str]]:
     members = defaultdict(set)
     for c, n in known:
         members[groups.root((c, "name", n))].add(noun(n, c))
-    called = {  # an identity is called by the first noun of its hand-written line, else by its shortest noun
+    # An identity is called by the first noun of its hand-written line, else by its
+    # shortest noun.
+    called = {
         root: f"{root[0]}/"
         + min(nouns, key=lambda n: ((root[0], n) not in label, len(n), n))
         for root, nouns in members.items()
@@ -471,7 +536,7 @@ def seal(rows: list[dict]) -> None:
         r["part"] = "sealed" if r["identity"] in sealed else "development"
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------- pictures
 
 
 def fit(image: Image.Image, margin: int = 0) -> np.ndarray:
@@ -588,39 +653,60 @@ def photo_rows(sources: Path) -> list[dict]:
     return rows
 
 
-# ---------------------------------------------------------------- writing
+# ---------------------------------------- writing
 
 SOURCES = {
     "photo": {
         "styles": ["photo"],
-        "what": "Tux Paint Stamps 2022.06.04 (Debian package tuxpaint-stamps-default), cut-out photographs",
+        "what": (
+            "Tux Paint Stamps 2022.06.04 (Debian package tuxpaint-stamps-default), "
+            "cut-out photographs"
+        ),
         "licence": "GPL-2",
-        "credit": "Photographs: Tux Paint Stamps, copyright 2002-2022 Bill Kendrick and contributors, "
-        "https://tuxpaint.org, licensed under the GNU General Public License, version 2.",
+        "credit": (
+            "Photographs: Tux Paint Stamps, copyright 2002-2022 Bill Kendrick and "
+            "contributors, https://tuxpaint.org, licensed under the GNU General Public "
+            "License, version 2."
+        ),
     },
     "noto": {
         "styles": ["noto"],
         "what": "Noto Emoji 2.048 (npm emoji-datasource-google 16.0.0, img/google/64)",
         "licence": "Apache-2.0",
-        "credit": "Noto Emoji, copyright Google LLC, https://github.com/googlefonts/noto-emoji, "
-        "licensed under the Apache License, version 2.0.",
+        "credit": (
+            "Noto Emoji, copyright Google LLC, "
+            "https://github.com/googlefonts/noto-emoji, licensed under the Apache "
+            "License, version 2.0."
+        ),
     },
     "twemoji": {
         "styles": ["twemoji"],
         "what": "Twemoji 16.0.1 (npm emoji-datasource-twitter 16.0.0, img/twitter/64)",
         "licence": "CC-BY-4.0",
-        "credit": "Twemoji, copyright Twitter, Inc. and other contributors, https://github.com/jdecked/twemoji, "
-        "graphics licensed under CC BY 4.0, https://creativecommons.org/licenses/by/4.0/.",
+        "credit": (
+            "Twemoji, copyright Twitter, Inc. and other contributors, "
+            "https://github.com/jdecked/twemoji, graphics licensed under CC BY 4.0, "
+            "https://creativecommons.org/licenses/by/4.0/."
+        ),
     },
     "openmoji": {
         "styles": ["openmoji", "outline"],
-        "what": "OpenMoji 17.0.0 (npm openmoji 17.0.0, colour and black SVG, drawn at 64 x 64 with cairosvg)",
+        "what": (
+            "OpenMoji 17.0.0 (npm openmoji 17.0.0, colour and black SVG, "
+            "drawn at 64 x 64 with cairosvg)"
+        ),
         "licence": "CC-BY-SA-4.0",
-        "credit": "All emojis designed by OpenMoji, https://openmoji.org, the open-source emoji and icon project. "
-        "License: CC BY-SA 4.0, https://creativecommons.org/licenses/by-sa/4.0/.",
+        "credit": (
+            "All emojis designed by OpenMoji, https://openmoji.org, the open-source "
+            "emoji and icon project. License: CC BY-SA 4.0, "
+            "https://creativecommons.org/licenses/by-sa/4.0/."
+        ),
     },
 }
-CHANGED = "Changed here: selected, sorted into classes, cut and scaled to 64 x 64 pixels, stored as lossless WebP."
+CHANGED = (
+    "Changed here: selected, sorted into classes, cut and scaled to 64 x 64 pixels, "
+    "stored as lossless WebP."
+)
 COLUMNS = ["file", "style", "class", "identity", "name", "part"]
 
 
@@ -677,12 +763,19 @@ def readme(rows: list[dict], by_pixels: list[tuple]) -> str:
     lines = [
         "# Five Styles",
         "",
-        "Everyday things in five styles, 64 x 64 pixels with alpha. `tools/build_five_styles.py` built it, wrote this",
-        "page and holds every table of the curation. Load it with `transfer_course.vision.data.styles()`.",
+        (
+            "Everyday things in five styles, 64 x 64 pixels with alpha. "
+            "`tools/build_five_styles.py` built it, wrote this\n"
+            "page and holds every table of the curation. Load it with "
+            "`transfer_course.vision.data.styles()`."
+        ),
         "",
         "## Sources and licences",
         "",
-        "Each archive has one source, its own licence (`LICENSE.txt` inside) and an `index.csv`.",
+        (
+            "Each archive has one source, its own licence (`LICENSE.txt` inside) and "
+            "an `index.csv`."
+        ),
         "",
         "| archive | styles | source | licence |",
         "|---|---|---|---|",
@@ -699,7 +792,10 @@ def readme(rows: list[dict], by_pixels: list[tuple]) -> str:
         "",
         "## Counts",
         "",
-        f"{len(rows)} pictures, {len(ids)} identities, of which {sealed} are sealed. Development + sealed:",
+        (
+            f"{len(rows)} pictures, {len(ids)} identities, of which {sealed} are "
+            "sealed. Development + sealed:"
+        ),
         "",
         "| class | " + " | ".join(STYLES) + " | identities |",
         "|---|" + "---|" * (len(STYLES) + 1),
@@ -723,22 +819,39 @@ def readme(rows: list[dict], by_pixels: list[tuple]) -> str:
         "",
         "## What is one thing",
         "",
-        "Splits are by *identity*: a test thing was never seen in any style. Two pictures share an identity when they",
-        "are of one class and a chain of these rules leads from one to the other (the result: `identities.csv`):",
+        (
+            "Splits are by *identity*: a test thing was never seen in any style. Two "
+            "pictures share an identity when they\n"
+            "are of one class and a chain of these rules leads from one to the other "
+            "(the result: `identities.csv`):"
+        ),
         "",
-        "1. **By name.** The same noun: the name cut at *with, of, in, and …*, without colours, sizes and words",
-        "   like *face*, its last word in the singular. So *tiger face*, *tiger* and the photograph *sumatran tiger*",
-        "   are one, and an emoji is one thing in its four drawn styles. Nouns that say too little (*car, ball,",
-        "   tree …*) keep the word before them.",
-        "2. **By hand.** A table in the script joins what has two names or is hardly told apart at 64 pixels (grinning",
-        "   faces, the nine cat faces, taxi and police car, dove and pigeon).",
-        "3. **By pixels.** Two pictures of one class and style, composed on white, less the mean picture of that",
-        f"   class and style, correlate with {CORRELATION} or more, as they are or one of them mirrored. Pairs that",
-        f"   the first two rules had left apart, {len(by_pixels)}: {joined or 'none'}.",
+        (
+            "1. **By name.** The same noun: the name cut at *with, of, in, and …*, "
+            "without colours, sizes and words\n"
+            "   like *face*, its last word in the singular. So *tiger face*, *tiger* "
+            "and the photograph *sumatran tiger*\n"
+            "   are one, and an emoji is one thing in its four drawn styles. Nouns "
+            "that say too little (*car, ball,\n"
+            "   tree …*) keep the word before them.\n"
+            "2. **By hand.** A table in the script joins what has two names or is "
+            "hardly told apart at 64 pixels (grinning\n"
+            "   faces, the nine cat faces, taxi and police car, dove and pigeon).\n"
+            "3. **By pixels.** Two pictures of one class and style, composed on "
+            "white, less the mean picture of that\n"
+            f"   class and style, correlate with {CORRELATION} or more, as they are or "
+            "one of them mirrored. Pairs that\n"
+            f"   the first two rules had left apart, {len(by_pixels)}: "
+            f"{joined or 'none'}."
+        ),
         "",
-        f"**Sealed** is one identity in {SEALED_PART} of each class (and of those with a photograph), by the hash",
-        "of its name: every class has both parts in every style it occurs in. The rest is development, which",
-        "`styles()` gives unless asked otherwise.",
+        (
+            f"**Sealed** is one identity in {SEALED_PART} of each class (and of those "
+            "with a photograph), by the hash\n"
+            "of its name: every class has both parts in every style it occurs in. The "
+            "rest is development, which\n"
+            "`styles()` gives unless asked otherwise."
+        ),
         "",
     ]
     return "\n".join(lines)

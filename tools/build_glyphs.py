@@ -40,11 +40,13 @@ OUT = ROOT / "transfer_course" / "assets" / "glyphs"
 PARTS = ["development", "sealed"]
 SEALED_PART = 4  # one family in four is sealed
 
-# ---------------------------------------------------------------- what is drawn
+# ---------------------------------------- what is drawn
 
-# Letters whose two cases differ by little but size count once, as the capital (table CASES in README.md).
+# Letters whose two cases differ by little but size count once, as the capital (table
+# CASES in README.md).
 SAME_IN_BOTH_CASES = "COPSUVWXYZ"
-# Letters that many fonts draw like a digit are left out: nobody could tell them apart without a word around them.
+# Letters that many fonts draw like a digit are left out: nobody could tell them apart
+# without a word around them.
 LIKE_A_DIGIT = "OIl"
 CAPITALS = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in LIKE_A_DIGIT]
 SMALL = [
@@ -57,9 +59,10 @@ CHARACTERS = LETTERS + DIGITS
 COLUMNS_OF_SHEET = 7  # the 49 glyphs of one font lie in a square, row by row
 DRAWN_AT = 96  # points, before it is scaled down
 
-# ---------------------------------------------------------------- which fonts
+# ---------------------------------------- which fonts
 
-# package  licence | domain: family, family … | domain: …     Of each family up to three files: regular, bold, italic.
+# package  licence | domain: family, family … | domain: …     Of each family up to three
+# files: regular, bold, italic.
 FONTS = """
 fonts-3270              BSD-3-Clause | mono: IBM 3270
 fonts-adf-accanthis     GPL-2+FE | serif: Accanthis ADF Std
@@ -250,22 +253,39 @@ fonts-yusei-magic       OFL-1.1 | script: Yusei Magic
 # The other cuts of these are other designs, not weights of the same letters.
 ONLY_REGULAR = ["Compagnon"]
 
-# Looked at on contact sheets and left out. Not listed: fonts without Latin letters and digits, and icons.
+# Looked at on contact sheets and left out. Not listed: fonts without Latin letters and
+# digits, and icons.
 LEFT_OUT = {
-    "small letters are capitals": "Apropal, Bebas Neue, Beteckna (but not BetecknaGS), Because We … (fonts-bwht), Cherry Bomb, "
-    "Go Smallcaps, Humor Sans, Irianis ADF Style, Latin Modern Caps, Mekanus ADF Titling, Romande ADF Style, Solothurn, "
-    "Tomson Talks, TriodPostnaja, Ubuntu-Title, unifur",
-    "blackletter or secretary hand, not readable without practice": "Blankenburg, Gamaliel, Isabella, Joscelyn, "
-    "MathJax Fraktur, jsMath-euf*, Zainer",
-    "outlines, hatching or dots, nothing left at 28 pixels": "Abecedario dotted and ruled, BM Euljiro oraeorae, Bajaderka, "
-    "Cabin Sketch, Ecolier, Elegante, femkeklaver, Linux Biolinum Keyboard, Solide Mirage, Train One, Wargames",
+    "small letters are capitals": (
+        "Apropal, Bebas Neue, Beteckna (but not BetecknaGS), "
+        "Because We … (fonts-bwht), Cherry Bomb, Go Smallcaps, Humor Sans, "
+        "Irianis ADF Style, Latin Modern Caps, Mekanus ADF Titling, Romande ADF Style, "
+        "Solothurn, Tomson Talks, TriodPostnaja, Ubuntu-Title, unifur"
+    ),
+    "blackletter or secretary hand, not readable without practice": (
+        "Blankenburg, Gamaliel, Isabella, Joscelyn, MathJax Fraktur, jsMath-euf*, "
+        "Zainer"
+    ),
+    "outlines, hatching or dots, nothing left at 28 pixels": (
+        "Abecedario dotted and ruled, BM Euljiro oraeorae, Bajaderka, Cabin Sketch, "
+        "Ecolier, Elegante, femkeklaver, Linux Biolinum Keyboard, Solide Mirage, "
+        "Train One, Wargames"
+    ),
     "scan lines of a screen": "Amiga, C-64, Glass TTY VT220",
-    "letters hardly told apart": "Ani, Bandal, Engadget, F500, Ferrite Core, It wasn't me, Le Murmure, Penguin Attack, StayPuft",
+    "letters hardly told apart": (
+        "Ani, Bandal, Engadget, F500, Ferrite Core, It wasn't me, Le Murmure, "
+        "Penguin Attack, StayPuft"
+    ),
     "Greek letters or symbols under Latin codes": "Alfa-beta, Ellhnikh, D050000L, Standard Symbols PS, jsMath-cm*",
-    "licence by e-mail or of another kind": "fonts-aenigma, fonts-alee, fonts-ipafont-mincho, fonts-opendyslexic, fonts-pc, "
-    "fonts-sawarabi-gothic, Liberation (Arimo, Cousine and Tinos are the same drawings under the OFL)",
-    "only copies of what is here": "fonts-bpg-georgian, fonts-johnsmith-induni, fonts-karmilla, fonts-lmodern, fonts-mathjax, "
-    "fonts-povray, fonts-uralic, fonts-urw-base35, Rasa",
+    "licence by e-mail or of another kind": (
+        "fonts-aenigma, fonts-alee, fonts-ipafont-mincho, fonts-opendyslexic, "
+        "fonts-pc, fonts-sawarabi-gothic, Liberation (Arimo, "
+        "Cousine and Tinos are the same drawings under the OFL)"
+    ),
+    "only copies of what is here": (
+        "fonts-bpg-georgian, fonts-johnsmith-induni, fonts-karmilla, fonts-lmodern, "
+        "fonts-mathjax, fonts-povray, fonts-uralic, fonts-urw-base35, Rasa"
+    ),
     "the Latin letters are of unclear origin": "fonts-ukij-uyghur",
 }
 
@@ -289,10 +309,15 @@ JOINS = [
     "Verana Sans, Verana",
     "FreeSans, Caliban",
 ]
-SMALL_CAPITALS_AT = 0.65  # so far may small letters correlate with their capitals, on average over those that differ
-JOINED_AT = 0.90  # two families whose regular files correlate so much on average over the 49 characters are one
+# So far may small letters correlate with their capitals, on average over those that
+# differ.
+SMALL_CAPITALS_AT = 0.65
+# Two families whose regular files correlate so much on average over the 49 characters
+# are one.
+JOINED_AT = 0.90
 
-# Archives by family of licence. The full text of every licence lies in its archive, with Debian's copyright files.
+# Archives by family of licence. The full text of every licence lies in its archive,
+# with Debian's copyright files.
 ARCHIVES = {
     "ofl": (
         "SIL Open Font License, version 1.0 or 1.1",
@@ -325,7 +350,8 @@ ARCHIVE_OF = {
     for archive, (_, licences, _) in ARCHIVES.items()
     for licence in licences
 }
-# Words that Debian's copyright file of a package has to contain if the table FONTS is right.
+# Words that Debian's copyright file of a package has to contain if the table FONTS is
+# right.
 PROOF = {
     "OFL": r"open font license|\bOFL\b",
     "Apache": r"apache license|Apache-2",
@@ -340,8 +366,9 @@ PROOF = {
     "public domain": r"public.domain",
 }
 CHANGED = (
-    "Changed here: 39 letters and 10 digits of each font drawn at 96 points, scaled into 20 x 20 pixels, centred by their "
-    "centre of mass in 28 x 28, white on black, stored as lossless WebP. No font file and no outline is included."
+    "Changed here: 39 letters and 10 digits of each font drawn at 96 points, scaled "
+    "into 20 x 20 pixels, centred by their centre of mass in 28 x 28, white on black, "
+    "stored as lossless WebP. No font file and no outline is included."
 )
 COLUMNS = [
     "file",
@@ -356,7 +383,7 @@ COLUMNS = [
     "credit",
 ]
 
-# ---------------------------------------------------------------- reading the packages
+# ---------------------------------------- reading the packages
 
 
 def table_of_fonts() -> list[dict]:
@@ -414,7 +441,10 @@ WEIGHTS = [
     (r"light", 300),
     (r"medium", 500),
 ]
-NOT_PLAIN = r"cond|narrow|wide|expanded|ext\b|extended|cn\b|outline|invert|inline|sharp|caps|smcp|\d+ ?pt|contrast|z\b"
+NOT_PLAIN = (
+    r"cond|narrow|wide|expanded|ext\b|extended|cn\b|outline|invert|inline|sharp|caps|smcp|\d+ "
+    r"?pt|contrast|z\b"
+)
 
 
 def style_of(style: str, stem: str) -> tuple[int, bool, bool]:
@@ -494,7 +524,7 @@ def credit_of(font: dict, text: str) -> str:
     return re.sub(r"<[^>]*@[^>]*>|\S+@\S+", "", credit).strip()[:160]
 
 
-# ---------------------------------------------------------------- drawing
+# ---------------------------------------- drawing
 
 
 def draw(path: Path, character: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
@@ -534,7 +564,8 @@ def font_rows(folder: Path) -> list[dict]:
             names[package] = [n for n in map(read_names, files) if n]
         mine = [n for n in names[package] if n["family"] == entry["family"]]
         assert mine, (
-            f"{package} has no family called {entry['family']!r} with all our characters"
+            f"{package} has no family called {entry['family']!r} with all our "
+            "characters"
         )
         for font in choose(mine)[: 1 if entry["family"] in ONLY_REGULAR else 3]:
             glyphs = draw_all(font["path"], CHARACTERS)
@@ -556,7 +587,7 @@ def font_rows(folder: Path) -> list[dict]:
     return rows
 
 
-# ---------------------------------------------------------------- what is one family
+# ---------------------------------------- what is one family
 
 
 def normed(glyphs: np.ndarray) -> np.ndarray:
@@ -624,7 +655,7 @@ def seal(rows: list[dict]) -> None:
         r["part"] = "sealed" if r["family"] in sealed else "development"
 
 
-# ---------------------------------------------------------------- checks of the tables
+# ---------------------------------------- checks of the tables
 
 
 def check_cases(rows: list[dict]) -> dict[str, float]:
@@ -667,7 +698,7 @@ def contact_sheets(rows: list[dict], folder: Path) -> None:
         sheet.save(folder / f"sheet{start // 40:02d}.png")
 
 
-# ---------------------------------------------------------------- writing
+# ---------------------------------------- writing
 
 
 def name_files(rows: list[dict]) -> None:
@@ -719,7 +750,10 @@ def licence_text(archive: str, packages: list[str]) -> str:
         f"Glyphs drawn in fonts under: {title}.",
         CHANGED,
         "index.csv names font, package, licence and credit of every picture.",
-        "The folder copyright/ holds Debian's copyright file of every package, with the licence in its own words:",
+        (
+            "The folder copyright/ holds Debian's copyright file of every package, "
+            "with the licence in its own words:"
+        ),
         ", ".join(packages) + ".",
     ]
     parts = ["\n".join(head)] + [
@@ -760,15 +794,24 @@ def readme(rows: list[dict], by_pixels: list[tuple], cases: dict) -> str:
     lines = [
         "# Glyphs",
         "",
-        "Letters and digits drawn in the fonts of Debian, 28 x 28 pixels, grey, white on black as in MNIST.",
-        "`tools/build_glyphs.py` built the set, wrote this page and holds every table of the curation.",
-        "Load it with `transfer_course.vision.glyphs.glyphs()`.",
+        (
+            "Letters and digits drawn in the fonts of Debian, 28 x 28 pixels, grey, "
+            "white on black as in MNIST.\n"
+            "`tools/build_glyphs.py` built the set, wrote this page and holds every "
+            "table of the curation.\n"
+            "Load it with `transfer_course.vision.glyphs.glyphs()`."
+        ),
         "",
         "## Counts",
         "",
-        f"{len(rows)} font files of {len(families)} families in {len({r['package'] for r in rows})} packages. "
-        f"Every font has {len(LETTERS)} letters and {len(DIGITS)} digits: {len(rows) * len(LETTERS)} images of letters and",
-        f"{len(rows) * len(DIGITS)} of digits. {sealed} families are sealed. Development + sealed:",
+        (
+            f"{len(rows)} font files of {len(families)} families in "
+            f"{len({r['package'] for r in rows})} packages. Every font has "
+            f"{len(LETTERS)} letters and {len(DIGITS)} digits: "
+            f"{len(rows) * len(LETTERS)} images of letters and\n"
+            f"{len(rows) * len(DIGITS)} of digits. {sealed} families are sealed. "
+            "Development + sealed:"
+        ),
         "",
         "| domain | font files | families |",
         "|---|---|---|",
@@ -782,15 +825,22 @@ def readme(rows: list[dict], by_pixels: list[tuple], cases: dict) -> str:
     lines += [
         f"| all | {total[0]} + {total[1]} | {len(families) - sealed} + {sealed} |",
         "",
-        "A family can have fonts in several domains (DejaVu Sans and DejaVu Serif), so the numbers of families add up to more.",
+        (
+            "A family can have fonts in several domains (DejaVu Sans and DejaVu "
+            "Serif), so the numbers of families add up to more."
+        ),
         "",
         "## Classes",
         "",
         f"Letters: {' '.join(LETTERS)}. Digits: {' '.join(DIGITS)}.",
         "",
-        f"The small letters {' '.join(SAME_IN_BOTH_CASES.lower())} are left out, because after scaling they look like their capitals.",
-        "The table says how far the pixels of capital and small letter correlate, on average over the regular fonts;",
-        "from 0.55 on, only the capital is drawn.",
+        (
+            f"The small letters {' '.join(SAME_IN_BOTH_CASES.lower())} are left out, "
+            "because after scaling they look like their capitals.\n"
+            "The table says how far the pixels of capital and small letter correlate, "
+            "on average over the regular fonts;\n"
+            "from 0.55 on, only the capital is drawn."
+        ),
         "",
         "| letter | " + " | ".join(sorted(cases, key=cases.get, reverse=True)) + " |",
         "|---|" + "---|" * len(cases),
@@ -798,45 +848,73 @@ def readme(rows: list[dict], by_pixels: list[tuple], cases: dict) -> str:
         + " | ".join(f"{v:.2f}"[1:] for v in sorted(cases.values(), reverse=True))
         + " |",
         "",
-        "Capital I, capital O, small l and small o are left out because many fonts draw them as a bar or a circle, like the",
-        "digits 1 and 0: without a word around it, nobody could tell which is meant.",
+        (
+            "Capital I, capital O, small l and small o are left out because many "
+            "fonts draw them as a bar or a circle, like the\n"
+            "digits 1 and 0: without a word around it, nobody could tell which is "
+            "meant."
+        ),
         "",
         "## How a glyph is drawn",
         "",
-        f"The character is drawn at {DRAWN_AT} points, cut to its ink, scaled with its aspect ratio kept until it just fits into",
-        "20 x 20 pixels (each pixel is the mean of the area it covers), and moved by whole pixels until its centre of mass",
-        f"lies in the middle of {SIDE} x {SIDE}. MNIST was made in the same way.",
+        (
+            f"The character is drawn at {DRAWN_AT} points, cut to its ink, "
+            "scaled with its aspect ratio kept until it just fits into\n"
+            "20 x 20 pixels (each pixel is the mean of the area it covers), and moved "
+            "by whole pixels until its centre of mass\n"
+            f"lies in the middle of {SIDE} x {SIDE}. MNIST was made in the same way."
+        ),
         "",
         "## Identities",
         "",
-        "The identity of an image is its *family* and its character: the weights and slopes of a family are near-duplicates.",
-        "Two fonts are of one family if a chain of these rules leads from one to the other (the result: `families.csv`):",
+        (
+            "The identity of an image is its *family* and its character: the weights "
+            "and slopes of a family are near-duplicates.\n"
+            "Two fonts are of one family if a chain of these rules leads from one to "
+            "the other (the result: `families.csv`):"
+        ),
         "",
-        "1. **By name.** They have the same family name, in whatever package.",
-        "2. **By hand.** The table JOINS in the script: designs that share letters under several names, as DejaVu Sans and "
-        "DejaVu Sans Mono.",
-        f"3. **By pixels.** Their regular files correlate by {JOINED_AT} or more, on average over the {len(CHARACTERS)} characters. "
-        f"Pairs that",
-        f"   the first two rules had left apart, {len(by_pixels)}: {joined or 'none'}.",
+        (
+            "1. **By name.** They have the same family name, in whatever package.\n"
+            "2. **By hand.** The table JOINS in the script: designs that share "
+            "letters under several names, as DejaVu Sans and DejaVu Sans Mono.\n"
+            f"3. **By pixels.** Their regular files correlate by {JOINED_AT} or more, "
+            f"on average over the {len(CHARACTERS)} characters. Pairs that\n"
+            f"   the first two rules had left apart, {len(by_pixels)}: "
+            f"{joined or 'none'}."
+        ),
         "",
-        "Simple letters of different families still look alike: an E without serifs has few degrees of freedom. The notebook",
-        "`nbs/2_vision/glyphs.ipynb` measures this.",
+        (
+            "Simple letters of different families still look alike: an E without "
+            "serifs has few degrees of freedom. The notebook\n"
+            "`nbs/2_vision/glyphs.ipynb` measures this."
+        ),
         "",
-        f"**Sealed** is one family in {SEALED_PART} of each domain, by the hash of its name, with all its characters. "
-        "The rest is development,",
-        "which `glyphs()` gives unless asked otherwise.",
+        (
+            f"**Sealed** is one family in {SEALED_PART} of each domain, by the hash of "
+            "its name, with all its characters. The rest is development,\n"
+            "which `glyphs()` gives unless asked otherwise."
+        ),
         "",
         "## Left out",
         "",
-        "Every font was looked at on a contact sheet. Left out are fonts without Latin letters and digits, icons, and:",
+        (
+            "Every font was looked at on a contact sheet. Left out are fonts without "
+            "Latin letters and digits, icons, and:"
+        ),
         "",
         *(f"- {why}: {what}." for why, what in LEFT_OUT.items()),
         "",
         "## Sources and licences",
         "",
-        "The drawings of letters in this set are pictures, no fonts. We still treat them as bound by the licence of the font and",
-        "give each its licence and credit. There is one archive for each family of licences, so that one can be left out.",
-        "Each holds `LICENSE.txt`, `index.csv` and Debian's copyright file of every package in `copyright/`.",
+        (
+            "The drawings of letters in this set are pictures, no fonts. We still "
+            "treat them as bound by the licence of the font and\n"
+            "give each its licence and credit. There is one archive for each family "
+            "of licences, so that one can be left out.\n"
+            "Each holds `LICENSE.txt`, `index.csv` and Debian's copyright file of "
+            "every package in `copyright/`."
+        ),
         "",
         "| archive | licences | font files |",
         "|---|---|---|",
@@ -849,7 +927,10 @@ def readme(rows: list[dict], by_pixels: list[tuple], cases: dict) -> str:
         "",
         CHANGED,
         "",
-        "FE is the font exception: a document that uses the font is not covered by the GPL for that.",
+        (
+            "FE is the font exception: a document that uses the font is not covered by "
+            "the GPL for that."
+        ),
         "",
         "| font | domain | licence | package | version | credit |",
         "|---|---|---|---|---|---|",
@@ -857,7 +938,8 @@ def readme(rows: list[dict], by_pixels: list[tuple], cases: dict) -> str:
     for r in sorted(rows, key=lambda r: (r["font"].lower(), r["file"])):
         credit = r["credit"].replace("|", "/")
         lines.append(
-            f"| {r['font']} | {r['domain']} | {r['licence']} | {r['package']} | {r['version']} | {credit} |"
+            f"| {r['font']} | {r['domain']} | {r['licence']} | {r['package']} | "
+            f"{r['version']} | {credit} |"
         )
     return "\n".join(lines) + "\n"
 

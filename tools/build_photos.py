@@ -32,14 +32,13 @@ from PIL import Image
 
 OUT = five.ROOT / "transfer_course" / "assets" / "everyday_photos"
 SIDE = 192  # pixels of the long side, at most
-BACKGROUND_SIDE = (
-    160  # pixels of the short side of a background, at most: crops of it are shown
-)
+# Pixels of the short side of a background, at most: crops of it are shown.
+BACKGROUND_SIDE = 160
 QUALITY = 90
 DOMAINS = ["cutout", "scene"]
 SEALED_PART = 4  # about one identity in four is sealed
 
-# ---------------------------------------------------------------- what counts as which class
+# ---------------------------------------- what counts as which class
 
 CLASSES = [
     "mammal",
@@ -57,13 +56,8 @@ CLASSES = [
 ]
 # Where Five Styles has another class for it; identities carry that one's name.
 KINDS = {"fish": "sealife", "fruit": "produce", "vegetable": "produce"}
-SEA_MAMMALS = {
-    "dolphin",
-    "narwhal",
-    "orca",
-    "sea lion",
-    "whale",
-}  # mammals here, sealife there
+# Mammals here, sealife there.
+SEA_MAMMALS = {"dolphin", "narwhal", "orca", "sea lion", "whale"}
 
 # Folders of Tux Paint's stamps; the longest prefix decides.
 FOLDERS = {
@@ -87,16 +81,21 @@ FOLDERS = {
     "symbols/money/us/coins": "coin",
     "vehicles": "vehicle",
 }
-# Left out besides what Five Styles leaves out, and everything under a folder called cartoon.
+# Left out besides what Five Styles leaves out, and everything under a folder called
+# cartoon.
 LEFT_OUT_STAMPS = {
     "no class of ours": "animals/fish/lobster animals/fish/shrimp",
-    "a fungus, neither plant nor vegetable": "plants/mushrooms/cep plants/mushrooms/cep-1 plants/mushrooms/cep-2 food/vegetables/mushroom",
+    "a fungus, neither plant nor vegetable": (
+        "plants/mushrooms/cep plants/mushrooms/cep-1 plants/mushrooms/cep-2 "
+        "food/vegetables/mushroom"
+    ),
     "mirror image of another": "military/vehicles/bradley_mirror",
     "hardly anything shows on white": "household/dishes/glass",
     "toy or model": "vehicles/ship/chineseJunk vehicles/ship/walnutBoat",
     "a part, not a vehicle": "vehicles/wheel_tractor",
 }
-# A stamp's name is its description in the package, as in Five Styles; these say something else first.
+# A stamp's name is its description in the package, as in Five Styles; these say
+# something else first.
 STAMP_NAMES = {
     "household/arttools/scissors_small_closed": "closed scissors",
     "household/arttools/scissors_small_open": "open scissors",
@@ -132,114 +131,191 @@ STAMP_NAMES = {
     "symbols/money/us/coins/100sacagawea": "us dollar",
 }
 
-# GCompris: every picture of these activities, by its path in the activity's resource folder. A line each: class or
-# why it is left out, then the pictures with their names.
+# GCompris: every picture of these activities, by its path in the activity's resource
+# folder. A line each: class or why it is left out, then the pictures with their names.
 SCENES = {
     "erase": {
-        "mammal": "alpaca, calf=young cow, camels=camel, cheetah, dolphin, flying_fox=fruit bat, giraffe, goat, gorilla, horse, "
-        "long_nosed_monkey=proboscis monkey, macaque, meerkats=meerkat, nubian_ibex=nubian ibex, pika, "
-        "red_panda=red panda, rhinoceros, squirrel",
-        "bird": "gosling, heron, kingfisher, northern_harrier=northern harrier, penguin, spoonbills=spoonbill, swans=swan, toucan",
+        "mammal": (
+            "alpaca, calf=young cow, camels=camel, cheetah, dolphin, "
+            "flying_fox=fruit bat, giraffe, goat, gorilla, horse, "
+            "long_nosed_monkey=proboscis monkey, macaque, meerkats=meerkat, "
+            "nubian_ibex=nubian ibex, pika, red_panda=red panda, rhinoceros, squirrel"
+        ),
+        "bird": (
+            "gosling, heron, kingfisher, northern_harrier=northern harrier, penguin, "
+            "spoonbills=spoonbill, swans=swan, toucan"
+        ),
         "- no class of ours": "bee, butterfly, caterpillar, chamaeleon, crab",
         "- the only one under its licence": "gibbon, kitten",
     },
     "explore_farm_animals": {
-        "mammal": "animals/cat, animals/cow, animals/dog, animals/horse, animals/pig, animals/sheep",
+        "mammal": (
+            "animals/cat, animals/cow, animals/dog, animals/horse, animals/pig, "
+            "animals/sheep"
+        ),
         "bird": "animals/chicken, animals/duck, animals/owl",
     },
     "explore_world_animals": {
-        "mammal": "animals/bison, animals/giraffe, animals/hedgehog, animals/jaguar, animals/kangaroo, animals/koala, "
-        "animals/lemur, animals/moose, animals/narwhal, animals/panda, animals/polar_bear=polar bear",
+        "mammal": (
+            "animals/bison, animals/giraffe, animals/hedgehog, animals/jaguar, "
+            "animals/kangaroo, animals/koala, animals/lemur, animals/moose, "
+            "animals/narwhal, animals/panda, animals/polar_bear=polar bear"
+        ),
         "bird": "animals/scarlet_macaw=scarlet macaw",
         "- no class of ours": "animals/chameleon, animals/crocodile, animals/dragon",
     },
     "explore_monuments": {
-        "building": "egypt/bentPyramid=bent pyramid, egypt/greatPyramidOfGiza=great pyramid, "
-        "egypt/meidumPyramid=meidum pyramid, egypt/redPyramid=red pyramid, "
-        "france/arlesAmphitheater=arles amphitheatre, france/chateaudeChambord=chambord castle, "
-        "france/chateaudeChenonceau=chenonceau castle, france/citedeCarcassonne=walls of carcassonne, "
-        "france/eiffelTower=eiffel tower, france/montStMichel=mont saint michel, "
-        "france/palaisdesPapes=palace of the popes, france/pontduGard=pont du gard, "
-        "france/reimsCathedral=reims cathedral, france/rocamadour=rocamadour, "
-        "germany/aulaPalatina=trier basilica, germany/berlinCathedral=berlin cathedral, "
-        "germany/brandenburgGate=brandenburg gate, germany/neuschwansteinCastle=neuschwanstein castle, "
-        "germany/schwerinPalace=schwerin palace, germany/trierImperialBaths=trier imperial baths, "
-        "germany/wormsCathedral=worms cathedral, india/charminar=charminar, india/gatewayofIndia=gateway of india, "
-        "india/goldenTemple=golden temple, india/greatStupa=great stupa, india/hawaMahal=hawa mahal, "
-        "india/konarkSunTemple=konark sun temple, india/mysorePalace=mysore palace, india/qutubMinar=qutb minar, "
-        "india/rangGhar=rang ghar, india/victoriaMemorial=victoria memorial, "
-        "usa/castillodeSanMarcos=castillo de san marcos, usa/georgeWashingtonBirthplace=washington birthplace, "
-        "usa/lincolnMemorial=lincoln memorial, wonders/chichenItza=chichen itza, wonders/colosseum=colosseum, "
-        "wonders/greatWallofChina=great wall, wonders/petra=petra, wonders/tajMahal=taj mahal",
-        "- a landscape or ruins in one": "india/ajantaCave, usa/canyondeChelly, usa/fortSumter, usa/navajo, wonders/machuPicchu",
-        "- a statue, not a building": "usa/cabrillo, usa/mountRushmore, usa/statueofLiberty, wonders/christTheRedeemer",
+        "building": (
+            "egypt/bentPyramid=bent pyramid, egypt/greatPyramidOfGiza=great pyramid, "
+            "egypt/meidumPyramid=meidum pyramid, egypt/redPyramid=red pyramid, "
+            "france/arlesAmphitheater=arles amphitheatre, "
+            "france/chateaudeChambord=chambord castle, "
+            "france/chateaudeChenonceau=chenonceau castle, "
+            "france/citedeCarcassonne=walls of carcassonne, "
+            "france/eiffelTower=eiffel tower, france/montStMichel=mont saint michel, "
+            "france/palaisdesPapes=palace of the popes, "
+            "france/pontduGard=pont du gard, france/reimsCathedral=reims cathedral, "
+            "france/rocamadour=rocamadour, germany/aulaPalatina=trier basilica, "
+            "germany/berlinCathedral=berlin cathedral, "
+            "germany/brandenburgGate=brandenburg gate, "
+            "germany/neuschwansteinCastle=neuschwanstein castle, "
+            "germany/schwerinPalace=schwerin palace, "
+            "germany/trierImperialBaths=trier imperial baths, "
+            "germany/wormsCathedral=worms cathedral, india/charminar=charminar, "
+            "india/gatewayofIndia=gateway of india, india/goldenTemple=golden temple, "
+            "india/greatStupa=great stupa, india/hawaMahal=hawa mahal, "
+            "india/konarkSunTemple=konark sun temple, "
+            "india/mysorePalace=mysore palace, india/qutubMinar=qutb minar, "
+            "india/rangGhar=rang ghar, india/victoriaMemorial=victoria memorial, "
+            "usa/castillodeSanMarcos=castillo de san marcos, "
+            "usa/georgeWashingtonBirthplace=washington birthplace, "
+            "usa/lincolnMemorial=lincoln memorial, wonders/chichenItza=chichen itza, "
+            "wonders/colosseum=colosseum, wonders/greatWallofChina=great wall, "
+            "wonders/petra=petra, wonders/tajMahal=taj mahal"
+        ),
+        "- a landscape or ruins in one": (
+            "india/ajantaCave, usa/canyondeChelly, usa/fortSumter, usa/navajo, "
+            "wonders/machuPicchu"
+        ),
+        "- a statue, not a building": (
+            "usa/cabrillo, usa/mountRushmore, usa/statueofLiberty, "
+            "wonders/christTheRedeemer"
+        ),
         "- black and white, from the air": "usa/castleClinton",
     },
     "details": {
-        "building": "image/Chenonceau_background=chenonceau castle, image/EgeskovSlotSpejling_background=egeskov castle, "
-        "image/GizahPyramids_background=pyramids of giza, image/Louvre_2007_02_24_c_background=louvre, "
-        "image/Nagoya_background=nagoya castle, image/NDP_background=notre dame de paris, "
-        "image/Neuschwanstein_background=neuschwanstein castle, image/OperaSidney_background=sydney opera house, "
-        "image/TajMahal_background=taj mahal, image/TourEiffel_background=eiffel tower, "
-        "image/TowerBridgeLondon_background=tower bridge",
+        "building": (
+            "image/Chenonceau_background=chenonceau castle, "
+            "image/EgeskovSlotSpejling_background=egeskov castle, "
+            "image/GizahPyramids_background=pyramids of giza, "
+            "image/Louvre_2007_02_24_c_background=louvre, "
+            "image/Nagoya_background=nagoya castle, "
+            "image/NDP_background=notre dame de paris, "
+            "image/Neuschwanstein_background=neuschwanstein castle, "
+            "image/OperaSidney_background=sydney opera house, "
+            "image/TajMahal_background=taj mahal, "
+            "image/TourEiffel_background=eiffel tower, "
+            "image/TowerBridgeLondon_background=tower bridge"
+        ),
         "windmill": "image/FanoeWindmill_background=windmill on fanoe",
         "- the only one under its licence": "image/EilanDonanCastle_background",
-        "- a painting": "image/Eglise_dAuvers-sur-Oise_background, image/Gogh4_background, "
-        "image/PortraitOfPereTanguy_background, image/Van_Gogh_The_Night_Cafe_background, "
-        "image/VincentVanGogh0012_background, image/VincentVanGogh0013_background, "
-        "image/VincentVanGogh0019_background, image/VincentVanGoghBridge_background",
+        "- a painting": (
+            "image/Eglise_dAuvers-sur-Oise_background, image/Gogh4_background, "
+            "image/PortraitOfPereTanguy_background, "
+            "image/Van_Gogh_The_Night_Cafe_background, "
+            "image/VincentVanGogh0012_background, image/VincentVanGogh0013_background, "
+            "image/VincentVanGogh0019_background, image/VincentVanGoghBridge_background"
+        ),
     },
     "categorization": {
-        "fish": "fishes/fish1=angelfish, fishes/fish2=sand smelt, fishes/fish3=cichlid, fishes/fish4=yellow perch, "
-        "fishes/fish5=anthias, fishes/fish6=discus fish, fishes/fish7=red mullet, fishes/fish8=salmon, "
-        "fishes/fish9=clownfish, fishes/fish10=anthias, fishes/fish11=golden trout, fishes/fish12=axillary seabream, "
-        "fishes/fish13=ocellated wrasse, fishes/fish14=anthias, fishes/fish15=brown wrasse, "
-        "fishes/fish16=common seabream, fishes/fish17=grenadier, fishes/fish18=boarfish, fishes/fish19=red seabream, "
-        "fishes/fish20=boxlip mullet, fishes/fish21=pompano, fishes/fish22=peacock wrasse, "
-        "fishes/fish23=rainbow wrasse, fishes/fish24=rainbow wrasse, fishes/fish25=goldfish, "
-        "fishes/fish26=sand smelt, fishes/fish27=weever, fishes/fish28=puffer fish",
-        "tool": "tools/cuttingTool=side cutters, tools/hammer1=hammer, tools/hammer2=hammer, tools/hammer3=sledgehammer, "
-        "tools/hammer4=hammer, tools/hammer5=hammer, tools/hammer6=hammer, tools/hammer7=hammer, tools/hammer8=hammer, "
-        "tools/hammer9=hammer, tools/measuringTape1=measuring tape, tools/measuringTape2=measuring tape, "
-        "tools/measuringTape3=measuring tape, tools/measuringTape4=measuring tape, "
-        "tools/measuringTape5=measuring tape, tools/measuringTape6=measuring tape, tools/multimeter1=multimeter, "
-        "tools/multimeter2=multimeter, tools/multimeter3=multimeter, tools/nailCutter=nail clippers, "
-        "tools/plier1=pliers, tools/plier2=pliers, tools/plier3=pliers, tools/plier4=pliers, tools/scissors1=scissors, "
-        "tools/scissors2=scissors, tools/scissors3=scissors, tools/scissors4=scissors, tools/screwDriver=screwdriver, "
-        "tools/screwDriver1=screwdriver, tools/screwDriver2=screwdriver, tools/screwDriver3=screwdriver, "
-        "tools/sickle=sickle, tools/sideCutter1=side cutters, tools/tweezer=tweezers, tools/tweezer1=tweezers, "
-        "tools/wrench=wrench, tools/wrench1=wrench",
-        "building": "monuments/IndiaGate=india gate, monuments/arcDeTriomphe=arc de triomphe du carrousel, "
-        "monuments/bayterek=bayterek tower, monuments/burj=burj khalifa, monuments/cathedral=santiago cathedral, "
-        "monuments/eiffelTower=eiffel tower, monuments/empireState=empire state building, "
-        "monuments/greatWall=great wall, monuments/jucheTower=juche tower, monuments/kutubMinar=qutb minar, "
-        "monuments/leMusee=louvre, monuments/leaningTowerOfPisa=leaning tower of pisa, "
-        "monuments/monument1=dome of the rock, monuments/monument2=tetrapylon, monuments/monument3=jubilee church, "
-        "monuments/operaHouse=sydney opera house, monuments/parthenon=parthenon, monuments/tajMahal=taj mahal, "
-        "monuments/usCapitol=us capitol, monuments/zimniPalace=winter palace, others/igloo=igloo",
-        "kitchenware": "others/buffetset=cup and saucer, others/cup=tea cup, others/knife=cutlery, others/pan=frying pan, "
-        "others/plate=plate, others/spoons=spoons",
-        "windmill": "renewable/windmill=chesterton windmill, renewable/windmill1=windmill on rhodes, "
-        "renewable/windmill3=windmills on mykonos, renewable/windmill4=windmill in podgoschi, "
-        "renewable/windmill5=windmill in schillingstedt, renewable/windmill7=nutley windmill, "
-        "renewable/windmill8=white windmill, renewable/windmill9=black windmill, renewable/windmill11=windmill 11, "
-        "renewable/windmill12=windmill 12, renewable/windmill13=windmill 13, renewable/windmill14=windmill 14, "
-        "renewable/windmill15=windmill 15",
+        "fish": (
+            "fishes/fish1=angelfish, fishes/fish2=sand smelt, fishes/fish3=cichlid, "
+            "fishes/fish4=yellow perch, fishes/fish5=anthias, "
+            "fishes/fish6=discus fish, fishes/fish7=red mullet, fishes/fish8=salmon, "
+            "fishes/fish9=clownfish, fishes/fish10=anthias, "
+            "fishes/fish11=golden trout, fishes/fish12=axillary seabream, "
+            "fishes/fish13=ocellated wrasse, fishes/fish14=anthias, "
+            "fishes/fish15=brown wrasse, fishes/fish16=common seabream, "
+            "fishes/fish17=grenadier, fishes/fish18=boarfish, "
+            "fishes/fish19=red seabream, fishes/fish20=boxlip mullet, "
+            "fishes/fish21=pompano, fishes/fish22=peacock wrasse, "
+            "fishes/fish23=rainbow wrasse, fishes/fish24=rainbow wrasse, "
+            "fishes/fish25=goldfish, fishes/fish26=sand smelt, fishes/fish27=weever, "
+            "fishes/fish28=puffer fish"
+        ),
+        "tool": (
+            "tools/cuttingTool=side cutters, tools/hammer1=hammer, "
+            "tools/hammer2=hammer, tools/hammer3=sledgehammer, tools/hammer4=hammer, "
+            "tools/hammer5=hammer, tools/hammer6=hammer, tools/hammer7=hammer, "
+            "tools/hammer8=hammer, tools/hammer9=hammer, "
+            "tools/measuringTape1=measuring tape, tools/measuringTape2=measuring tape, "
+            "tools/measuringTape3=measuring tape, tools/measuringTape4=measuring tape, "
+            "tools/measuringTape5=measuring tape, tools/measuringTape6=measuring tape, "
+            "tools/multimeter1=multimeter, tools/multimeter2=multimeter, "
+            "tools/multimeter3=multimeter, tools/nailCutter=nail clippers, "
+            "tools/plier1=pliers, tools/plier2=pliers, tools/plier3=pliers, "
+            "tools/plier4=pliers, tools/scissors1=scissors, tools/scissors2=scissors, "
+            "tools/scissors3=scissors, tools/scissors4=scissors, "
+            "tools/screwDriver=screwdriver, tools/screwDriver1=screwdriver, "
+            "tools/screwDriver2=screwdriver, tools/screwDriver3=screwdriver, "
+            "tools/sickle=sickle, tools/sideCutter1=side cutters, "
+            "tools/tweezer=tweezers, tools/tweezer1=tweezers, tools/wrench=wrench, "
+            "tools/wrench1=wrench"
+        ),
+        "building": (
+            "monuments/IndiaGate=india gate, "
+            "monuments/arcDeTriomphe=arc de triomphe du carrousel, "
+            "monuments/bayterek=bayterek tower, monuments/burj=burj khalifa, "
+            "monuments/cathedral=santiago cathedral, "
+            "monuments/eiffelTower=eiffel tower, "
+            "monuments/empireState=empire state building, "
+            "monuments/greatWall=great wall, monuments/jucheTower=juche tower, "
+            "monuments/kutubMinar=qutb minar, monuments/leMusee=louvre, "
+            "monuments/leaningTowerOfPisa=leaning tower of pisa, "
+            "monuments/monument1=dome of the rock, monuments/monument2=tetrapylon, "
+            "monuments/monument3=jubilee church, "
+            "monuments/operaHouse=sydney opera house, monuments/parthenon=parthenon, "
+            "monuments/tajMahal=taj mahal, monuments/usCapitol=us capitol, "
+            "monuments/zimniPalace=winter palace, others/igloo=igloo"
+        ),
+        "kitchenware": (
+            "others/buffetset=cup and saucer, others/cup=tea cup, "
+            "others/knife=cutlery, others/pan=frying pan, others/plate=plate, "
+            "others/spoons=spoons"
+        ),
+        "windmill": (
+            "renewable/windmill=chesterton windmill, "
+            "renewable/windmill1=windmill on rhodes, "
+            "renewable/windmill3=windmills on mykonos, "
+            "renewable/windmill4=windmill in podgoschi, "
+            "renewable/windmill5=windmill in schillingstedt, "
+            "renewable/windmill7=nutley windmill, renewable/windmill8=white windmill, "
+            "renewable/windmill9=black windmill, renewable/windmill11=windmill 11, "
+            "renewable/windmill12=windmill 12, renewable/windmill13=windmill 13, "
+            "renewable/windmill14=windmill 14, renewable/windmill15=windmill 15"
+        ),
         "- a wind turbine, not a windmill": "renewable/windmill6",
         "- a model": "renewable/windmill2",
-        "- a statue, not a building": "monuments/christTheRedeemer, monuments/mountRushmore, monuments/statueOfLiberty, "
-        "monuments/victoriaMemorial",
+        "- a statue, not a building": (
+            "monuments/christTheRedeemer, monuments/mountRushmore, "
+            "monuments/statueOfLiberty, monuments/victoriaMemorial"
+        ),
         "- the same photograph as in explore_monuments": "monuments/brandenburgGate, monuments/colosseum, monuments/greatPyramid",
         "- lettering": "alphabets/alphabets, numbers/numbers",
-        "- no class of ours": "others/baseball, others/blackslate, others/bucket, others/bulb, others/chair, "
-        "others/erasers, others/pencil, others/pillow, others/volleyball, others/weighingMachine, renewable/dam1, renewable/dam2, "
-        "renewable/dam3, renewable/dam4, renewable/dam5, renewable/geothermal, renewable/solar1, renewable/solar2, "
-        "renewable/solar3, renewable/solar4, renewable/solar5, renewable/solar6, renewable/solar7, renewable/solar8, "
-        "tools/spray",
+        "- no class of ours": (
+            "others/baseball, others/blackslate, others/bucket, others/bulb, "
+            "others/chair, others/erasers, others/pencil, others/pillow, "
+            "others/volleyball, others/weighingMachine, renewable/dam1, "
+            "renewable/dam2, renewable/dam3, renewable/dam4, renewable/dam5, "
+            "renewable/geothermal, renewable/solar1, renewable/solar2, "
+            "renewable/solar3, renewable/solar4, renewable/solar5, renewable/solar6, "
+            "renewable/solar7, renewable/solar8, tools/spray"
+        ),
     },
 }
-# A photograph longer than 4:3 is cut to that around its middle, and these to a square around the point named
-# (fractions of width and height), because what they show is not in the middle.
+# A photograph longer than 4:3 is cut to that around its middle, and these to a square
+# around the point named (fractions of width and height), because what they show is not
+# in the middle.
 LONGEST = 4 / 3
 FOCUS = {
     "erase/alpaca": (0.35, 0.5),
@@ -259,17 +335,23 @@ FOCUS = {
     "categorization/monuments/IndiaGate": (0.7, 0.5),
     "categorization/monuments/kutubMinar": (0.66, 0.5),
 }
-# These fill their length, on a plain ground: they are made square by continuing the ground (its outermost pixels).
+# These fill their length, on a plain ground: they are made square by continuing the
+# ground (its outermost pixels).
 EDGE = 4
 CONTINUED = {
-    "categorization": "fishes/fish17 tools/hammer1 tools/hammer2 tools/hammer4 tools/hammer6 tools/hammer7 tools/plier4 "
-    "tools/scissors2 tools/scissors3 tools/scissors4 tools/screwDriver tools/screwDriver1 tools/sideCutter1 tools/wrench1"
+    "categorization": (
+        "fishes/fish17 tools/hammer1 tools/hammer2 tools/hammer4 tools/hammer6 "
+        "tools/hammer7 tools/plier4 tools/scissors2 tools/scissors3 tools/scissors4 "
+        "tools/screwDriver tools/screwDriver1 tools/sideCutter1 tools/wrench1"
+    )
 }
-# A photograph on white (this part of its outermost pixels is at least so bright) is made square with white instead.
+# A photograph on white (this part of its outermost pixels is at least so bright) is
+# made square with white instead.
 ON_WHITE, WHITE = 0.95, 240
 
-# Parts of photographs (left, top, right, bottom as fractions) that show nothing of any class: `background="scene"` puts
-# cut-outs on crops of these. All are public domain or CC0, so that they lie in one archive, and none is sealed.
+# Parts of photographs (left, top, right, bottom as fractions) that show nothing of any
+# class: `background="scene"` puts cut-outs on crops of these. All are public domain or
+# CC0, so that they lie in one archive, and none is sealed.
 BACKGROUNDS = {
     "categorization/others/blackslate": (0.07, 0.1, 0.93, 0.85),
     "categorization/others/erasers": (0, 0, 0.45, 1),
@@ -297,10 +379,11 @@ BACKGROUNDS = {
     "explore_world_animals/animals/narwhal": (0, 0, 1, 0.36),
 }
 
-# ---------------------------------------------------------------- what is one thing (the identity)
+# ---------------------------------------- what is one thing (the identity)
 
-# 1. By name, as in Five Styles, whose identities keep their names. A building is called by its whole name, for
-#    "cathedral" or "palace" says too little; so are windmills and coins.
+# 1. By name, as in Five Styles, whose identities keep their names. A building is called
+#    by its whole name, for
+# "cathedral" or "palace" says too little; so are windmills and coins.
 WHOLE_NAMES = {"building", "windmill", "coin"}
 # 2. By hand. A line each, of names here or (with a slash) identities of Five Styles.
 JOINS = {
@@ -342,7 +425,7 @@ JOINS = {
 }
 # 3. By pixels, as in Five Styles, over the pictures of one class and domain.
 
-# ---------------------------------------------------------------- Qt resource files
+# ---------------------------------------- Qt resource files
 
 
 def read_rcc(data: bytes) -> dict[str, bytes]:
@@ -372,25 +455,24 @@ def read_rcc(data: bytes) -> dict[str, bytes]:
             for child in range(first, first + count):
                 walk(child, path)
             return
-        (entry,) = struct.unpack_from(
-            ">I", data, at + 10
-        )  # after language and territory
+        # After language and territory.
+        (entry,) = struct.unpack_from(">I", data, at + 10)
         (size,) = struct.unpack_from(">I", data, content + entry)
         body = data[content + entry + 4 :][:size]
         assert not flags & 4, f"{path} is compressed with zstd"
-        files[path] = (
-            zlib.decompress(body[4:]) if flags & 1 else body
-        )  # the first four bytes say how long it becomes
+        # The first four bytes say how long it becomes.
+        files[path] = zlib.decompress(body[4:]) if flags & 1 else body
 
     walk(0, "")
     return files
 
 
-# ---------------------------------------------------------------- authors and licences
+# ---------------------------------------- authors and licences
 
-# GCompris says author, source and licence of every picture in README files beside the pictures. The `copyright` file of
-# the Debian package names some of them too, but it still describes the pictures of an older version (its fish1 is a
-# stingray, the package's an angelfish), so it isn't used. Two names are misspelt there:
+# GCompris says author, source and licence of every picture in README files beside the
+# pictures. The `copyright` file of the Debian package names some of them too, but it
+# still describes the pictures of an older version (its fish1 is a stingray, the
+# package's an angelfish), so it isn't used. Two names are misspelt there:
 MISSPELT = {
     "tools/screDriver": "tools/screwDriver",
     "germany/audaPalatina": "germany/aulaPalatina",
@@ -447,7 +529,7 @@ def credits(files: dict[str, bytes]) -> dict[str, dict[str, str]]:
     return found
 
 
-# ---------------------------------------------------------------- reading the sources
+# ---------------------------------------- reading the sources
 
 
 def kind_of(klass: str, name: str) -> str:
@@ -524,7 +606,8 @@ def scene_rows(sources: Path) -> tuple[list[dict], list[dict]]:
             pictures = {p for p in pictures if p.endswith("_background")}
         listed = {path for line in lines.values() for path in named(line)}
         assert listed == pictures, (
-            f"{activity}: {sorted(listed ^ pictures)} are in SCENES or in the package alone"
+            f"{activity}: {sorted(listed ^ pictures)} are in SCENES or in the package "
+            "alone"
         )
         for klass, line in lines.items():
             for path, name in named(line).items():
@@ -561,7 +644,7 @@ def scene_rows(sources: Path) -> tuple[list[dict], list[dict]]:
     return rows, backgrounds
 
 
-# ---------------------------------------------------------------- identities and the sealed part
+# ---------------------------------------- identities and the sealed part
 
 
 def five_styles() -> dict[str, dict]:
@@ -667,7 +750,7 @@ def seal(rows: list[dict], known: dict[str, dict]) -> None:
         r["part"] = part[r["identity"]]
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------- pictures
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:
@@ -748,34 +831,53 @@ def webp(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
-# ---------------------------------------------------------------- writing
+# ---------------------------------------- writing
 
 SOURCES = {
     "tuxpaint": {
         "licences": ["GPL-2"],
         "texts": ["GPL-2"],
-        "what": "Tux Paint Stamps 2022.06.04 (Debian package tuxpaint-stamps-default), cut-out photographs",
-        "credit": "Cut-outs: Tux Paint Stamps, copyright 2002-2022 Bill Kendrick and contributors, "
-        "https://tuxpaint.org, licensed under the GNU General Public License, version 2 or later.",
+        "what": (
+            "Tux Paint Stamps 2022.06.04 (Debian package tuxpaint-stamps-default), "
+            "cut-out photographs"
+        ),
+        "credit": (
+            "Cut-outs: Tux Paint Stamps, copyright 2002-2022 Bill Kendrick and "
+            "contributors, https://tuxpaint.org, licensed under the GNU General Public "
+            "License, version 2 or later."
+        ),
     },
     "gcompris_public_domain": {
         "licences": ["public domain", "CC0-1.0"],
         "texts": ["CC0-1.0"],
-        "what": "GCompris 3.1 (Debian package gcompris-qt-data 3.1-2), scenes in the public domain or under CC0 1.0",
-        "credit": "Scenes: photographs in the public domain or dedicated to it under CC0 1.0, by the authors named in "
-        "index.csv, selected by GCompris, https://gcompris.net.",
+        "what": (
+            "GCompris 3.1 (Debian package gcompris-qt-data 3.1-2), scenes in the "
+            "public domain or under CC0 1.0"
+        ),
+        "credit": (
+            "Scenes: photographs in the public domain or dedicated to it under CC0 "
+            "1.0, by the authors named in index.csv, selected by GCompris, "
+            "https://gcompris.net."
+        ),
     },
     "gcompris_cc_by_sa": {
         "licences": ["CC-BY-SA-4.0"],
         "texts": ["CC-BY-SA-4.0"],
-        "what": "GCompris 3.1 (Debian package gcompris-qt-data 3.1-2), scenes under CC BY-SA 4.0",
-        "credit": "Scenes: photographs by the authors named in index.csv, selected and cropped by GCompris, "
-        "https://gcompris.net, licensed under CC BY-SA 4.0, https://creativecommons.org/licenses/by-sa/4.0/.",
+        "what": (
+            "GCompris 3.1 (Debian package gcompris-qt-data 3.1-2), scenes under CC "
+            "BY-SA 4.0"
+        ),
+        "credit": (
+            "Scenes: photographs by the authors named in index.csv, selected and "
+            "cropped by GCompris, https://gcompris.net, licensed under CC BY-SA 4.0, "
+            "https://creativecommons.org/licenses/by-sa/4.0/."
+        ),
     },
 }
 CHANGED = (
-    f"Changed here: selected, sorted into classes, cut to what they show, scaled down to at most {SIDE} pixels "
-    f"(backgrounds: {BACKGROUND_SIDE} on the short side), stored as WebP."
+    "Changed here: selected, sorted into classes, cut to what they show, scaled down "
+    f"to at most {SIDE} pixels (backgrounds: {BACKGROUND_SIDE} on the short side), "
+    "stored as WebP."
 )
 COLUMNS = [
     "file",
@@ -861,66 +963,114 @@ def readme(
         [
             "# Everyday Photos",
             "",
-            f"Real photographs of everyday things in {len(CLASSES)} classes, the long side at most {SIDE} pixels, in two",
-            "domains: cut-outs (`cutout`, with alpha) and photographs as they were taken (`scene`).",
-            "`tools/build_photos.py` built it, wrote this page and holds every table of the curation. Load it with",
-            "`transfer_course.photos()`.",
+            (
+                f"Real photographs of everyday things in {len(CLASSES)} classes, the "
+                f"long side at most {SIDE} pixels, in two\n"
+                "domains: cut-outs (`cutout`, with alpha) and photographs as they "
+                "were taken (`scene`).\n"
+                "`tools/build_photos.py` built it, wrote this page and holds every "
+                "table of the curation. Load it with\n"
+                "`transfer_course.photos()`."
+            ),
             "",
             "## Sources and licences",
             "",
-            "Each archive has one source, its own licence (`LICENSE.txt` inside) and an `index.csv` that names author,",
-            "licence and source of each image. `photos()` works without any one of them and says so in `.warnings`.",
+            (
+                "Each archive has one source, its own licence (`LICENSE.txt` inside) "
+                "and an `index.csv` that names author,\n"
+                "licence and source of each image. `photos()` works without any one "
+                "of them and says so in `.warnings`."
+            ),
             "",
             "| archive | source | licence | images |",
             "|---|---|---|---|",
             *(
-                f"| `{a}.zip` | {s['what']} | {' or '.join(s['licences'])} | {sum(r['archive'] == a for r in rows)} |"
+                (
+                    f"| `{a}.zip` | {s['what']} | {' or '.join(s['licences'])} | "
+                    f"{sum(r['archive'] == a for r in rows)} |"
+                )
                 for a, s in SOURCES.items()
             ),
             "",
-            "Authors and licences of the scenes are those that GCompris itself names in the README files beside the",
-            "images. The package's `copyright` file still describes the images of an older version in places.",
-            "Credit these wherever images are shown:",
+            (
+                "Authors and licences of the scenes are those that GCompris itself "
+                "names in the README files beside the\n"
+                "images. The package's `copyright` file still describes the images of "
+                "an older version in places.\n"
+                "Credit these wherever images are shown:"
+            ),
             "",
             *(f"- {s['credit']}" for s in SOURCES.values()),
             "",
             CHANGED,
-            f"A scene longer than 4:3 is cut to that. {sum(white.values())} scenes on white are made square with white, and",
-            f"{len(CONTINUED['categorization'].split())} on another plain ground by continuing the ground.",
+            (
+                f"A scene longer than 4:3 is cut to that. {sum(white.values())} scenes "
+                "on white are made square with white, and\n"
+                f"{len(CONTINUED['categorization'].split())} on another plain ground "
+                "by continuing the ground."
+            ),
             "",
             "## Counts",
             "",
-            f"{len(rows)} images, {len(ids)} identities, of which {len({r['identity'] for r in sealed})} are sealed",
-            f"({len(sealed)} images). Development + sealed; the last column says how often a class is cut out.",
+            (
+                f"{len(rows)} images, {len(ids)} identities, "
+                f"of which {len({r['identity'] for r in sealed})} are sealed\n"
+                f"({len(sealed)} images). Development + sealed; the last column says "
+                "how often a class is cut out."
+            ),
             "",
             *count_table(rows),
             "",
-            "**The background tells the class.** Plants, fruit, coins, vegetables and vehicles exist only as cut-outs, and",
-            "buildings and windmills only as scenes. A model that recognises cut-outs by their white border has thereby",
-            f'excluded about half of the classes. `photos(background="scene")` puts the cut-outs on crops of {len(backgrounds)}',
-            "photographs, or parts of photographs, that show nothing of any class. Scenes keep the background they have,",
-            f"and in some of them it is white: {', '.join(f'{c} {n}' for c, n in white.most_common())}.",
+            (
+                "**The background tells the class.** Plants, fruit, coins, "
+                "vegetables and vehicles exist only as cut-outs, and\n"
+                "buildings and windmills only as scenes. A model that recognises "
+                "cut-outs by their white border has thereby\n"
+                'excluded about half of the classes. `photos(background="scene")` '
+                f"puts the cut-outs on crops of {len(backgrounds)}\n"
+                "photographs, or parts of photographs, that show nothing of any "
+                "class. Scenes keep the background they have,\n"
+                f"and in some of them it is white: {', '.join(f'{c} {n}' for c, n in white.most_common())}."
+            ),
             "",
-            "Some cut-outs are small in the source. The long side has fewer than 96 pixels in",
-            f"{', '.join(f'{c} {n}' for c, n in small.most_common())}; `photos()` enlarges them.",
+            (
+                "Some cut-outs are small in the source. The long side has fewer than "
+                "96 pixels in\n"
+                f"{', '.join(f'{c} {n}' for c, n in small.most_common())}; `photos()` enlarges them."
+            ),
             "",
             "## What is one identity",
             "",
-            "Splits are by *identity*: the test set contains only identities that training never saw, in either domain.",
-            "The rules are those of Five Styles, and so are the names, so that an identity is sealed in both data sets or",
-            f"in neither: {shared} of the {len(ids)} identities occur there as well. The result is in `identities.csv`.",
+            (
+                "Splits are by *identity*: the test set contains only identities that "
+                "training never saw, in either domain.\n"
+                "The rules are those of Five Styles, and so are the names, "
+                "so that an identity is sealed in both data sets or\n"
+                f"in neither: {shared} of the {len(ids)} identities occur there as "
+                "well. The result is in `identities.csv`."
+            ),
             "",
-            "1. **By name.** The same noun, as in Five Styles. A building, a windmill and a coin are called by their whole",
-            "   name, because *cathedral* says too little.",
-            "2. **By hand.** A table in the script joins what has two names or is hardly told apart (jaguar and tiger,",
-            "   pyramids, euro coins of one metal).",
-            "3. **By pixels.** As in Five Styles, over the images of one class and domain. Pairs that the first two rules",
-            f"   had left apart, {len(by_pixels)}: {joined or 'none'}.",
+            (
+                "1. **By name.** The same noun, as in Five Styles. A building, a "
+                "windmill and a coin are called by their whole\n"
+                "   name, because *cathedral* says too little.\n"
+                "2. **By hand.** A table in the script joins what has two names or is "
+                "hardly told apart (jaguar and tiger,\n"
+                "   pyramids, euro coins of one metal).\n"
+                "3. **By pixels.** As in Five Styles, over the images of one class "
+                "and domain. Pairs that the first two rules\n"
+                f"   had left apart, {len(by_pixels)}: {joined or 'none'}."
+            ),
             "",
-            f"{both} identities have images in both domains.",
-            f"**Sealed** is about one identity in {SEALED_PART} of each class: what Five Styles has keeps its part, and of",
-            "the others as many are sealed, by the hash of their name, as are missing. Fruit, vegetables and plants have",
-            "nearly all their identities from Five Styles, where one in three is sealed, so their sealed part is larger.",
+            (
+                f"{both} identities have images in both domains.\n"
+                f"**Sealed** is about one identity in {SEALED_PART} of each class: "
+                "what Five Styles has keeps its part, and of\n"
+                "the others as many are sealed, by the hash of their name, as are "
+                "missing. Fruit, vegetables and plants have\n"
+                "nearly all their identities from Five Styles, "
+                "where one in three is sealed, so their sealed part is larger."
+            ),
             "",
             "## Credits",
             "",
@@ -931,7 +1081,10 @@ def readme(
                 for r in scenes + backgrounds
             ),
             "",
-            "All cut-outs: Tux Paint contributors, GPL-2, <https://tuxpaint.org/stamps/>.",
+            (
+                "All cut-outs: Tux Paint contributors, GPL-2, "
+                "<https://tuxpaint.org/stamps/>."
+            ),
             "",
         ]
     )

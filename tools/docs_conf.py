@@ -8,18 +8,16 @@ from sphinx.util import logging
 
 HERE = Path(__file__).parent
 log = logging.getLogger(__name__)
-about = json.loads(
-    (HERE / "about.json").read_text(encoding="utf-8")
-)  # written by tools/docs_site.py
+# Written by tools/docs_site.py.
+about = json.loads((HERE / "about.json").read_text(encoding="utf-8"))
 
 project = about["name"]
 author = about["author"]
 version = release = about["version"]
 extensions = ["myst_nb", "sphinx.ext.mathjax"]
 exclude_patterns = ["**.ipynb_checkpoints"]
-suppress_warnings = [
-    "misc.highlighting_failure"
-]  # %magics and !shell lines are no Python
+# %magics and !shell lines are no Python.
+suppress_warnings = ["misc.highlighting_failure"]
 
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
@@ -40,9 +38,8 @@ html_copy_source = False
 html_domain_indices = False
 html_show_copyright = False
 mathjax_path = "mathjax/tex-svg.js"
-mathjax3_config = {
-    "options": {"enableMenu": False}
-}  # the menu would load parts of MathJax that are not here
+# The menu would load parts of MathJax that are not here.
+mathjax3_config = {"options": {"enableMenu": False}}
 
 
 def add_alt_texts(app, doctree):

@@ -93,9 +93,8 @@ def parameters(
     last = node.body[0].lineno
     for arg in [*args, a.vararg, *a.kwonlyargs, a.kwarg]:
         if arg is not None and arg.lineno in comments and arg.lineno < last:
-            said = {
-                k: v for k, v in said.items() if v is not comments[arg.lineno]
-            }  # a line's comment is its last parameter's
+            # A line's comment is its last parameter's.
+            said = {k: v for k, v in said.items() if v is not comments[arg.lineno]}
             said[arg.arg] = comments[arg.lineno]
     if bound and args:
         (a.posonlyargs or a.args).pop(0)
@@ -206,10 +205,8 @@ def class_(node: ast.ClassDef, module: Module, classes: dict) -> str:
         fields = [f":param {k}: {v}" for k, v in said.items()]
     else:
         known = class_fields(node, module.comments, classes)
-        line, fields = (
-            ", ".join(one for _, one, _ in known),
-            [f":param {k}: {said}" for k, _, said in known if said],
-        )
+        line = ", ".join(one for _, one, _ in known)
+        fields = [f":param {k}: {said}" for k, _, said in known if said]
     body = _doc(node)
     bases = [ast.unparse(b) for b in node.bases if ast.unparse(b) != "object"]
     if bases:
@@ -241,7 +238,10 @@ def page(module: Module, classes: dict) -> str:
     ]
     if module.notebook:
         out += [
-            f"Written from [its notebook](/{module.notebook}), which shows every piece at work.",
+            (
+                f"Written from [its notebook](/{module.notebook}), which shows every "
+                "piece at work."
+            ),
             "",
         ]
     for name in module.public:
@@ -343,7 +343,10 @@ def write_reference(root: Path, to: Path) -> list[Module]:
     out = [
         "# Library",
         "",
-        "Every public name, read from the source: its signature, what it does, what its parameters mean.",
+        (
+            "Every public name, read from the source: its signature, what it does, "
+            "what its parameters mean."
+        ),
         "",
     ]
     out += [

@@ -103,8 +103,13 @@ def claims_page(path: Path) -> str:
             ]
         )
     text = (
-        "# Claims\n\nEach lesson states what it expects to see as a difference and measures it over seeds and identities, with a 99 % "
-        "interval. *Holds*: all of the interval is above what is claimed. *Fails*: all of it is below. *Unclear*: neither; the data don't tell.\n\n"
+        "# Claims\n"
+        "\n"
+        "Each lesson states what it expects to see as a difference and measures it "
+        "over seeds and identities, with a 99 % interval. *Holds*: all of the "
+        "interval is above what is claimed. *Fails*: all of it is below. *Unclear*: "
+        "neither; the data don't tell.\n"
+        "\n"
     )
     return (
         text
@@ -145,8 +150,12 @@ def questions_page(path: Path, taught: list[dict]) -> str:
             ]
             rows.append([q["question"], q["answer"], ", ".join(links)])
     text = (
-        "# Questions\n\nWhat five popular posts on transfer learning ask, and what they hope for. Each short answer leads to the cell that "
-        "measures it, or names the lesson that will.\n\n"
+        "# Questions\n"
+        "\n"
+        "What five popular posts on transfer learning ask, and what they hope for. "
+        "Each short answer leads to the cell that measures it, or names the lesson "
+        "that will.\n"
+        "\n"
     )
     return text + table(["question", "short answer", "where"], rows) + "\n"
 

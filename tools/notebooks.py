@@ -1,8 +1,8 @@
-"""What is done to notebooks outside JupyterLab: run them to store outputs, export, make the unsolved copies, README, docs.
+"""What is done to notebooks outside JupyterLab.
 
-python tools/notebooks.py run [NOTEBOOK…]    execute, store outputs, clean (all of nbs/ without arguments)
-python tools/notebooks.py export             library, unsolved copies and README.md from the notebooks
-python tools/notebooks.py docs               the documentation site, in out/docs/html
+python tools/notebooks.py run [NOTEBOOK…]    execute, store outputs, clean; all of nbs/
+                                             without arguments
+python tools/notebooks.py export             library, unsolved copies and README.md
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def run(paths: list[Path]) -> None:
     """Execute each notebook in its own folder and store its outputs; stops at the first error."""
     from nbclient import NotebookClient
 
-    # Learners' runs record nothing; ours keep what each claim found, and exercises have to be solved.
+    # Learners' runs record nothing; ours keep what each claim found, and exercises have
+    # to be solved.
     os.environ.setdefault(
         "TRANSFER_COURSE_RECORD",
         str(ROOT / "transfer_course" / "assets" / "records" / "claims.json"),
@@ -83,9 +84,8 @@ def run(paths: list[Path]) -> None:
         for c in nb.cells:
             if c["id"] in kept:
                 c.source, c.outputs = kept[c["id"]], []
-            for o in c.get(
-                "outputs", []
-            ):  # a widget that no kernel stands behind is an empty box
+            # A widget that no kernel stands behind is an empty box.
+            for o in c.get("outputs", []):
                 o.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
         nb.metadata.pop("widgets", None)
         nbformat.write(nb, path)
@@ -127,7 +127,10 @@ def settings() -> dict:
 def colab_link(name: str) -> str:
     """A link that opens the learner's copy in Colab. A badge would be a picture from another host in every lesson."""
     repository = settings()["git_url"].rstrip("/").removeprefix("https://github.com/")
-    return f"[Open in Colab](https://colab.research.google.com/github/{repository}/blob/main/transfer_course/lessons/{name})"
+    return (
+        "[Open in "
+        f"Colab](https://colab.research.google.com/github/{repository}/blob/main/transfer_course/lessons/{name})"
+    )
 
 
 def unsolved(nb, name: str) -> nbformat.NotebookNode:
@@ -211,15 +214,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["run", "export", "docs"])
+    parser.add_argument("what", choices=["run", "export"])
     parser.add_argument("paths", nargs="*", type=Path)
     args = parser.parse_args()
     if args.what == "run":
         run([p.resolve() for p in args.paths] or notebooks())
-    elif args.what == "docs":
-        from docs_site import docs
-
-        print(f"open {(docs() / 'index.html').relative_to(ROOT)}")
     else:
         export_library()
         write_lessons()

@@ -1,4 +1,7 @@
-"""A course on transfer learning that is also a library; names load when they are first used."""
+"""A course on transfer learning that is also a library.
+
+Names load when they are first used.
+"""
 
 import os
 import sys
@@ -8,19 +11,25 @@ import lazy_loader
 __version__ = "0.1.0"
 
 
-# OpenMP's threads spin for milliseconds while they wait for one that has lost its core to another program: measured on two cores, a network
-# then runs six times slower. A short spin keeps the speed of a quiet machine. It is read when torch or scikit-learn is loaded, so it stands here.
+# OpenMP's threads spin for milliseconds while they wait for one that has lost its core
+# to another program: measured on two cores, a network then runs six times slower. A
+# short spin keeps the speed of a quiet machine. It is read when torch or scikit-learn
+# is loaded, so it stands here.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-# Large pictures in Pillow's usual blocks of 16 MB stay with a thread's allocator when they are freed; larger blocks go back to the system.
+# Large pictures in Pillow's usual blocks of 16 MB stay with a thread's allocator when
+# they are freed; larger blocks go back to the system.
 os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
 
 
 class _TritonFirst:
-    """Import hook: triton loaded after TensorFlow kills the process, so an `import tensorflow` that comes later loads triton first."""
+    """Import hook that lets an `import tensorflow` that comes later load triton first.
+
+    Loaded after TensorFlow, triton kills the process.
+    """
 
     def find_spec(self, name, path=None, target=None):
-        """Python asks for every module that is not loaded yet; only tensorflow matters here."""
+        """Python asks for every module not loaded yet; only tensorflow matters here."""
         if name == "tensorflow":
             sys.meta_path.remove(self)
             from transfer_course.engine.frameworks import _triton_first

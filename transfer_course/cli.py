@@ -21,8 +21,12 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Fine-tune a pretrained network on your own folder of images, in PyTorch or Keras; or learn how.\n\n"
-    "Start with `transfer-course demo`, or with `transfer-course fine-tune FOLDER` where FOLDER has one folder per class.",
+    help=(
+        "Fine-tune a pretrained network on your own folder of images, in PyTorch or "
+        "Keras; or learn how.\n\n"
+        "Start with `transfer-course demo`, or with `transfer-course fine-tune FOLDER` "
+        "where FOLDER has one folder per class."
+    ),
 )
 
 Json = Annotated[
@@ -48,11 +52,15 @@ class Framework(StrEnum):
 
 
 def emit(value: dict) -> None:
-    """One JSON line on stdout; infinities and NaN become null, names in any script stay readable."""
+    """Print one JSON line on stdout.
+
+    Infinities and NaN become null; names in any script stay readable.
+    """
     from transfer_course.engine.runs import jsonable
 
     text = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)
-    # a file's name may hold what ends a line elsewhere than in JSON (U+0085, U+2028), or steers a terminal
+    # a file's name may hold what ends a line elsewhere than in JSON (U+0085, U+2028),
+    # or steers a terminal
     text = re.sub("[\x7f-\x9f\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", text)
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     sys.stdout.flush()
@@ -85,7 +93,8 @@ def _root(
 
 @app.command(epilog="Example: transfer-course doctor")
 def doctor(as_json: Json = False) -> None:
-    """Look at Python, packages, devices, memory, disk and the bundled files, and say what to do."""
+    """Look at Python, packages, devices, memory, disk and the bundled files, and say
+    what to do."""
     from transfer_course.classroom.doctor import as_dict, as_text, examine
 
     findings = examine()
@@ -98,7 +107,10 @@ def doctor(as_json: Json = False) -> None:
 
 
 @app.command(
-    epilog="Examples:   transfer-course demo   |   transfer-course demo --out runs/demo --json"
+    epilog=(
+        "Examples:   transfer-course demo   |   "
+        "transfer-course demo --out runs/demo --json"
+    )
 )
 def demo(
     out: Annotated[
@@ -118,7 +130,8 @@ def demo(
     ] = 8,
     as_json: Json = False,
 ) -> None:
-    """Bundled images: baselines, scratch, probe and fine-tuning, in PyTorch and in Keras, in five styles (about 8 minutes)."""
+    """Bundled images: baselines, scratch, probe and fine-tuning, in PyTorch and in
+    Keras, in five styles (about 8 minutes)."""
     from transfer_course.practice.demo import run_demo
 
     rows, report = run_demo(
@@ -130,9 +143,12 @@ def demo(
 
 @app.command(
     "fine-tune",
-    epilog="Examples:   transfer-course fine-tune photos/   |   "
-    "transfer-course fine-tune photos/ --framework keras --strategy probe --size 224 --out runs/mine   |   "
-    "transfer-course fine-tune photos/ --out runs/mine --resume",
+    epilog=(
+        "Examples:   transfer-course fine-tune photos/   |   "
+        "transfer-course fine-tune photos/ --framework keras --strategy probe "
+        "--size 224 --out runs/mine   |   "
+        "transfer-course fine-tune photos/ --out runs/mine --resume"
+    ),
 )
 def fine_tune(
     folder: Annotated[
@@ -165,7 +181,10 @@ def fine_tune(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the run in --out if it was interrupted; begin it if there is none.",
+            help=(
+                "Go on with the run in --out if it was interrupted; begin it if there "
+                "is none."
+            ),
         ),
     ] = False,
     workers: Annotated[
@@ -173,14 +192,16 @@ def fine_tune(
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train on your own images. Holds out a fifth of them and says how good the result is on those."""
+    """Train on your own images. Holds out a fifth of them and says how good the result
+    is on those."""
     from transfer_course.engine.errors import BadValue
     from transfer_course.engine.frameworks import processes
     from transfer_course.practice.own_folder import default_out, tune_folder
 
     if out is None and (resume or processes().num_processes > 1):
         raise BadValue(
-            "Say which run: --out FOLDER. With --resume it is the one that goes on; several processes have to agree on one."
+            "Say which run: --out FOLDER. With --resume it is the one that goes on; "
+            "several processes have to agree on one."
         )
     out = out or default_out(folder, framework.value, strategy)
     summary = tune_folder(
@@ -202,7 +223,11 @@ def fine_tune(
 
 
 @app.command(
-    epilog="Examples:   transfer-course extract photos/ --out features   |   torchrun --nproc-per-node 2 -m transfer_course.cli extract photos/ --out features"
+    epilog=(
+        "Examples:   transfer-course extract photos/ --out features   |   "
+        "torchrun --nproc-per-node 2 -m transfer_course.cli "
+        "extract photos/ --out features"
+    )
 )
 def extract(
     folder: Annotated[
@@ -223,7 +248,10 @@ def extract(
         bool,
         typer.Option(
             "--bf16",
-            help="Allow bfloat16 where it is faster: features are off by some thousandths.",
+            help=(
+                "Allow bfloat16 where it is faster: features are off by some "
+                "thousandths."
+            ),
         ),
     ] = False,
     fast_jpeg: Annotated[
@@ -238,7 +266,8 @@ def extract(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Features of every image in a folder of any size, into one file; goes on where it was after an interruption."""
+    """Features of every image in a folder of any size, into one file; goes on where it
+    was after an interruption."""
     from transfer_course.practice.extract_folder import extract_folder
 
     info = extract_folder(
@@ -255,7 +284,8 @@ def extract(
     if info is None:  # another process of torchrun than the first
         return
     say(
-        f"{info['n']} images, {info['dim']} features each, {len(info['skipped'])} files left out; saved in {info['out']}",
+        f"{info['n']} images, {info['dim']} features each, {len(info['skipped'])} "
+        f"files left out; saved in {info['out']}",
         as_json,
     )
     if as_json or not sys.stdout.isatty():
@@ -263,7 +293,10 @@ def extract(
 
 
 @app.command(
-    epilog="Examples:   transfer-course predict runs/mine cat.jpg   |   transfer-course predict runs/mine new-photos/ --json"
+    epilog=(
+        "Examples:   transfer-course predict runs/mine cat.jpg   |   "
+        "transfer-course predict runs/mine new-photos/ --json"
+    )
 )
 def predict(
     run: Annotated[Path, typer.Argument(help="The folder of a saved run.")],
@@ -275,7 +308,8 @@ def predict(
     ] = 3,
     as_json: Json = False,
 ) -> None:
-    """Class and probability of each image, a line each; exit code 2 if any could not be read. What else lies in a folder is skipped."""
+    """Class and probability of each image, a line each; exit code 2 if any could not be
+    read. What else lies in a folder is skipped."""
     from transfer_course.practice.own_folder import predict_files
 
     failed, left_out = False, 0
@@ -292,7 +326,8 @@ def predict(
             print(f"{row['path']}  {row['class']}  {row['probability']:.2f}")
     if left_out:
         print(
-            f"{left_out} more in these folders {'is' if left_out == 1 else 'are'} no image; --json names them.",
+            f"{left_out} more in these folders {'is' if left_out == 1 else 'are'} no "
+            "image; --json names them.",
             file=sys.stderr,
         )
     if failed:
@@ -300,7 +335,9 @@ def predict(
 
 
 @app.command(
-    epilog="Examples:   transfer-course lab   |   transfer-course lab my-lessons --no-open"
+    epilog=(
+        "Examples:   transfer-course lab   |   transfer-course lab my-lessons --no-open"
+    )
 )
 def lab(
     folder: Annotated[
@@ -318,18 +355,19 @@ def lab(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Copy the lessons to a folder of yours, never over your own work, and open JupyterLab there."""
+    """Copy the lessons to a folder of yours, never over your own work, and open
+    JupyterLab there."""
     from transfer_course.practice.lab import copy_lessons, jupyterlab_command
 
-    command = (
-        jupyterlab_command(folder, browser) if open_lab else None
-    )  # a missing extra is said before anything is copied
+    # A missing extra is said before anything is copied.
+    command = jupyterlab_command(folder, browser) if open_lab else None
     copied, kept = copy_lessons(folder)
     if as_json:
         emit({"folder": str(folder), "copied": copied, "kept": kept})
     else:
         say(
-            f"{len(copied)} lessons copied to {folder}, {len(kept)} of yours left as they are."
+            f"{len(copied)} lessons copied to {folder}, {len(kept)} of yours left as "
+            "they are."
         )
     if command:
         import subprocess
@@ -340,14 +378,15 @@ def lab(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line: exit code 0, 2 for a user's mistake (one sentence), 1 for ours."""
+    """Run the command line.
+
+    The exit code is 0, 2 for a user's mistake (one sentence) or 1 for ours.
+    """
     argv = sys.argv[1:] if argv is None else argv
     as_json = "--json" in argv
     os.environ.setdefault("TRANSFER_COURSE_STARTED", str(time.time()))
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a file name that is not UTF-8 is printed escaped, not a crash
+    # A file name that is not UTF-8 is printed escaped, not a crash.
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -369,7 +408,8 @@ def main(argv: list[str] | None = None) -> None:
         code = _explain(e, as_json)
     try:
         if sys.stdout is not None:
-            sys.stdout.flush()  # an error here is told in a sentence, and not by Python when all is over
+            # An error here is told in a sentence, and not by Python when all is over.
+            sys.stdout.flush()
     except OSError as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = code if code or isinstance(e, BrokenPipeError) else _explain(e, False)
@@ -388,9 +428,8 @@ def _explain(error: Exception, as_json: bool) -> int:
         from transfer_course.engine.files import disk_mistake
 
         error = disk_mistake(error, error.filename or "The output")
-    if hasattr(error, "format_message") and hasattr(
-        error, "exit_code"
-    ):  # typer's own: unknown option, missing argument
+    # typer's own: unknown option, missing argument.
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         message, code = error.format_message(), error.exit_code
         context = getattr(error, "ctx", None)
         if context is not None:
@@ -401,7 +440,10 @@ def _explain(error: Exception, as_json: bool) -> int:
         if os.environ.get("TRANSFER_COURSE_DEBUG"):
             raise error
         message, code = f"{type(error).__name__}: {error}", 1
-        message = f"This is a fault of ours, please report it: {message} (TRANSFER_COURSE_DEBUG=1 shows where.)"
+        message = (
+            f"This is a fault of ours, please report it: {message} "
+            "(TRANSFER_COURSE_DEBUG=1 shows where.)"
+        )
     if as_json:
         with contextlib.suppress(OSError):  # where stdout takes nothing, stderr says it
             print(
