@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["batches_of", "Epoch", "ahead", "Step"]
 
-# %% ../../nbs/trainer/batches.ipynb #185c608a
+# %% ../../nbs/trainer/batches.ipynb #ba6c5fa8
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,92 +17,88 @@ from .recipe import Recipe
 from ..vision.data import augment, augment_params
 
 
-# %% ../../nbs/trainer/batches.ipynb #f1843316
+# %% ../../nbs/trainer/batches.ipynb #bfdbb7b4
 def batches_of(
     n: int, batch_size: int, seed: int, epoch: int, stream: int = 0
 ) -> list[np.ndarray]:
-    "Indices of each batch of one epoch: every image once, sizes differing by one at most."
+    "Indices of each batch of one epoch: every image once, sizes differ by at most 1."
     order = np.random.default_rng([seed, epoch, stream]).permutation(n)
     return np.array_split(order, max(1, math.ceil(n / batch_size)))
 
 
-# %% ../../nbs/trainer/batches.ipynb #a935dabb
+# %% ../../nbs/trainer/batches.ipynb #a47d6848
+def _cycled(sizes, n, key) -> list[np.ndarray]:
+    "Indices of `n` images for batches of these sizes, in permutations drawn by `key`."
+    need, turns = sum(sizes), []
+    for i in range(math.ceil(need / n)):
+        turns.append(np.random.default_rng([*key, i]).permutation(n))
+    return np.split(np.concatenate(turns)[:need], np.cumsum(sizes)[:-1])
+
+
+# %% ../../nbs/trainer/batches.ipynb #8e1755c1
 class Epoch:
-    """One epoch as a sequence of batches: dicts with `images` (B,H,W,3) uint8 and `labels` (B,), and
-    `source_images`, `source_labels`, `unlabelled_images` where those sets are given."""
+    """One epoch as a sequence of batches.
+
+    A batch is a dict with `images` (B, H, W, 3) uint8 and `labels` (B,), and with
+    `source_images`, `source_labels` and `unlabelled_images` where those sets are given.
+    """
 
     def __init__(
         self, train, recipe, epoch, source=None, unlabelled=None, rank=0, world=1
     ):
-        self.train, self.recipe, self.epoch, self.rank, self.world = (
-            train,
-            recipe,
-            epoch,
-            rank,
-            world,
-        )
+        self.train, self.recipe, self.epoch = train, recipe, epoch
+        self.rank, self.world = rank, world
         self.parts = batches_of(len(train), recipe.batch_size, recipe.seed, epoch)
         self.version = epoch if recipe.views is None else epoch % recipe.views
         self.extra, self._params = {}, {}
-        for stream, (name, data) in enumerate(
-            (("source", source), ("unlabelled", unlabelled)), 1
-        ):
+        sizes = [len(part) for part in self.parts]
+        others = (("source", source), ("unlabelled", unlabelled))
+        for stream, (name, data) in enumerate(others, 1):
             if data is not None:
-                self.extra[name] = (data, self._cycle(len(data), stream))
-
-    def _cycle(self, n, stream):
-        need = sum(map(len, self.parts))
-        turns = [
-            np.random.default_rng(
-                [self.recipe.seed, self.epoch, stream, i]
-            ).permutation(n)
-            for i in range(math.ceil(need / n))
-        ]
-        return np.split(
-            np.concatenate(turns)[:need], np.cumsum([len(p) for p in self.parts])[:-1]
-        )
+                key = (recipe.seed, epoch, stream)
+                self.extra[name] = (data, _cycled(sizes, len(data), key))
 
     def __len__(self):
         return len(self.parts)
 
     def images(self, data, indices, stream=0):
-        "The pictures (B,H,W,3) uint8 of these rows, in this epoch's augmented version."
+        "Images (B, H, W, 3) uint8 of these rows, in this epoch's augmented version."
         images = data.batch(indices)
         if not self.recipe.augment:
             return images
-
         if stream not in self._params:
-            self._params[stream] = augment_params(
-                len(data), [self.recipe.seed, stream], self.version
-            )
+            key = [self.recipe.seed, stream]
+            self._params[stream] = augment_params(len(data), key, self.version)
         return augment(images, self._params[stream][indices], self.recipe.augment)
-
-    def _mine(self, part):
-        "This process's rows of a batch; where a batch has fewer rows than there are processes, one row that counts for nothing."
-        return part[self.rank :: self.world] if self.rank < len(part) else part[:1]
 
     def share(self, i) -> float:
         "How much of batch `i` is this process's."
         return len(self.parts[i][self.rank :: self.world]) / len(self.parts[i])
 
     def rows(self, i) -> dict:
-        "Rows of batch `i`: of the training data, and of `source` and `unlabelled` where given."
-        return {
-            "": self._mine(self.parts[i]),
-            **{
-                name + "_": self._mine(parts[i])
-                for name, (_, parts) in self.extra.items()
-            },
-        }
+        """Rows of batch `i` by prefix: "" for the training set, "source_", …
+
+        A process that has no row of its own gets one that counts for nothing.
+        """
+        parts = {"": self.parts[i]}
+        for name, (_, others) in self.extra.items():
+            parts[f"{name}_"] = others[i]
+        mine = {}
+        for prefix, part in parts.items():
+            own = part[self.rank :: self.world]
+            mine[prefix] = own if len(own) else part[:1]
+        return mine
 
     def batch(self, i, images: Callable) -> dict:
-        "Batch `i` with what `images(data, rows, stream)` gives for the rows of each data set, and their labels."
-        out, sets = {}, [self.train, *(data for data, _ in self.extra.values())]
-        for stream, (data, (name, rows)) in enumerate(zip(sets, self.rows(i).items())):
-            out[f"{name}images"] = images(data, rows, stream)
-            if name != "unlabelled_":
-                out[f"{name}labels"] = data.labels[rows]
-        return out
+        "Batch `i`: what `images(data, rows, stream)` gives for each set, and labels."
+        batch = {}
+        sets = [self.train, *(data for data, _ in self.extra.values())]
+        for stream, (prefix, rows) in enumerate(self.rows(i).items()):
+            data = sets[stream]
+            batch[f"{prefix}images"] = images(data, rows, stream)
+            if prefix != "unlabelled_":
+                batch[f"{prefix}labels"] = data.labels[rows]
+        return batch
 
     def __getitem__(self, i):
         if not 0 <= i < len(self):
@@ -110,26 +106,28 @@ class Epoch:
         return self.batch(i, self.images)
 
 
-# %% ../../nbs/trainer/batches.ipynb #7008ee95
+# %% ../../nbs/trainer/batches.ipynb #2cb860cc
 def ahead(epoch: Epoch, workers: int = 1, first: int = 0):
-    "Yields the batches from number `first` on, in order; `workers` threads build the next ones meanwhile."
-
+    "Yields the batches from number `first` on, in order, built ahead by `workers`."
     return run_ahead(epoch.__getitem__, range(first, len(epoch)), workers, workers)
 
 
-# %% ../../nbs/trainer/batches.ipynb #b2e2dc04
+# %% ../../nbs/trainer/batches.ipynb #7b48d9a6
 @dataclass
 class Step:
-    "What a penalty sees, in the tensors of its framework; sets that were not given are None."
+    """What a penalty sees, in the tensors of its framework.
+
+    `weights` holds everything that is trained; the names of the head's start with
+    "head". `start` is where the backbone's trained weights began, without the head.
+    Fields of sets that were not given are None.
+    """
 
     model: object  # the network that is being trained
     features: object  # (B, D) of the target batch
     logits: object  # (B, C)
     labels: object  # (B,)
-    weights: dict  # name → tensor, of everything that moves; the head's names start with "head"
-    start: (
-        dict  # name → tensor: where the backbone's moving weights began; no head in it
-    )
+    weights: dict  # name → tensor
+    start: dict  # name → tensor
     progress: object  # share of all steps done, 0 to 1
     source_features: object = None
     source_logits: object = None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["Recipe", "Phase", "Plan", "register_strategy", "strategies", "plan", "rate"]
 
-# %% ../../nbs/trainer/recipe.ipynb #a4577101
+# %% ../../nbs/trainer/recipe.ipynb #09916575
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,85 +16,78 @@ import numpy as np
 from ..engine.errors import BadValue, did_you_mean
 
 
-# %% ../../nbs/trainer/recipe.ipynb #7b6b211f
+# %% ../../nbs/trainer/recipe.ipynb #ebc570c1
 def _one_of(name, value, choices):
-    if value not in choices:
-        raise BadValue(
-            f"{name} is {value!r}; it has to be one of {', '.join(map(str, choices))}.{did_you_mean(value, choices)}"
-        )
+    if value in choices:
+        return
+    allowed = ", ".join(map(str, choices))
+    hint = did_you_mean(value, choices)
+    raise BadValue(f"{name} is {value!r}; it has to be one of {allowed}.{hint}")
 
 
-def _positive(name, value, kind=(int, float), least=0, strict=True):
-    good = (
-        isinstance(value, kind)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and (value > least if strict else value >= least)
-    )
+def _positive(name, value, kind=(int, float), strict=True):
+    "BadValue unless the value is a number above 0, or of at least 0 if not `strict`."
+    good = isinstance(value, kind) and not isinstance(value, bool)
+    good = good and math.isfinite(value) and (value > 0 or not strict and value == 0)
     if not good:
-        raise BadValue(
-            f"{name} is {value!r}; it has to be {'a whole number' if kind is int else 'a number'} {'above' if strict else 'of at least'} {least}."
-        )
+        what = "a whole number" if kind is int else "a number"
+        limit = "above" if strict else "of at least"
+        raise BadValue(f"{name} is {value!r}; it has to be {what} {limit} 0.")
 
 
-# %% ../../nbs/trainer/recipe.ipynb #03899423
+def _share(name, value, one=False):
+    "BadValue unless the value lies between 0 and 1; `one`: 1 itself is allowed."
+    _positive(name, value, strict=False)
+    if value > 1 or value == 1 and not one:
+        raise BadValue(f"{name} is {value}; it has to be below 1.")
+
+
+# %% ../../nbs/trainer/recipe.ipynb #c7a32af9
 @dataclass(frozen=True)
 class Recipe:
-    "How to train: one immutable record, checked when it is made."
+    """How to train: one immutable record, checked when it is made.
 
-    strategy: str = "fine_tune"  # a registered strategy: scratch, probe, head, fine_tune, lp_ft, gradual, …
+    `head_lr=None` means ten times `lr`, or `lr` itself where the head starts from a
+    probe. With `batch_norm="frozen"` the statistics, scale and shift of BatchNorm stay
+    as they are. With `views=k` each image has k augmented versions that are used in
+    turn, so a frozen part runs once for each of them; None draws a new one every epoch.
+    """
+
+    strategy: str = "fine_tune"  # a registered strategy; see `strategies()`
     epochs: int = 8  # passes over the training images
     lr: float = 3e-4  # peak learning rate of the backbone
-    head_lr: float | None = (
-        None  # peak learning rate of the new head; None: ten times `lr`, or `lr` where the head starts from the probe
-    )
-    batch_size: int = (
-        32  # images a step; batches of one epoch differ by one image at most
-    )
-    train_from: str | None = None  # first stage that moves; None: all of them
-    batch_norm: str = "frozen"  # "frozen": statistics, scale and shift stay as they are; "train": all move
+    head_lr: float | None = None  # peak learning rate of the new head
+    batch_size: int = 32  # images per step; batches differ by one image at most
+    train_from: str | None = None  # first stage that is trained; None: all of them
+    batch_norm: str = "frozen"  # "frozen" or "train"
     augment: float = 0.0  # strength of the augmentation, 0 (none) to 1
-    label_smoothing: float = 0.0  # share of the target spread over all classes, 0 to 1
-    weight_decay: float = (
-        0.0  # decoupled (AdamW); for "sgd" the classical L2 term of the update
-    )
+    label_smoothing: float = 0.0  # share of the target spread over all classes
+    weight_decay: float = 0.0  # decoupled for "adamw", the classical L2 term for "sgd"
     seed: int = 0  # decides head, order, augmentation and random weights
     optimizer: str = "adamw"  # "adamw" or "sgd"
     momentum: float = 0.9  # of "sgd"
     schedule: str = "cosine"  # "cosine" or "constant", after the warm-up
     warmup: float = 0.1  # share of a phase's steps in which the rate rises from 0
-    patience: int | None = (
-        None  # stop after so many epochs without a better validation score; None: never
-    )
-    source_weight: float = 1.0  # weight of the source's loss in the joint objective, when `source` is given
-    views: int | None = (
-        None  # augmented versions of each image, used in turn, so that a frozen part runs once for each; None: a new one every epoch
-    )
+    patience: int | None = None  # epochs without a better validation score; None: all
+    source_weight: float = 1.0  # weight of the source's loss, when `source` is given
+    views: int | None = None  # augmented versions of each image; None: one per epoch
 
     def __post_init__(self):
         _one_of("strategy", self.strategy, strategies())
         _one_of("batch_norm", self.batch_norm, ("frozen", "train"))
         _one_of("optimizer", self.optimizer, ("adamw", "sgd"))
         _one_of("schedule", self.schedule, ("cosine", "constant"))
-        for name in ("epochs", "batch_size"):
-            _positive(name, getattr(self, name), int)
-        for name in ("lr", "head_lr"):
-            if getattr(self, name) is not None:
-                _positive(name, getattr(self, name))
-        for name in ("patience", "views"):
-            if getattr(self, name) is not None:
+        for name in ("epochs", "batch_size", "patience", "views"):
+            if getattr(self, name) is not None or name in ("epochs", "batch_size"):
                 _positive(name, getattr(self, name), int)
+        for name in ("lr", "head_lr"):
+            if getattr(self, name) is not None or name == "lr":
+                _positive(name, getattr(self, name))
         for name in ("weight_decay", "source_weight"):
             _positive(name, getattr(self, name), strict=False)
         _positive("seed", self.seed, int, strict=False)
         for name in ("augment", "label_smoothing", "momentum", "warmup"):
-            _positive(name, getattr(self, name), strict=False)
-            if getattr(self, name) > 1 or (
-                getattr(self, name) == 1 and name != "augment"
-            ):
-                raise BadValue(
-                    f"{name} is {getattr(self, name)}; it has to be below 1."
-                )
+            _share(name, getattr(self, name), one=name == "augment")
 
     def to_dict(self):
         "As plain values, for `run.json`."
@@ -102,45 +95,43 @@ class Recipe:
 
     def but(self, **changes):
         "A copy with some fields changed."
-        unknown = set(changes) - {f.name for f in fields(self)}
-        if unknown:
-            raise BadValue(
-                f"A recipe has no '{sorted(unknown)[0]}'.{did_you_mean(sorted(unknown)[0], [f.name for f in fields(self)])}"
-            )
+        known = [f.name for f in fields(self)]
+        for name in sorted(set(changes) - set(known)):
+            hint = did_you_mean(name, known)
+            raise BadValue(f"A recipe has no '{name}'.{hint}")
         return replace(self, **changes)
 
 
-# %% ../../nbs/trainer/recipe.ipynb #88c3d2d2
+# %% ../../nbs/trainer/recipe.ipynb #9139c04c
 class Phase(NamedTuple):
-    "Some epochs in which the same things move."
+    "Some epochs in which the same stages are trained."
 
     epochs: int
-    stages: tuple[str, ...]  # the backbone's stages that move
-    lr: float  # peak rate of those stages
-    head_lr: float  # peak rate of the head
+    stages: tuple[str, ...]  # the backbone's stages that are trained
+    lr: float  # peak learning rate of those stages
+    head_lr: float  # peak learning rate of the head
 
 
 class Plan(NamedTuple):
     "What a strategy decides."
 
     phases: tuple[Phase, ...]
-    head: str = "random"  # "random" or "probe": how the head starts
-    body: str = "given"  # "given": the backbone's own weights; "random": drawn anew from the seed
-    batch_norm: str | None = (
-        None  # overrides the recipe's, where only one choice makes sense
-    )
+    head: str = "random"  # how the head starts: "random" or "probe"
+    body: str = "given"  # weights: "given", or "random" for new ones from the seed
+    batch_norm: str | None = None  # overrides the recipe's where only one makes sense
 
 
+# %% ../../nbs/trainer/recipe.ipynb #b9662bcd
 _STRATEGIES: dict[str, Callable] = {}
 
 
 def register_strategy(name: str):
     "Decorator: `f(recipe, stages) -> Plan` becomes the strategy `name`."
 
-    def add(f):
+    def add(strategy):
         "Note the strategy."
-        _STRATEGIES[name] = f
-        return f
+        _STRATEGIES[name] = strategy
+        return strategy
 
     return add
 
@@ -150,30 +141,39 @@ def strategies() -> tuple[str, ...]:
     return tuple(_STRATEGIES)
 
 
-# %% ../../nbs/trainer/recipe.ipynb #719f6180
-def _moving(recipe, stages):
+def plan(recipe: Recipe, stages) -> Plan:
+    "The plan that the recipe's strategy makes for a backbone with these `stages`."
+    return _STRATEGIES[recipe.strategy](recipe, tuple(stages))
+
+
+# %% ../../nbs/trainer/recipe.ipynb #5279189d
+def _trained(recipe, stages):
+    "The stages from `train_from` on."
     stages = tuple(stages)
-    if recipe.train_from is None:
+    first = recipe.train_from
+    if first is None:
         return stages
-    if recipe.train_from not in stages:
+    if first not in stages:
+        names, hint = ", ".join(stages), did_you_mean(first, stages)
         raise BadValue(
-            f"train_from is {recipe.train_from!r}; this backbone's stages are {', '.join(stages)}.{did_you_mean(recipe.train_from, stages)}"
+            f"train_from is {first!r}; this backbone's stages are {names}.{hint}"
         )
-    return stages[stages.index(recipe.train_from) :]
+    return stages[stages.index(first) :]
 
 
-def _head_lr(recipe, factor):
-    return recipe.head_lr if recipe.head_lr is not None else factor * recipe.lr
+def _one_phase(recipe, stages, head_factor):
+    "All epochs in one phase; the head's rate is `head_factor` times the body's."
+    head_lr = recipe.head_lr
+    if head_lr is None:
+        head_lr = head_factor * recipe.lr
+    return Phase(recipe.epochs, tuple(stages), recipe.lr, head_lr)
 
 
-# %% ../../nbs/trainer/recipe.ipynb #6a01d60f
+# %% ../../nbs/trainer/recipe.ipynb #9844522f
 @register_strategy("scratch")
 def _scratch(recipe, stages):
-    return Plan(
-        (Phase(recipe.epochs, tuple(stages), recipe.lr, _head_lr(recipe, 1)),),
-        body="random",
-        batch_norm="train",
-    )
+    phase = _one_phase(recipe, stages, head_factor=1)
+    return Plan((phase,), body="random", batch_norm="train")
 
 
 @register_strategy("probe")
@@ -183,56 +183,40 @@ def _probe(recipe, stages):
 
 @register_strategy("head")
 def _head(recipe, stages):
-    return Plan((Phase(recipe.epochs, (), recipe.lr, _head_lr(recipe, 10)),))
+    return Plan((_one_phase(recipe, (), head_factor=10),))
 
 
 @register_strategy("fine_tune")
 def _fine_tune(recipe, stages):
-    return Plan(
-        (
-            Phase(
-                recipe.epochs, _moving(recipe, stages), recipe.lr, _head_lr(recipe, 10)
-            ),
-        )
-    )
+    return Plan((_one_phase(recipe, _trained(recipe, stages), head_factor=10),))
 
 
 @register_strategy("lp_ft")
 def _lp_ft(recipe, stages):
-    return Plan(
-        (
-            Phase(
-                recipe.epochs, _moving(recipe, stages), recipe.lr, _head_lr(recipe, 1)
-            ),
-        ),
-        head="probe",
-    )
+    phase = _one_phase(recipe, _trained(recipe, stages), head_factor=1)
+    return Plan((phase,), head="probe")
 
 
-# %% ../../nbs/trainer/recipe.ipynb #0115aa26
+# %% ../../nbs/trainer/recipe.ipynb #5427f62e
 @register_strategy("gradual")
 def _gradual(recipe, stages):
-    moving = _moving(recipe, stages)
-    n = min(recipe.epochs, 4)  # head alone, then ever more stages
-    epochs = [len(part) for part in np.array_split(np.arange(recipe.epochs), n)]
-    opened = [round(i * len(moving) / max(n - 1, 1)) for i in range(n)]
-    return Plan(
-        tuple(
-            Phase(e, moving[len(moving) - k :], recipe.lr, _head_lr(recipe, 10))
-            for e, k in zip(epochs, opened)
-        )
-    )
+    stages = _trained(recipe, stages)
+    steps = min(recipe.epochs, 4)
+    whole = _one_phase(recipe, stages, head_factor=10)
+    phases = []
+    for i, part in enumerate(np.array_split(np.arange(recipe.epochs), steps)):
+        opened = round(i * len(stages) / max(steps - 1, 1))
+        last = stages[len(stages) - opened :]
+        phases.append(whole._replace(epochs=len(part), stages=last))
+    return Plan(tuple(phases))
 
 
-# %% ../../nbs/trainer/recipe.ipynb #e2e479e2
-def plan(recipe: Recipe, stages) -> Plan:
-    "What `recipe` does to a backbone with these `stages`."
-    return _STRATEGIES[recipe.strategy](recipe, tuple(stages))
-
-
-# %% ../../nbs/trainer/recipe.ipynb #e4d80ad5
+# %% ../../nbs/trainer/recipe.ipynb #922c5788
 def rate(step: int, steps: int, recipe: Recipe) -> float:
-    "Factor of the peak learning rate at `step` (from 0) of a phase of `steps` steps: warm-up, then the schedule."
+    """The learning rate at `step` (from 0) of a phase of `steps` steps.
+
+    It is a factor of the peak: a linear warm-up, then the recipe's schedule.
+    """
     warm = round(recipe.warmup * steps)
     if step < warm:
         return (step + 1) / (warm + 1)

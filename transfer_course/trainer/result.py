@@ -11,13 +11,13 @@ __all__ = [
     "match_classes",
     "score_row",
     "EpochEnd",
-    "check_state",
     "diverged",
+    "check_state",
     "check_head",
     "rebuild",
 ]
 
-# %% ../../nbs/trainer/result.ipynb #5f541cfe
+# %% ../../nbs/trainer/result.ipynb #51d4d190
 import math
 import warnings
 from collections.abc import Callable
@@ -34,35 +34,34 @@ from ..vision.evaluate import scores
 from ..vision.images import as_images
 
 
-# %% ../../nbs/trainer/result.ipynb #31f4f96a
+# %% ../../nbs/trainer/result.ipynb #c84116cd
 def softmax(logits: np.ndarray) -> np.ndarray:
     "(N, C) logits to probabilities in float64; safe for any size of logit."
-    e = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    odds = np.exp(shifted)
+    return odds / odds.sum(axis=1, keepdims=True)
 
 
 def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     "Mean cross-entropy in nats and accuracy of (N, C) logits."
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return float(-log_p[np.arange(len(labels)), labels].mean()), float(
-        (logits.argmax(1) == labels).mean()
-    )
+    loss = -log_p[np.arange(len(labels)), labels].mean()
+    return float(loss), float((logits.argmax(1) == labels).mean())
 
 
-# %% ../../nbs/trainer/result.ipynb #da3206e9
+# %% ../../nbs/trainer/result.ipynb #a2a1fb53
 class Best:
     "Remembers the best state by validation score; `offer` says whether to go on."
 
+    KEPT = ("state", "good", "newest")
+
     def __init__(self, patience=None):
-        self.patience, self.score, self.epoch, self.state, self.bad = (
-            patience,
-            None,
-            None,
-            None,
-            0,
-        )
-        self.lowest, self.good, self.newest = math.inf, None, None
+        self.patience = patience
+        self.score, self.epoch, self.bad = None, None, 0
+        self.state = None  # the best one by validation score
+        self.lowest = math.inf  # the lowest loss of an epoch, without validation
+        self.good, self.newest = None, None
 
     def offer(self, epoch: int, row: dict, take: Callable) -> bool:
         "Keep `take()` if `row` is the best so far; False when patience is used up."
@@ -70,16 +69,15 @@ class Best:
             self._keep_good(row.get("loss", math.inf), take())
             return True
         score = (row["valid_accuracy"], -row["valid_loss"])
-        if math.isfinite(row["valid_loss"]) and (
-            self.score is None or score > self.score
-        ):
-            self.score, self.epoch, self.state, self.bad = score, epoch, take(), 0
+        better = self.score is None or score > self.score
+        if better and math.isfinite(row["valid_loss"]):
+            self.score, self.epoch, self.bad = score, epoch, 0
+            self.state = take()
         else:
             self.bad += 1
         return self.patience is None or self.bad < self.patience
 
     def _keep_good(self, loss, state):
-        "Without validation: the weights with which the epoch of lowest loss began. Later ones may be finite and spoilt already."
         if loss < self.lowest:
             self.lowest, self.good = loss, self.newest
         self.newest = state
@@ -88,32 +86,22 @@ class Best:
 
     def as_state(self) -> tuple[dict, dict]:
         "(numbers for JSON, kept states by name), for a checkpoint."
-        kept = {
-            k: getattr(self, k)
-            for k in ("state", "good", "newest")
-            if getattr(self, k) is not None
-        }
-        return dict(
-            score=self.score,
-            epoch=self.epoch,
-            bad=self.bad,
-            lowest=None if self.lowest == math.inf else self.lowest,
-        ), kept
+        lowest = None if self.lowest == math.inf else self.lowest
+        numbers = dict(score=self.score, epoch=self.epoch, bad=self.bad, lowest=lowest)
+        states = {name: getattr(self, name) for name in self.KEPT}
+        return numbers, {k: v for k, v in states.items() if v is not None}
 
     def from_state(self, numbers: dict, kept: dict):
         "Go on where `as_state` was taken."
-        self.score, self.epoch, self.bad = (
-            numbers["score"] and tuple(numbers["score"]),
-            numbers["epoch"],
-            numbers["bad"],
-        )
+        self.score = numbers["score"] and tuple(numbers["score"])
+        self.epoch, self.bad = numbers["epoch"], numbers["bad"]
         self.lowest = math.inf if numbers["lowest"] is None else numbers["lowest"]
-        for k in ("state", "good", "newest"):
-            setattr(self, k, kept.get(k))
+        for name in self.KEPT:
+            setattr(self, name, kept.get(name))
         return self
 
 
-# %% ../../nbs/trainer/result.ipynb #46192e12
+# %% ../../nbs/trainer/result.ipynb #6ff0c8db
 @dataclass
 class Result:
     "A trained network with its history. Subclasses: `TorchResult`, `KerasResult`."
@@ -122,15 +110,13 @@ class Result:
     model: object  # backbone and head, in its framework
     classes: list[str]
     recipe: Recipe
-    history: list[dict] = field(default_factory=list)  # one row an epoch
+    history: list[dict] = field(default_factory=list)  # one row per epoch
     seconds: float = 0.0
-    trainable: int = 0  # parameters that moved at the end
+    trainable: int = 0  # parameters that were trained at the end
     stopped: str = ""  # why training ended early, if it did
     best_epoch: int | None = None  # epoch whose weights were kept
     info: dict = field(default_factory=dict)  # what `save` adds to run.json
-    step_losses: list[float] = field(
-        default_factory=list
-    )  # the loss of every step, before its update
+    step_losses: list[float] = field(default_factory=list)  # before each update
 
     @property
     def framework(self) -> str:
@@ -141,91 +127,85 @@ class Result:
         "(N, C) float32 for what `predict` takes, in inference mode."
         images = as_images(images, self.info.get("size"))
         batch = images.batch if hasattr(images, "batch") else images.__getitem__
-        parts = [
-            self._logits(
-                self.backbone.check(
-                    batch(np.arange(i, min(i + batch_size, len(images))))
-                )
-            )
-            for i in range(0, len(images), batch_size)
-        ]
-        return (
-            np.concatenate(parts)
-            if parts
-            else np.zeros((0, len(self.classes)), "float32")
-        )
+        parts = [np.zeros((0, len(self.classes)), "float32")]
+        for i in range(0, len(images), batch_size):
+            rows = np.arange(i, min(i + batch_size, len(images)))
+            parts.append(self._logits(self.backbone.check(batch(rows))))
+        return np.concatenate(parts)
 
     def predict(self, images) -> np.ndarray:
-        """(N, C) class probabilities, in either framework, for an ImageDataset, for uint8 images (N,H,W,3) or one of them,
-        grey (H,W), RGBA or whole numbers of another type, for the path of an image file or a Pillow image, or for a list of these.
-        Files are read at the size of the training images. Raises BadValue for anything else, such as values from 0 to 1."""
+        """(N, C) class probabilities.
+
+        Takes an ImageDataset, uint8 images (N, H, W, 3) or one of them, grey images
+        (H, W), RGBA or whole numbers of another type, the path of an image file, a
+        Pillow image, or a list of these. Files are read at the size of the training
+        images. Raises BadValue for anything else, such as values from 0 to 1.
+        """
         return softmax(self.logits(images))
 
     def evaluate(self, dataset) -> dict:
-        "Accuracy, balanced accuracy, precision, recall and F1 on a labelled data set; its classes are matched by name."
-        from transfer_course.vision.evaluate import scores
+        """Accuracy, balanced accuracy, precision, recall and F1 on a labelled data set.
 
-        keep = dataset.labels >= 0
-        return scores(
-            match_classes(dataset, self.classes)[keep],
-            self.predict(dataset).argmax(1)[keep],
-            len(self.classes),
-        )
+        Its classes are matched with the run's by name.
+        """
+        labelled = dataset.labels >= 0
+        labels = match_classes(dataset, self.classes)[labelled]
+        predicted = self.predict(dataset).argmax(1)[labelled]
+        return scores(labels, predicted, len(self.classes))
 
     def save(self, folder, **info):
-        "Write the run to `folder` (new or empty): model file and `run.json`; more keys of `info` go into it."
-        from transfer_course.engine.runs import save_run
+        """Write the run to `folder` (new or empty): the model file and `run.json`.
 
-        net = self.backbone
-        about = dict(
-            name=net.name,
-            config=net.config,
-            weights_sha256=net.weights_sha256,
-            licence=net.licence,
-            source=net.source,
-            input_size=net.input_size,
-            preprocessing=net.preprocessing,
-        )
-        mine = dict(
-            backbone=about,
-            strategy=self.recipe.strategy,
-            recipe=self.recipe.to_dict(),
-            classes=self.classes,
-            history=self.history,
-            seconds=self.seconds,
-            trainable=self.trainable,
-            stopped=self.stopped,
-            best_epoch=self.best_epoch,
-        )
+        Further keys of `info` go into `run.json`.
+        """
         return save_run(
             folder,
             framework=self.framework,
             write_model=self.write_model,
-            info={**mine, **self.info, **info},
+            info={**_about(self), **self.info, **info},
         )
 
 
-# %% ../../nbs/trainer/result.ipynb #299ef751
-def match_classes(dataset, classes):
-    "The data set's labels as indices into `classes`."
+# %% ../../nbs/trainer/result.ipynb #29bf72ea
+def match_classes(dataset, classes) -> np.ndarray:
+    "The data set's labels as indices into `classes`; BadValue for an unknown class."
     unknown = [c for c in dataset.classes if c not in classes]
     if unknown:
+        known = ", ".join(classes)
         raise BadValue(
-            f"The data set has a class '{unknown[0]}' that this run was not trained on; it knows {', '.join(classes)}."
+            f"The data set has a class '{unknown[0]}' that this run was not trained "
+            f"on; it knows {known}."
         )
+    # The last entry is for the label -1 of unlabelled images.
     table = np.array([classes.index(c) for c in dataset.classes] + [-1])
     return table[dataset.labels]
 
 
-# %% ../../nbs/trainer/result.ipynb #86abfff1
+def _about(result) -> dict:
+    "What `run.json` says about a result."
+    net = result.backbone
+    names = "name config weights_sha256 licence source input_size preprocessing"
+    about = dict(
+        backbone={name: getattr(net, name) for name in names.split()},
+        strategy=result.recipe.strategy,
+        recipe=result.recipe.to_dict(),
+    )
+    names = "classes history seconds trainable stopped best_epoch"
+    return about | {name: getattr(result, name) for name in names.split()}
+
+
+# %% ../../nbs/trainer/result.ipynb #f1fe0283
 def score_row(result, valid, logits=None) -> dict:
-    "`valid_loss` and `valid_accuracy` of a result, None without a validation part; `logits` (N, C) where they are known already."
+    """`valid_loss` and `valid_accuracy` of a result; None without a validation set.
+
+    `logits` (N, C) are given where they are known already.
+    """
     if valid is None or not len(valid):
         return {"valid_loss": None, "valid_accuracy": None}
-    loss, accuracy = loss_and_accuracy(
-        result.logits(valid) if logits is None else logits,
-        match_classes(valid, result.classes),
-    )
+    if logits is None:
+        logits = result.logits(valid)
+    labels = match_classes(valid, result.classes)
+    loss, accuracy = loss_and_accuracy(logits, labels)
     return {"valid_loss": loss, "valid_accuracy": accuracy}
 
 
@@ -234,7 +214,7 @@ class EpochEnd:
     "What a callback gets after each epoch; `stop` ends training after it."
 
     epoch: int  # from 1
-    row: dict  # the history's newest row
+    row: dict  # the newest row of the history
     result: Result  # the run so far: `.model`, `.backbone`, `.predict`
     why: str = ""
 
@@ -243,75 +223,76 @@ class EpochEnd:
         self.why = why
 
 
-# %% ../../nbs/trainer/result.ipynb #eecad1ac
-def check_state(state: dict, *counts: int) -> None:
-    "ValueError where what a checkpoint tells of a run (`best`, `history`, `losses`, `stopped`, counts from 0) can't be so."
-    best, number = state["best"], lambda v: type(v) in (int, float)
-    score, whole = (
-        best["score"] or [],
-        [c for c in (best["bad"], best["epoch"], *counts) if c is not None],
-    )
-    right = (
-        type(score) is list
-        and len(score) in (0, 2)
-        and all(map(number, score))
-        and (best["lowest"] is None or number(best["lowest"]))
-    )
-    lists = (
-        all(type(state[k]) is list for k in ("history", "losses"))
-        and all(map(number, state["losses"]))
-        and all(type(r) is dict for r in state["history"])
-    )
-    if not (
-        right
-        and lists
-        and type(state["stopped"]) is str
-        and all(type(c) is int and c >= 0 for c in whole)
-    ):
-        raise ValueError("numbers that are none")
-
-
 def diverged(result, epoch: int, best: Best):
-    "Note in the result, and warn, that the loss or the weights stopped being numbers; `best.state` becomes what to go back to."
+    """Note in the result, and warn, that loss or weights are no longer finite.
 
+    `best.state` becomes the state to go back to.
+    """
     if best.state is None:
         best.state = best.good
     result.stopped = (
-        f"the loss or the weights became infinite or not a number in epoch {epoch + 1}; the last good weights are kept. "
-        "Try a learning rate ten times smaller, a longer warm-up, or check the images."
+        "the loss or the weights became infinite or not a number in epoch "
+        f"{epoch + 1}; the last good weights are kept. Try a learning rate ten times "
+        "smaller, a longer warm-up, or check the images."
     )
     warnings.warn(result.stopped, stacklevel=3)
 
 
-# %% ../../nbs/trainer/result.ipynb #5012c728
+# %% ../../nbs/trainer/result.ipynb #df93f9b3
+def check_state(state: dict, *counts: int) -> None:
+    """ValueError where what a checkpoint says about a run cannot be so.
+
+    `state` has `best`, `history`, `losses` and `stopped`; `counts` are further whole
+    numbers of at least 0.
+    """
+    best = state["best"]
+    score = best["score"] or []
+    numbers = [*score, *state["losses"]]
+    numbers += [] if best["lowest"] is None else [best["lowest"]]
+    whole = [n for n in (best["bad"], best["epoch"], *counts) if n is not None]
+    good = [
+        type(score) is list and len(score) in (0, 2),
+        type(state["losses"]) is list,
+        type(state["history"]) is list,
+        all(type(row) is dict for row in state["history"]),
+        type(state["stopped"]) is str,
+        all(type(n) in (int, float) for n in numbers),
+        all(type(n) is int and n >= 0 for n in whole),
+    ]
+    if not all(good):
+        raise ValueError("numbers that are none")
+
+
+# %% ../../nbs/trainer/result.ipynb #2aeaec44
 def check_head(info, path, net, head):
-    "Damaged unless `head`, its weights (C, D) and biases (C,), is one for the classes of run.json on this backbone."
-    n, shapes = len(info["classes"]), [tuple(a.shape) for a in head]
+    """Damaged unless the head fits the classes of run.json on this backbone.
+
+    `head` holds its weights (C, D) and biases (C,).
+    """
+    n, shapes = len(info["classes"]), [tuple(array.shape) for array in head]
     if shapes != [(n, net.feature_dim), (n,)]:
         raise Damaged(
-            f"The weights in {printable(path)} don't fit their run.json: it names {n} classes for a head on {net.feature_dim} features, and theirs has the shapes {shapes}."
+            f"The weights in {printable(path)} don't fit their run.json: it names {n} "
+            f"classes for a head on {net.feature_dim} features, and theirs has the "
+            f"shapes {shapes}."
         )
 
 
-# %% ../../nbs/trainer/result.ipynb #7545dc94
 def rebuild(info: dict):
-    "From a `run.json`: the backbone with random weights, and the fields of its Result. Damaged where it makes no sense."
+    """The backbone of a `run.json`, with random weights, and the fields of its Result.
 
-    known = {f.name for f in fields(Recipe)}
+    Raises Damaged where the file makes no sense.
+    """
     try:
-        config = {k: info["backbone"]["config"][k] for k in ("name", "seed")}
-        if not isinstance(config["name"], str):
-            raise TypeError
-        recipe = Recipe(**{k: v for k, v in info["recipe"].items() if k in known})
-        net = backbone(**config, framework=info["framework"], weights=None)
+        net, recipe = _described(info)
     except (KeyError, TypeError, AttributeError, OverflowError):
         raise Damaged(
-            "run.json describes no network and recipe that could be built. Copy the run's folder anew, or train again."
+            "run.json describes no network and recipe that could be built. "
+            "Copy the run's folder anew, or train again."
         ) from None
     except BadValue as e:
-        raise Damaged(
-            f"run.json describes a run that can't be built: {printable(str(e)[:400], True)}"
-        ) from None
+        why = printable(str(e)[:400], True)
+        raise Damaged(f"run.json describes a run that can't be built: {why}") from None
     return net, dict(
         classes=list(info["classes"]),
         recipe=recipe,
@@ -322,3 +303,13 @@ def rebuild(info: dict):
         best_epoch=info.get("best_epoch"),
         info=info,
     )
+
+
+def _described(info):
+    "Backbone and recipe of a `run.json`; fields of later versions are left out."
+    config = {k: info["backbone"]["config"][k] for k in ("name", "seed")}
+    if not isinstance(config["name"], str):
+        raise TypeError
+    known = {f.name for f in fields(Recipe)}
+    recipe = Recipe(**{k: v for k, v in info["recipe"].items() if k in known})
+    return backbone(**config, framework=info["framework"], weights=None), recipe

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["fine_tune", "load_result"]
 
-# %% ../../nbs/trainer/run.ipynb #5689ca22
+# %% ../../nbs/trainer/run.ipynb #1d11b825
 import numpy as np
 
 from ..engine.frameworks import check_framework
@@ -13,26 +13,30 @@ from ..engine.runs import read_run
 from .result import Result
 
 
-# %% ../../nbs/trainer/run.ipynb #1bf0849a
+# %% ../../nbs/trainer/run.ipynb #579dd612
 def fine_tune(backbone, train, valid=None, recipe=None, **kwargs) -> Result:
-    "Train `backbone` on `train` by `recipe`; see `torch_loop.fine_tune`, which has the same signature as `keras_loop.fine_tune`."
+    """Train a copy of `backbone` with a new head on `train` by `recipe`.
 
+    Takes everything that `torch_loop.fine_tune` and `keras_loop.fine_tune` take; their
+    signatures are the same. Raises BadValue where the data or the recipe can't be used.
+    """
     if check_framework(backbone.framework) == "torch":
         from transfer_course.trainer.torch_loop import fine_tune as run
     else:
         from transfer_course.trainer.keras_loop import fine_tune as run
-    result, side = (
-        run(backbone, train, valid, recipe, **kwargs),
-        getattr(train, "size", None),
-    )
-    if isinstance(side, (int, np.integer)):
-        result.info.setdefault("size", int(side))  # so that files can be read for it
+    result = run(backbone, train, valid, recipe, **kwargs)
+    side = getattr(train, "size", None)
+    if isinstance(side, int | np.integer):
+        # `predict` reads files at the size of the training images.
+        result.info.setdefault("size", int(side))
     return result
 
 
 def load_result(folder) -> Result:
-    "A saved run, in the framework that wrote it. Raises NotFound or Damaged with a sentence."
+    """A saved run, in the framework that wrote it.
 
+    Raises NotFound or Damaged with a sentence.
+    """
     info, path = read_run(folder)
     if info["framework"] == "torch":
         from transfer_course.trainer.torch_state import restore

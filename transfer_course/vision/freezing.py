@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ["snapshot", "moved", "assert_frozen", "what_moves", "stage_sizes"]
 
-# %% ../../nbs/2_vision/freezing.ipynb #49a2ae79
+# %% ../../nbs/2_vision/freezing.ipynb #7df3f8b5
 import math
 
 import numpy as np
@@ -13,63 +13,71 @@ import numpy as np
 from ..engine.errors import BadValue
 
 
-# %% ../../nbs/2_vision/freezing.ipynb #55424625
+# %% ../../nbs/2_vision/freezing.ipynb #6fe63818
 def snapshot(model) -> dict[str, np.ndarray]:
     "A copy of every tensor of a torch module or Keras model: name → array."
-    if not hasattr(
-        model, "get_weights"
-    ):  # on its torch backend a Keras model has a state_dict too
-        return {
-            k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()
-        }
+    # On its torch backend a Keras model has a state_dict, too.
+    if not hasattr(model, "get_weights"):
+        tensors = model.state_dict().items()
+        return {k: v.detach().cpu().numpy().copy() for k, v in tensors}
     import keras
 
-    return {
-        v.path: np.array(keras.ops.convert_to_numpy(v.value))
-        for v in model.variables
-        if "seed_generator" not in v.path
-    }
+    arrays = {}
+    for variable in model.variables:
+        if "seed_generator" not in variable.path:
+            value = keras.ops.convert_to_numpy(variable.value)
+            arrays[variable.path] = np.array(value)
+    return arrays
 
 
 def moved(before: dict, after: dict) -> list[str]:
     "Names whose bits differ between two snapshots."
     if before.keys() != after.keys():
-        raise BadValue(
-            f"The snapshots are of two models: {sorted(before.keys() ^ after.keys())[:3]} stand in one only."
-        )
-    return [
-        k for k in before if not np.array_equal(before[k], after[k], equal_nan=True)
-    ]
+        alone = sorted(before.keys() ^ after.keys())[:3]
+        raise BadValue(f"The snapshots are of two models: {alone} stand in one only.")
+
+    def same(name):
+        return np.array_equal(before[name], after[name], equal_nan=True)
+
+    return [name for name in before if not same(name)]
 
 
-# %% ../../nbs/2_vision/freezing.ipynb #0cf31ae8
+# %% ../../nbs/2_vision/freezing.ipynb #1d41d0e8
 def assert_frozen(before: dict, after: dict, prefixes=("",)) -> int:
-    "AssertionError unless every tensor whose name starts with one of `prefixes` is bit-identical; returns how many were compared."
+    """How many tensors with one of these prefixes were compared: all are bit-identical.
+
+    Raises AssertionError if one of them changed, and BadValue if there is none.
+    """
     prefixes = tuple(prefixes)
     names = [k for k in before if k.startswith(prefixes)]
     if not names:
+        what = ", ".join(map(repr, prefixes))
         raise BadValue(
-            f"No tensor's name starts with {', '.join(map(repr, prefixes))}, so there is nothing to prove."
+            f"No tensor's name starts with {what}, so there is nothing to prove."
         )
     changed = [k for k in moved(before, after) if k.startswith(prefixes)]
     if changed:
+        some = ", ".join(changed[:4]) + (" …" if len(changed) > 4 else "")
         raise AssertionError(
-            f"{len(changed)} of {len(names)} tensors moved though they should be frozen: {', '.join(changed[:4])}{' …' if len(changed) > 4 else ''}"
+            f"{len(changed)} of {len(names)} tensors moved though they should be "
+            f"frozen: {some}"
         )
     return len(names)
 
 
-# %% ../../nbs/2_vision/freezing.ipynb #539f796a
+# %% ../../nbs/2_vision/freezing.ipynb #d3ea6f0f
 def what_moves(stages: dict, sizes: dict[str, int], moving, head: int) -> str:
-    "A table of stages: parameters and whether they move. `sizes` gives the parameters of each stage, `head` those of the new head."
-    rows = [(s, sizes[s], "moves" if s in moving else "frozen") for s in stages] + [
-        ("head", head, "moves")
-    ]
-    total = sum(n for _, n, how in rows if how == "moves")
-    return (
-        "\n".join(f"{name:<12}{n:>12,}  {how}" for name, n, how in rows)
-        + f"\n{'moving':<12}{total:>12,}  of {sum(n for _, n, _ in rows):,}"
-    )
+    """A table of stages: how many parameters each has and whether they move.
+
+    `sizes` gives the parameters of each stage, `head` those of the new head.
+    """
+    rows = [(s, sizes[s], "moves" if s in moving else "frozen") for s in stages]
+    rows.append(("head", head, "moves"))
+    lines = [f"{name:<12}{n:>12,}  {how}" for name, n, how in rows]
+    trained = sum(n for _, n, how in rows if how == "moves")
+    total = sum(n for _, n, _ in rows)
+    lines.append(f"{'moving':<12}{trained:>12,}  of {total:,}")
+    return "\n".join(lines)
 
 
 def stage_sizes(net) -> dict[str, int]:
@@ -77,12 +85,15 @@ def stage_sizes(net) -> dict[str, int]:
     if net.framework == "torch":
         sizes = {n: p.numel() for n, p in net.model.named_parameters()}
     else:
-        sizes = {
-            v.path: math.prod(v.shape)
-            for v in net.model.variables
-            if "moving_" not in v.path and "seed_generator" not in v.path
-        }
-    return {
-        s: sum(n for name, n in sizes.items() if name.startswith(tuple(prefixes)))
-        for s, prefixes in net.stages.items()
-    }
+        sizes = {v.path: math.prod(v.shape) for v in _keras_parameters(net.model)}
+    counts = {}
+    for stage, prefixes in net.stages.items():
+        names = [n for n in sizes if n.startswith(tuple(prefixes))]
+        counts[stage] = sum(sizes[n] for n in names)
+    return counts
+
+
+def _keras_parameters(model):
+    "A Keras model's variables without running statistics and random generators."
+    others = ("moving_", "seed_generator")
+    return [v for v in model.variables if not any(o in v.path for o in others)]
