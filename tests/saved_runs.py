@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent / "saved_runs"
 
 
 def data(seed, each=6, side=32):
-    """Coloured noise, one colour per class: images that every machine can make again."""
+    """Coloured noise, one colour per class: every machine can make it again."""
     from transfer_course import ImageDataset
 
     rng = np.random.default_rng(seed)

@@ -1177,9 +1177,8 @@ def test_augment_does_what_it_says():
     assert (change(zoom=1)[..., 1] < 150).sum() > 120 and (
         change(zoom=0)[..., 1] < 150
     ).sum() < 85
-    assert (
-        change(right=1)[0, :, :5] == 255
-    ).all()  # what comes in is white, as the border is
+    # What comes in is white, as the border is.
+    assert (change(right=1)[0, :, :5] == 255).all()
     assert (
         change(brightness=0).mean() < x.mean()
         and np.ptp(change(saturation=0)[0, 25, 15]) < 150 * 0.7

@@ -778,9 +778,8 @@ def test_no_warning_leaks_from_any_thread_and_none_of_others_is_lost():
             list(pool.map(quietly, noisy() * 30))
         assert not caught and warnings.filters == before
         done = threading.Event()
-        with ThreadPoolExecutor(
-            1
-        ) as pool:  # while a thread decodes, Pillow may warn in this one
+        # While a thread decodes, Pillow may warn in this one.
+        with ThreadPoolExecutor(1) as pool:
 
             def busy():
                 while not done.is_set():

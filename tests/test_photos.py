@@ -217,9 +217,8 @@ def test_cut_outs_are_whole_and_leave_a_margin(whole):
         and not alpha[:, :, -3:].any()
     )
     rows, columns = (alpha > 16).any(2).sum(1), (alpha > 16).any(1).sum(1)
-    assert (
-        np.maximum(rows, columns) >= 54
-    ).all()  # 90 % of 64 pixels, but for soft edges
+    # 90 % of 64 pixels, but for soft edges.
+    assert (np.maximum(rows, columns) >= 54).all()
 
 
 @pytest.mark.parametrize("missing", ARCHIVES)

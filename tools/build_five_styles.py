@@ -1,18 +1,27 @@
-"""Build the bundled data set Five Styles: everyday things in five styles, 64 x 64 pixels with alpha.
+"""Build the bundled data set Five Styles.
 
-    python tools/build_five_styles.py SOURCES_FOLDER          (writes transfer_course/assets/five_styles/)
+Everyday things in five styles, 64 x 64 pixels with alpha.
 
-SOURCES_FOLDER holds the four sources, unpacked. Fetch them there with the ordinary tools:
+    python tools/build_five_styles.py SOURCES_FOLDER
+
+It writes transfer_course/assets/five_styles/. SOURCES_FOLDER holds the four sources,
+unpacked. Fetch them there with the ordinary tools:
 
     mkdir google twitter openmoji
-    npm pack emoji-datasource-google@16.0.0   && tar -xzf emoji-datasource-google-16.0.0.tgz -C google
-    npm pack emoji-datasource-twitter@16.0.0  && tar -xzf emoji-datasource-twitter-16.0.0.tgz -C twitter
-    npm pack openmoji@17.0.0                  && tar -xzf openmoji-17.0.0.tgz -C openmoji
-    apt-get download tuxpaint-stamps-default  && dpkg-deb -x tuxpaint-stamps-default_2022.06.04-1_all.deb tuxpaint
+    npm pack emoji-datasource-google@16.0.0
+    tar -xzf emoji-datasource-google-16.0.0.tgz -C google
+    npm pack emoji-datasource-twitter@16.0.0
+    tar -xzf emoji-datasource-twitter-16.0.0.tgz -C twitter
+    npm pack openmoji@17.0.0
+    tar -xzf openmoji-17.0.0.tgz -C openmoji
+    apt-get download tuxpaint-stamps-default
+    dpkg-deb -x tuxpaint-stamps-default_2022.06.04-1_all.deb tuxpaint
 
-It needs Pillow with WebP, NumPy and cairosvg (which needs the cairo library); nothing else in this repository does.
-The result is the same bytes with the same versions of these; drawing may differ by a grey level between systems.
-The tables below are the whole curation: what counts as which class, what is left out and why, what is one thing.
+It needs Pillow with WebP, NumPy and cairosvg (which needs the cairo library); nothing
+else in this repository needs cairosvg. With the same versions of these the result is
+the same bytes, except that drawing may differ by a grey level between systems.
+The tables below are the whole curation: what counts as which class, what is left out
+and why, what is one thing.
 """
 
 from __future__ import annotations
@@ -126,7 +135,9 @@ LEFT_OUT_PHOTOS = {
         "plants/flowers/plastic/chuvanna_plastic_poo"
     ),
     "thin poles, nothing left at 64 pixels": "sports/rugby_goal_posts",
-    "no class of ours": "animals/amphibians/frog animals/amphibians/frog-1 animals/lizards/iguana",
+    "no class of ours": (
+        "animals/amphibians/frog animals/amphibians/frog-1 animals/lizards/iguana"
+    ),
 }
 WHY_NOT = {
     stem: why for why, stems in LEFT_OUT_PHOTOS.items() for stem in stems.split()
@@ -223,15 +234,15 @@ CUT = {
     "from",
 }
 DROP = """
-    a an arrival baby big black blue brown colourful departure eared face facing front golden green
-    large little male man's oncoming pink red sitting sleeping sliced small the two white wild woman's
-    yellow
+    a an arrival baby big black blue brown colourful departure eared face facing front
+    golden green large little male man's oncoming pink red sitting sleeping sliced small
+    the two white wild woman's yellow
 """
 #    Nouns too general to join anything by themselves: the word before them stays.
 GENERAL = """
-    bag ball boot bottle bowl box bread building bus cake cap car castle clothe cream drink engine fish
-    flower fruit game glass hat helmet leaf leave light note pepper plant post pot railway root scale
-    score ship shoe tree truck
+    bag ball boot bottle bowl box bread building bus cake cap car castle clothe cream
+    drink engine fish flower fruit game glass hat helmet leaf leave light note pepper
+    plant post pot railway root scale score ship shoe tree truck
 """
 # And names whose noun says too little or too much: these stand for themselves (joined,
 # where fit, by hand).
@@ -460,7 +471,10 @@ class Groups:
 
 
 def correlation(images: np.ndarray) -> np.ndarray:
-    """Pearson correlation of every pair of RGBA pictures of one class and style, by rule 3."""
+    """Pearson correlation of every pair of RGBA pictures, by rule 3.
+
+    The pictures are of one class and style.
+    """
     rgb, alpha = images[..., :3].astype(np.float64), images[..., 3:] / 255.0
     shown = rgb * alpha + 255 * (1 - alpha)
     shown -= shown.mean(0, keepdims=True)
@@ -471,7 +485,10 @@ def correlation(images: np.ndarray) -> np.ndarray:
 
 
 def identities(rows: list[dict]) -> list[tuple[float, str, str, str, str]]:
-    """Write row["identity"] into every row by the three rules; returns the pairs joined by pixels."""
+    """Write row["identity"] into every row by the three rules.
+
+    Returns the pairs joined by pixels.
+    """
     groups, known = Groups(), {(r["class"], r["name"]) for r in rows}
     for c, n in known:
         groups.join((c, "noun", noun(n, c)), (c, "name", n))
@@ -515,7 +532,11 @@ def identities(rows: list[dict]) -> list[tuple[float, str, str, str, str]]:
 
 
 def seal(rows: list[dict]) -> None:
-    """Write row["part"]: per class a third of the identities, and of those with a photograph, chosen by hash."""
+    """Write row["part"].
+
+    Sealed is a third of the identities per class, and a third of those with a
+    photograph, chosen by hash.
+    """
     strata = defaultdict(set)
     with_photo = {r["identity"] for r in rows if r["style"] == "photo"}
     with_emoji = {r["identity"] for r in rows if r["style"] != "photo"}
@@ -540,7 +561,10 @@ def seal(rows: list[dict]) -> None:
 
 
 def fit(image: Image.Image, margin: int = 0) -> np.ndarray:
-    """Cut to what is visible, scale into SIZE x SIZE with the aspect kept (colours weighted by alpha), centre."""
+    """Cut to what is visible, scale into SIZE x SIZE and centre.
+
+    The aspect ratio is kept, and colours are weighted by alpha.
+    """
     pixels = np.asarray(image.convert("RGBA"))
     y, x = np.nonzero(pixels[..., 3] > 16)
     image = Image.fromarray(pixels[y.min() : y.max() + 1, x.min() : x.max() + 1])
@@ -718,7 +742,10 @@ def split_by(rows: list[dict], *keys: str) -> dict:
 
 
 def name_files(rows: list[dict]) -> None:
-    """Write row["file"]: style/class/name.webp; a second picture of the same name gets a number."""
+    """Write row["file"]: style/class/name.webp.
+
+    A second picture of the same name gets a number.
+    """
     seen = Counter()
     for r in rows:
         slug = re.sub(r"[^a-z0-9]+", "-", r["name"].lower().replace("’", "")).strip("-")

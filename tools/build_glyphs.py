@@ -1,16 +1,21 @@
-"""Build the bundled data set Glyphs: 39 letters and 10 digits drawn in the fonts of Debian, 28 x 28 grey.
+"""Build the bundled data set Glyphs.
 
-    python tools/build_glyphs.py PACKAGES_FOLDER           (writes transfer_course/assets/glyphs/)
-    python tools/build_glyphs.py PACKAGES_FOLDER --sheets SHEETS_FOLDER     (also draws contact sheets to look at)
+39 letters and 10 digits drawn in the fonts of Debian, 28 x 28 grey.
 
-PACKAGES_FOLDER holds the packages of the table FONTS below as .deb files of Debian 12 (bookworm). Fetch them with
+    python tools/build_glyphs.py PACKAGES_FOLDER [--sheets SHEETS_FOLDER]
+
+It writes transfer_course/assets/glyphs/; with --sheets it also draws contact sheets to
+look at. PACKAGES_FOLDER holds the packages of the table FONTS below as .deb files of
+Debian 12 (bookworm). Fetch them with
 
     python tools/build_glyphs.py --packages | xargs apt-get download
 
-The versions are those in the table of transfer_course/assets/glyphs/README.md. The script unpacks them with
-dpkg-deb. It needs Pillow with FreeType and WebP, NumPy and fontTools (which matplotlib brings).
-The result is the same bytes with the same versions of these; drawing may differ by a grey level between systems.
-The tables below are the whole curation: which fonts, what is left out and why, what is one family.
+The versions are those in the table of transfer_course/assets/glyphs/README.md. The
+script unpacks them with dpkg-deb. It needs Pillow with FreeType and WebP, NumPy and
+fontTools (which matplotlib brings). With the same versions of these the result is the
+same bytes, except that drawing may differ by a grey level between systems.
+The tables below are the whole curation: which fonts, what is left out and why, what is
+one family.
 """
 
 from __future__ import annotations
@@ -74,7 +79,8 @@ fonts-adf-irianis       GPL-2+FE | serif: Irianis ADF Std
 fonts-adf-libris        GPL-2+FE | sans: Libris ADF Std
 fonts-adf-mekanus       GPL-2+FE | serif: Mekanus ADF Std
 fonts-adf-oldania       GPL-2+FE | sans: Oldania ADF Std
-fonts-adf-romande       GPL-2+FE | serif: Romande ADF Std | script: Romande ADF Script Std
+fonts-adf-romande       GPL-2+FE | serif: Romande ADF Std
+fonts-adf-romande       GPL-2+FE | script: Romande ADF Script Std
 fonts-adf-switzera      GPL-2+FE | sans: Switzera ADF
 fonts-adf-tribun        GPL-2+FE | serif: Tribun ADF Std
 fonts-adf-universalis   GPL-2+FE | sans: Universalis ADF Std
@@ -84,13 +90,15 @@ fonts-allerta           OFL-1.1 | sans: Allerta
 fonts-anonymous-pro     OFL-1.1 | mono: Anonymous Pro
 fonts-aoyagi-kouzan-t   public domain | script: AoyagiKouzanFontT
 fonts-arapey            OFL-1.1 | serif: Arapey
-fonts-arundina          GPL-2+ | sans: Arundina Sans | mono: Arundina Sans Mono | serif: Arundina Serif
+fonts-arundina          GPL-2+ | sans: Arundina Sans | mono: Arundina Sans Mono
+fonts-arundina          GPL-2+ | serif: Arundina Serif
 fonts-averia-gwf        OFL-1.1 | serif: Averia GWF
 fonts-averia-sans-gwf   OFL-1.1 | sans: Averia Sans GWF
 fonts-averia-serif-gwf  OFL-1.1 | serif: Averia Serif GWF
 fonts-b612              OFL-1.1 | sans: B612 | mono: B612 Mono
 fonts-babelstone-modern OFL-1.1 | sans: BabelStone Modern
-fonts-baekmuk           MIT-like | serif: Baekmuk Batang | sans: Baekmuk Dotum, Baekmuk Gulim, Baekmuk Headline
+fonts-baekmuk           MIT-like | serif: Baekmuk Batang
+fonts-baekmuk           MIT-like | sans: Baekmuk Dotum, Baekmuk Gulim, Baekmuk Headline
 fonts-beteckna          GPL-3 | sans: BetecknaGS
 fonts-breip             OFL-1.0 | script: Breip
 fonts-cabin             OFL-1.1 | sans: Cabin
@@ -98,20 +106,25 @@ fonts-cantarell         OFL-1.1 | sans: Cantarell
 fonts-cardo             OFL-1.1 | serif: Cardo
 fonts-century-catalogue OFL-1.0 | serif: Century Catalogue
 fonts-clear-sans        Apache-2.0 | sans: Clear Sans
-fonts-cmu               OFL-1.1 | serif: CMU Serif, CMU Concrete | sans: CMU Bright, CMU Sans Serif | mono: CMU Typewriter Text
+fonts-cmu               OFL-1.1 | serif: CMU Serif, CMU Concrete
+fonts-cmu               OFL-1.1 | sans: CMU Bright, CMU Sans Serif
+fonts-cmu               OFL-1.1 | mono: CMU Typewriter Text
 fonts-comfortaa         OFL-1.1 | sans: Comfortaa
 fonts-comic-neue        OFL-1.1 | script: Comic Neue
 fonts-compagnon         OFL-1.1 | mono: Compagnon
-fonts-courier-prime     OFL-1.1 | mono: Courier Prime, Courier Prime Sans, Courier Prime Code
+fonts-courier-prime     OFL-1.1 | mono: Courier Prime, Courier Prime Sans
+fonts-courier-prime     OFL-1.1 | mono: Courier Prime Code
 fonts-croscore          OFL-1.1 | sans: Arimo | mono: Cousine | serif: Tinos
 fonts-crosextra-caladea OFL-1.1 | serif: Caladea
 fonts-crosextra-carlito OFL-1.1 | sans: Carlito
 fonts-dancingscript     OFL-1.1 | script: Dancing Script
-fonts-dejavu-core       Bitstream Vera | sans: DejaVu Sans | mono: DejaVu Sans Mono | serif: DejaVu Serif
+fonts-dejavu-core       Bitstream Vera | sans: DejaVu Sans | mono: DejaVu Sans Mono
+fonts-dejavu-core       Bitstream Vera | serif: DejaVu Serif
 fonts-dkg-handwriting   OFL-1.1 | script: DkgHandwriting
 fonts-dosis             OFL-1.1 | sans: Dosis
 fonts-dotgothic16       OFL-1.1 | mono: DotGothic16
-fonts-dustin            GPL-2 | sans: Dustismo | serif: Dustismo Roman | script: Domestic Manners, El Abogado Loco, Junkyard
+fonts-dustin            GPL-2 | sans: Dustismo | serif: Dustismo Roman
+fonts-dustin            GPL-2 | script: Domestic Manners, El Abogado Loco, Junkyard
 fonts-ebgaramond        OFL-1.1 | serif: EB Garamond
 fonts-elstob            OFL-1.1 | serif: ElstobD
 fonts-essays1743        OFL-1.1 | serif: Essays1743
@@ -122,7 +135,8 @@ fonts-fanwood           MIT | serif: Fanwood
 fonts-firacode          OFL-1.1 | mono: Fira Code
 fonts-freefont-ttf      GPL-3+FE | mono: FreeMono | sans: FreeSans | serif: FreeSerif
 fonts-gemunu-libre      OFL-1.1 | sans: Gemunu Libre
-fonts-georgewilliams    OFL-1.1 | sans: Caliban | script: Cupola | serif: Caslon | mono: GWMonospace
+fonts-georgewilliams    OFL-1.1 | sans: Caliban | script: Cupola | serif: Caslon
+fonts-georgewilliams    OFL-1.1 | mono: GWMonospace
 fonts-gfs-artemisia     OFL-1.1 | serif: GFS Artemisia
 fonts-gfs-didot         OFL-1.1 | serif: GFS Didot
 fonts-gfs-neohellenic   OFL-1.1 | sans: GFS Neohellenic
@@ -145,7 +159,8 @@ fonts-kaushanscript     OFL-1.1 | script: Kaushan Script
 fonts-kiloji            BSD-3-Clause | script: kiloji, kiloji - B, kiloji - D
 fonts-klaudia-berenika  OFL-1.1 | sans: Klaudia, Berenika
 fonts-konatu            MIT | mono: Konatu
-fonts-kouzan-mouhitsu   public domain | script: KouzanBrushFont, KouzanBrushFontGyousyo, KouzanBrushFontSousyo
+fonts-kouzan-mouhitsu   public domain | script: KouzanBrushFont, KouzanBrushFontGyousyo
+fonts-kouzan-mouhitsu   public domain | script: KouzanBrushFontSousyo
 fonts-kristi            OFL-1.1 | script: Kristi
 fonts-lato              OFL-1.1 | sans: Lato
 fonts-league-mono       OFL-1.1 | mono: League Mono
@@ -154,8 +169,10 @@ fonts-leckerli-one      OFL-1.1 | script: Leckerli One
 fonts-lemonada          OFL-1.1 | script: Lemonada
 fonts-lg-aboriginal     GPL-3+FE | sans: Aboriginal Sans | serif: Aboriginal Serif
 fonts-lindenhill        MIT | serif: Linden Hill
-fonts-linex             GPL-2+ | serif: EMERITA Latina, Quercus | sans: Jara | script: Abecedario
-fonts-linuxlibertine    OFL-1.1 | serif: Linux Libertine O | sans: Linux Biolinum O | mono: Linux Libertine Mono O
+fonts-linex             GPL-2+ | serif: EMERITA Latina, Quercus | sans: Jara
+fonts-linex             GPL-2+ | script: Abecedario
+fonts-linuxlibertine    OFL-1.1 | serif: Linux Libertine O | sans: Linux Biolinum O
+fonts-linuxlibertine    OFL-1.1 | mono: Linux Libertine Mono O
 fonts-lobstertwo        OFL-1.1 | script: Lobster Two
 fonts-manrope           OFL-1.1 | sans: Manrope
 fonts-millimetre        OFL-1.1 | sans: Millimetre
@@ -164,9 +181,11 @@ fonts-monoid            OFL-1.1 | mono: Monoid
 fonts-mononoki          OFL-1.1 | mono: mononoki
 fonts-motoya-l-cedar    Apache-2.0 | sans: MotoyaLCedar
 fonts-motoya-l-maruberi Apache-2.0 | sans: MotoyaLMaru
-fonts-mplus             OFL-1.1 | sans: M PLUS 1, M PLUS 2 | mono: M PLUS 1 Code, M PLUS Code Latin 60
+fonts-mplus             OFL-1.1 | sans: M PLUS 1, M PLUS 2
+fonts-mplus             OFL-1.1 | mono: M PLUS 1 Code, M PLUS Code Latin 60
 fonts-nanum             OFL-1.1 | serif: NanumMyeongjo | mono: NanumGothicCoding
-fonts-nanum             OFL-1.1 | sans: NanumGothic, NanumBarunGothic, NanumSquare, NanumSquareRound
+fonts-nanum             OFL-1.1 | sans: NanumGothic, NanumBarunGothic, NanumSquare
+fonts-nanum             OFL-1.1 | sans: NanumSquareRound
 fonts-national-park     OFL-1.1 | sans: National Park
 fonts-naver-d2coding    OFL-1.1 | mono: D2Coding
 fonts-noto-mono         OFL-1.1 | mono: Noto Sans Mono
@@ -220,12 +239,18 @@ fonts-spleen            BSD-2-Clause | mono: Spleen 16x32
 fonts-stick             OFL-1.1 | script: Stick
 fonts-stix              OFL-1.1 | serif: STIX
 fonts-summersby         GPL-2+ | serif: Summersby
-fonts-teluguvijayam     OFL-1.1 | serif: Gurajada, Mandali, Peddana, Ramaraja, Sree Krushnadevaraya, Suranna
-fonts-teluguvijayam     OFL-1.1 | sans: Dhurjati, Gidugu, Mallanna, NATS, NTR, Potti Sreeramulu, Ramabhadra
-fonts-teluguvijayam     OFL-1.1 | sans: Suravaram, Syamala Ramana, TenaliRamakrishna, Timmana
-fonts-texgyre           GUST | serif: TeX Gyre Bonum, TeX Gyre Pagella, TeX Gyre Schola, TeX Gyre Termes
-fonts-texgyre           GUST | sans: TeX Gyre Adventor, TeX Gyre Heros | mono: TeX Gyre Cursor | script: TeX Gyre Chorus
-fonts-tiresias          GPL-3+FE | sans: Tiresias Infofont, Tiresias Keyfont V2, Tiresias LPfont, Tiresias PCfont
+fonts-teluguvijayam     OFL-1.1 | serif: Gurajada, Mandali, Peddana, Ramaraja
+fonts-teluguvijayam     OFL-1.1 | serif: Sree Krushnadevaraya, Suranna
+fonts-teluguvijayam     OFL-1.1 | sans: Dhurjati, Gidugu, Mallanna, NATS, NTR
+fonts-teluguvijayam     OFL-1.1 | sans: Potti Sreeramulu, Ramabhadra
+fonts-teluguvijayam     OFL-1.1 | sans: Suravaram, Syamala Ramana, TenaliRamakrishna
+fonts-teluguvijayam     OFL-1.1 | sans: Timmana
+fonts-texgyre           GUST | serif: TeX Gyre Bonum, TeX Gyre Pagella, TeX Gyre Schola
+fonts-texgyre           GUST | serif: TeX Gyre Termes
+fonts-texgyre           GUST | sans: TeX Gyre Adventor, TeX Gyre Heros
+fonts-texgyre           GUST | mono: TeX Gyre Cursor | script: TeX Gyre Chorus
+fonts-tiresias          GPL-3+FE | sans: Tiresias Infofont, Tiresias Keyfont V2
+fonts-tiresias          GPL-3+FE | sans: Tiresias LPfont, Tiresias PCfont
 fonts-tiresias          GPL-3+FE | sans: Tiresias Signfont
 fonts-tlwg-kinnari-ttf  GPL-2+FE | serif: Kinnari
 fonts-tlwg-laksaman-ttf GPL-2+FE | sans: Laksaman
@@ -237,15 +262,18 @@ fonts-tlwg-typist-ttf   GPL-2+FE | mono: Tlwg Typist
 fonts-tlwg-typo-ttf     GPL-2+FE | mono: Tlwg Typo
 fonts-tlwg-umpush-ttf   GPL-2+FE | sans: Umpush
 fonts-tuffy             public domain | sans: Tuffy
-fonts-unfonts-core      GPL-2 | serif: UnBatang, UnGungseo | sans: UnDotum, UnGraphic, UnDinaru | script: UnPilgi
+fonts-unfonts-core      GPL-2 | serif: UnBatang, UnGungseo
+fonts-unfonts-core      GPL-2 | sans: UnDotum, UnGraphic, UnDinaru | script: UnPilgi
 fonts-unfonts-extra     GPL-2 | serif: UnShinmun | mono: UnTaza | script: UnPilgia
 fonts-unikurdweb        GPL-2+FE | sans: Unikurd Web
 fonts-vlgothic          M+ and BSD-3-Clause | mono: VL Gothic
 fonts-vollkorn          OFL-1.1 | serif: Vollkorn
 fonts-woowa-bm          OFL-1.1 | sans: BM DoHyeon, BM EULJIRO TTF, BM HANNA 11yrs old
-fonts-woowa-bm          OFL-1.1 | script: BM HANNA Air, BM JUA_TTF, BM KIRANGHAERANG, BM YEONSUNG
+fonts-woowa-bm          OFL-1.1 | script: BM HANNA Air, BM JUA_TTF, BM KIRANGHAERANG
+fonts-woowa-bm          OFL-1.1 | script: BM YEONSUNG
 fonts-yanone-kaffeesatz OFL-1.1 | sans: Yanone Kaffeesatz
-fonts-yozvox-yozfont-standard-kana OFL-1.1 | script: YOzS, YOzSF, YOzSP, YOzSX, YOzSXF, YOzSXM
+fonts-yozvox-yozfont-standard-kana OFL-1.1 | script: YOzS, YOzSF, YOzSP, YOzSX, YOzSXF
+fonts-yozvox-yozfont-standard-kana OFL-1.1 | script: YOzSXM
 fonts-yrsa-rasa         OFL-1.1 | serif: Yrsa
 fonts-yusei-magic       OFL-1.1 | script: Yusei Magic
 """
@@ -276,11 +304,13 @@ LEFT_OUT = {
         "Ani, Bandal, Engadget, F500, Ferrite Core, It wasn't me, Le Murmure, "
         "Penguin Attack, StayPuft"
     ),
-    "Greek letters or symbols under Latin codes": "Alfa-beta, Ellhnikh, D050000L, Standard Symbols PS, jsMath-cm*",
+    "Greek letters or symbols under Latin codes": (
+        "Alfa-beta, Ellhnikh, D050000L, Standard Symbols PS, jsMath-cm*"
+    ),
     "licence by e-mail or of another kind": (
         "fonts-aenigma, fonts-alee, fonts-ipafont-mincho, fonts-opendyslexic, "
-        "fonts-pc, fonts-sawarabi-gothic, Liberation (Arimo, "
-        "Cousine and Tinos are the same drawings under the OFL)"
+        "fonts-pc, fonts-sawarabi-gothic, "
+        "Liberation (Arimo, Cousine and Tinos are the same drawings under the OFL)"
     ),
     "only copies of what is here": (
         "fonts-bpg-georgian, fonts-johnsmith-induni, fonts-karmilla, fonts-lmodern, "
@@ -414,7 +444,7 @@ def unpack(folder: Path) -> dict[str, tuple[str, Path]]:
 
 
 def copyright_file(package: str, folder: Path) -> str:
-    """Debian's record of who holds the rights in a package and under what licence it may be used."""
+    """Debian's record of who holds the rights in a package, and of its licence."""
     return (folder / "usr/share/doc" / package / "copyright").read_text(
         "utf-8", errors="replace"
     )
@@ -442,16 +472,18 @@ WEIGHTS = [
     (r"medium", 500),
 ]
 NOT_PLAIN = (
-    r"cond|narrow|wide|expanded|ext\b|extended|cn\b|outline|invert|inline|sharp|caps|smcp|\d+ "
-    r"?pt|contrast|z\b"
+    r"cond|narrow|wide|expanded|ext\b|extended|cn\b|outline|invert|inline|sharp|caps|"
+    r"smcp|\d+ ?pt|contrast|z\b"
 )
 
 
 def style_of(style: str, stem: str) -> tuple[int, bool, bool]:
-    """Weight (400 is regular), whether it slopes, whether it is narrow, outlined or otherwise special."""
-    said = f"{style} {re.sub('([a-z])([A-Z])', chr(92) + '1 ' + chr(92) + '2', stem)}".lower().replace(
-        "-", " "
-    )
+    """Weight (400 is regular), whether it slopes, whether it is special.
+
+    Special is narrow, outlined or the like.
+    """
+    words = re.sub(r"([a-z])([A-Z])", r"\1 \2", stem)
+    said = f"{style} {words}".lower().replace("-", " ")
     weight = next((w for pattern, w in WEIGHTS if re.search(pattern, said)), 400)
     return (
         weight,
@@ -591,20 +623,29 @@ def font_rows(folder: Path) -> list[dict]:
 
 
 def normed(glyphs: np.ndarray) -> np.ndarray:
-    """(…, 28, 28) -> (…, 784) with mean 0 and length 1, so that a product is a correlation."""
+    """(…, 28, 28) -> (…, 784) with mean 0 and length 1.
+
+    A product of two is their correlation.
+    """
     flat = glyphs.reshape(*glyphs.shape[:-2], -1).astype(np.float64)
     flat -= flat.mean(-1, keepdims=True)
     return flat / np.linalg.norm(flat, axis=-1, keepdims=True)
 
 
 def mean_correlation(glyphs: np.ndarray) -> np.ndarray:
-    """(fonts, characters, 28, 28) -> (fonts, fonts): correlation of pixels, averaged over the characters."""
+    """(fonts, characters, 28, 28) -> (fonts, fonts): correlation of pixels.
+
+    It is averaged over the characters.
+    """
     z = normed(glyphs).reshape(len(glyphs), -1)
     return z @ z.T / glyphs.shape[1]
 
 
 def join_families(rows: list[dict]) -> list[tuple[float, str, str]]:
-    """Write row["family"], the joined one, and row["drawn as"], its own; returns the pairs joined by pixels."""
+    """Write row["family"], the joined one, and row["drawn as"], its own.
+
+    Returns the pairs joined by pixels.
+    """
     own = sorted({r["family"] for r in rows})
     parent = {f: f for f in own}
 
@@ -636,11 +677,14 @@ def join_families(rows: list[dict]) -> list[tuple[float, str, str]]:
 
 
 def seal(rows: list[dict]) -> None:
-    """Write row["part"]: a quarter of the families of each domain, chosen by the hash of the family's name."""
+    """Write row["part"].
+
+    Sealed is a quarter of the families of each domain, chosen by the hash of the
+    family's name.
+    """
     domain_of = {}
-    for (
-        r
-    ) in rows:  # a family that has several domains counts where most of its fonts are
+    # A family that has several domains counts where most of its fonts are.
+    for r in rows:
         domain_of.setdefault(r["family"], Counter())[r["domain"]] += 1
     strata = defaultdict(list)
     for family, domains in domain_of.items():
@@ -659,7 +703,10 @@ def seal(rows: list[dict]) -> None:
 
 
 def check_cases(rows: list[dict]) -> dict[str, float]:
-    """Mean correlation of capital and small letter over all regular fonts; stops where the tables say otherwise."""
+    """Mean correlation of capital and small letter over all regular fonts.
+
+    Stops where the tables say otherwise.
+    """
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     differing = [alphabet.index(c) for c in "ABDEGHNQR"]
     each = []
@@ -732,7 +779,10 @@ def webp(glyphs: np.ndarray) -> bytes:
 
 
 def write_zip(path: Path, files: dict[str, bytes]) -> None:
-    """The same bytes on every run: sorted, one date; text is compressed, pictures are already."""
+    """Write the same bytes on every run.
+
+    The files are sorted and have one date; text is compressed, pictures are already.
+    """
     with zipfile.ZipFile(path, "w") as archive:
         for name in sorted(files):
             info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))

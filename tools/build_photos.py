@@ -1,15 +1,21 @@
-"""Build the bundled data set Everyday Photos: real photographs of everyday things, cut out and in scenes, up to 192 px.
+"""Build the bundled data set Everyday Photos.
 
-    python tools/build_photos.py SOURCES_FOLDER          (writes transfer_course/assets/everyday_photos/)
+Real photographs of everyday things, cut out and in scenes, up to 192 px.
 
-SOURCES_FOLDER holds the two sources, unpacked. Fetch them there with the ordinary tools:
+    python tools/build_photos.py SOURCES_FOLDER
 
-    apt-get download tuxpaint-stamps-default  && dpkg-deb -x tuxpaint-stamps-default_2022.06.04-1_all.deb tuxpaint
-    apt-get download gcompris-qt-data         && dpkg-deb -x gcompris-qt-data_3.1-2_all.deb gcompris
+It writes transfer_course/assets/everyday_photos/. SOURCES_FOLDER holds the two sources,
+unpacked. Fetch them there with the ordinary tools:
 
-It needs Pillow with WebP and NumPy, and tools/build_five_styles.py beside it, whose rules and names it uses.
-The result is the same bytes with the same versions of these.
-The tables below are the whole curation: what counts as which class, what is left out and why, what is one identity.
+    apt-get download tuxpaint-stamps-default
+    dpkg-deb -x tuxpaint-stamps-default_2022.06.04-1_all.deb tuxpaint
+    apt-get download gcompris-qt-data
+    dpkg-deb -x gcompris-qt-data_3.1-2_all.deb gcompris
+
+It needs Pillow with WebP and NumPy, and tools/build_five_styles.py beside it, whose
+rules and names it uses. With the same versions of these the result is the same bytes.
+The tables below are the whole curation: what counts as which class, what is left out
+and why, what is one identity.
 """
 
 from __future__ import annotations
@@ -300,7 +306,9 @@ SCENES = {
             "monuments/christTheRedeemer, monuments/mountRushmore, "
             "monuments/statueOfLiberty, monuments/victoriaMemorial"
         ),
-        "- the same photograph as in explore_monuments": "monuments/brandenburgGate, monuments/colosseum, monuments/greatPyramid",
+        "- the same photograph as in explore_monuments": (
+            "monuments/brandenburgGate, monuments/colosseum, monuments/greatPyramid"
+        ),
         "- lettering": "alphabets/alphabets, numbers/numbers",
         "- no class of ours": (
             "others/baseball, others/blackslate, others/bucket, others/bulb, "
@@ -429,11 +437,12 @@ JOINS = {
 
 
 def read_rcc(data: bytes) -> dict[str, bytes]:
-    """Every file of a Qt resource file by its path; entries are stored or compressed with zlib.
+    """Every file of a Qt resource file by its path.
 
-    Layout: the header `qres`, version, and the offsets of the tree, the data and the names, all big-endian. A node of
-    the tree has the offset of its name, flags, and either its children (their number and the first) or where its data
-    begin. A name is its length, a hash, and UTF-16BE.
+    Layout: the header `qres`, the version, and the offsets of the tree, the data and
+    the names, all big-endian. A node of the tree has the offset of its name, flags, and
+    either its children (their number and the first) or where its data begin. A name is
+    its length, a hash, and UTF-16BE. Entries are stored or compressed with zlib.
     """
     magic, version, tree, content, names = struct.unpack_from(">4s4I", data)
     assert magic == b"qres" and version <= 3, (magic, version)
@@ -481,7 +490,10 @@ FIELDS = ("Copyright", "Source", "License", "Files", "Comment", "Comments")
 
 
 def readme_entries(text: str) -> list[dict[str, str]]:
-    """The paragraphs of such a README as dictionaries; a file name without its field belongs to Files."""
+    """The paragraphs of such a README as dictionaries.
+
+    A file name without its field belongs to Files.
+    """
     entries = []
     for paragraph in re.split(r"\n\s*\n", text.strip()):
         entry, field = defaultdict(str), "Files"
@@ -497,7 +509,10 @@ def readme_entries(text: str) -> list[dict[str, str]]:
 
 
 def credits(files: dict[str, bytes]) -> dict[str, dict[str, str]]:
-    """Author, licence and source of every picture that the READMEs name, by its path without suffix."""
+    """Author, licence and source of every picture that the READMEs name.
+
+    The keys are the pictures' paths without suffix.
+    """
     found = {}
     for path, data in files.items():
         if not path.endswith("README"):
@@ -648,7 +663,10 @@ def scene_rows(sources: Path) -> tuple[list[dict], list[dict]]:
 
 
 def five_styles() -> dict[str, dict]:
-    """Every identity of Five Styles: its part and the nouns that are called by it, from its archives."""
+    """Every identity of Five Styles, from its archives.
+
+    Each has its part and the nouns that are called by it.
+    """
     found: dict[str, dict] = {}
     for archive in five.SOURCES:
         with zipfile.ZipFile(five.OUT / f"{archive}.zip") as z:
@@ -665,7 +683,10 @@ def noun(name: str, kind: str) -> str:
 
 
 def identities(rows: list[dict], known: dict[str, dict]) -> list[tuple]:
-    """Write row["identity"] into every row by the three rules; returns the pairs joined by pixels."""
+    """Write row["identity"] into every row by the three rules.
+
+    Returns the pairs joined by pixels.
+    """
     groups, names = five.Groups(), {(r["kind"], r["name"]) for r in rows}
     for identity, entry in known.items():
         for kind, word in entry["nouns"]:
@@ -727,8 +748,12 @@ def identities(rows: list[dict], known: dict[str, dict]) -> list[tuple]:
 
 
 def seal(rows: list[dict], known: dict[str, dict]) -> None:
-    """Write row["part"]: what Five Styles has keeps its part; of the others as many are sealed, by hash, as a quarter of
-    a class takes, and at least one where a class would have no sealed picture in a domain."""
+    """Write row["part"].
+
+    What Five Styles has keeps its part. Of the others as many are sealed, by hash, as a
+    quarter of a class takes, and at least one where a class would have no sealed
+    picture in a domain.
+    """
     part = {i: known[i]["part"] for i in {r["identity"] for r in rows} if i in known}
     for klass in CLASSES:
         mine = [r for r in rows if r["class"] == klass]
@@ -780,7 +805,10 @@ def on_white(image: Image.Image) -> bool:
 
 
 def continued(image: Image.Image) -> Image.Image:
-    """Made square: the outermost EDGE pixels go on as their mirror images, to and fro."""
+    """Made square.
+
+    The outermost EDGE pixels go on as their mirror images, to and fro.
+    """
     pixels = np.asarray(image)
     across = image.width > image.height  # rows are missing, else columns
     pixels = pixels if across else pixels.swapaxes(0, 1)
@@ -798,7 +826,7 @@ def continued(image: Image.Image) -> Image.Image:
 
 
 def framed(image: Image.Image, stem: str) -> Image.Image:
-    """A scene cut around what it shows, or made square with white where it stands on white."""
+    """A scene cut around what it shows, or made square where it stands on white."""
     width, height = image.size
     if on_white(image):
         square = Image.new("RGB", (max(image.size),) * 2, "white")
@@ -919,7 +947,10 @@ def archive_files(name: str, rows: list[dict]) -> dict[str, bytes]:
 
 
 def count_table(rows: list[dict]) -> list[str]:
-    """Development + sealed images for each class and domain, identities, and the part that is cut out."""
+    """Rows of development + sealed images for each class and domain.
+
+    Then come the identities and the part that is cut out.
+    """
     count = Counter((r["class"], r["domain"], r["part"]) for r in rows)
     ids = Counter(
         (r["class"], p)
@@ -959,6 +990,8 @@ def readme(
     sealed = [r for r in rows if r["part"] == "sealed"]
     scenes = [r for r in rows if r["domain"] == "scene"]
     small = Counter(r["class"] for r in rows if max(r["image"].size) < 96)
+    whites = ", ".join(f"{c} {n}" for c, n in white.most_common())
+    smalls = ", ".join(f"{c} {n}" for c, n in small.most_common())
     return "\n".join(
         [
             "# Everyday Photos",
@@ -1030,13 +1063,13 @@ def readme(
                 f"puts the cut-outs on crops of {len(backgrounds)}\n"
                 "photographs, or parts of photographs, that show nothing of any "
                 "class. Scenes keep the background they have,\n"
-                f"and in some of them it is white: {', '.join(f'{c} {n}' for c, n in white.most_common())}."
+                f"and in some of them it is white: {whites}."
             ),
             "",
             (
                 "Some cut-outs are small in the source. The long side has fewer than "
                 "96 pixels in\n"
-                f"{', '.join(f'{c} {n}' for c, n in small.most_common())}; `photos()` enlarges them."
+                f"{smalls}; `photos()` enlarges them."
             ),
             "",
             "## What is one identity",
@@ -1115,7 +1148,10 @@ def identity_table(rows: list[dict], known: dict) -> str:
 
 
 def name_files(rows: list[dict]) -> None:
-    """Write row["file"]: domain/class/name.webp; a second image of the same name gets a number."""
+    """Write row["file"]: domain/class/name.webp.
+
+    A second image of the same name gets a number.
+    """
     for r in rows:
         r["style"] = r["domain"]
     five.name_files(rows)

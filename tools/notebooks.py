@@ -53,7 +53,10 @@ def bin_dir() -> Path:
 
 
 def run(paths: list[Path]) -> None:
-    """Execute each notebook in its own folder and store its outputs; stops at the first error."""
+    """Execute each notebook in its own folder and store its outputs.
+
+    Stops at the first error.
+    """
     from nbclient import NotebookClient
 
     # Learners' runs record nothing; ours keep what each claim found, and exercises have
@@ -109,7 +112,10 @@ def export_library(root: Path = ROOT) -> None:
 
 
 def stub(source: str) -> str:
-    """A code cell without its solution: `...` in its place, or the broken lines that are to be mended."""
+    """A code cell without its solution.
+
+    In its place stand `...`, or the broken lines that are to be mended.
+    """
     if BROKEN.search(source):
         return BROKEN.sub(
             r"\1", re.sub(SOLUTION.pattern + r"\n?", "", source, flags=SOLUTION.flags)
@@ -125,16 +131,22 @@ def settings() -> dict:
 
 
 def colab_link(name: str) -> str:
-    """A link that opens the learner's copy in Colab. A badge would be a picture from another host in every lesson."""
+    """A link that opens the learner's copy in Colab.
+
+    A badge would be an image from another host in every lesson.
+    """
     repository = settings()["git_url"].rstrip("/").removeprefix("https://github.com/")
     return (
-        "[Open in "
-        f"Colab](https://colab.research.google.com/github/{repository}/blob/main/transfer_course/lessons/{name})"
+        "[Open in Colab](https://colab.research.google.com/github/"
+        f"{repository}/blob/main/transfer_course/lessons/{name})"
     )
 
 
 def unsolved(nb, name: str) -> nbformat.NotebookNode:
-    """A lesson as a learner gets it: no solutions, no outputs, no nbdev directives, graders folded away."""
+    """A lesson as a learner gets it.
+
+    No solutions, no outputs, no nbdev directives; graders are folded away.
+    """
     cells = []
     for c in nb.cells:
         source = DIRECTIVE.sub("", c.source).strip("\n")
