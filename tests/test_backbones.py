@@ -24,15 +24,12 @@ from transfer_course.engine.errors import (
 )
 from transfer_course.engine.files import asset, resize_square, sha256_file
 from transfer_course.engine.frameworks import installed, load_keras, load_torch, seeded
-from transfer_course.vision import catalogue
+from transfer_course.vision import downloads
 from transfer_course.vision.backbones import available_backbones, backbone
-from transfer_course.vision.catalogue import (
-    CATALOGUE,
-    build_network,
-    digest,
-    timm_network,
-)
+from transfer_course.vision.building import build_network, timm_network
+from transfer_course.vision.catalogue import CATALOGUE
 from transfer_course.vision.networks import copy_torch_to_keras, small_cnn
+from transfer_course.vision.state import digest
 
 pytestmark = pytest.mark.skipif(
     not (installed("torch") and installed("keras")), reason="needs both frameworks"
@@ -850,7 +847,7 @@ def test_torchvision_offline(monkeypatch, error):
 def test_timm_offline(monkeypatch, error):
     import timm
 
-    monkeypatch.setattr(catalogue, "_reachable", lambda *a: True)
+    monkeypatch.setattr(downloads, "_reachable", lambda *a: True)
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fail(error))
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_url", fail(error))
     assert timm.is_model("resnet18")
@@ -861,7 +858,7 @@ def test_timm_offline(monkeypatch, error):
 def test_a_hub_that_does_not_answer_is_not_asked_six_times(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
-    monkeypatch.setattr(catalogue, "_reachable", lambda *a: False)
+    monkeypatch.setattr(downloads, "_reachable", lambda *a: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("time.sleep", fail(AssertionError("waited for another try")))
     with pytest.raises(Offline, match="'timm:resnet18' have to be downloaded"):
@@ -872,11 +869,11 @@ def test_a_hub_that_does_not_answer_is_not_asked_six_times(monkeypatch, tmp_path
 def test_reachable(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        monkeypatch.setattr(catalogue, "getproxies", dict)
-        assert catalogue._reachable(f"https://127.0.0.1:{port}")
-    assert not catalogue._reachable(f"https://127.0.0.1:{port}")
-    monkeypatch.setattr(catalogue, "getproxies", lambda: {"https": "http://proxy:3128"})
-    assert catalogue._reachable(f"https://127.0.0.1:{port}")
+        monkeypatch.setattr(downloads, "getproxies", dict)
+        assert downloads._reachable(f"https://127.0.0.1:{port}")
+    assert not downloads._reachable(f"https://127.0.0.1:{port}")
+    monkeypatch.setattr(downloads, "getproxies", lambda: {"https": "http://proxy:3128"})
+    assert downloads._reachable(f"https://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("name", ["vgg16", "efficientnet_v2_b0"])

@@ -4,291 +4,42 @@
 
 # %% auto #0
 __all__ = [
-    "available_backbones",
+    "scaled",
     "Backbone",
-    "TorchBackbone",
     "KerasBackbone",
+    "TorchBackbone",
+    "available_backbones",
     "backbone",
 ]
 
 # %% ../../nbs/2_vision/10_backbones.ipynb #d24ae358
-from dataclasses import dataclass, field
-
 import numpy as np
 
-from ..engine.errors import BadValue, did_you_mean
-from ..engine.files import asset, printable, sha256_file
-from transfer_course.engine.frameworks import (
-    check_framework,
-    keras_forward,
-    load_torch,
-    seeded,
-)
-from transfer_course.vision.catalogue import (
-    CATALOGUE,
-    Network,
-    as_found,
-    build_network,
-    classifier,
-    described,
-    digest,
-    load_weights,
-    timm_network,
+# %% ../../nbs/2_vision/10_backbones.ipynb #3cf54250
+from transfer_course.vision.loading import (
+    Backbone,
+    KerasBackbone,
+    TorchBackbone,
+    available_backbones,
+    backbone,
 )
 
-
-# %% ../../nbs/2_vision/10_backbones.ipynb #0b47432b
-def available_backbones() -> list[dict]:
-    "One dict a network: name, frameworks, licence, feature_dim, input_size, params, bundled. `timm:<name>` gives any network of timm besides."
-    rows = {}
-    for n in CATALOGUE.values():
-        row = rows.setdefault(
-            n.name,
-            dict(
-                name=n.name,
-                frameworks=[],
-                licence=n.licence,
-                feature_dim=n.feature_dim,
-                input_size=n.input_size,
-                params=n.params,
-                bundled=n.pretrained == "bundled",
-            ),
-        )
-        row["frameworks"].append(n.framework)
-        if n.licence != row["licence"]:
-            row["licence"] += f"; in {n.framework}: {n.licence}"
-    return list(rows.values())
+_all_ = [
+    "Backbone",
+    "KerasBackbone",
+    "TorchBackbone",
+    "available_backbones",
+    "backbone",
+]
 
 
 # %% ../../nbs/2_vision/10_backbones.ipynb #3966aa5c
-def _checked(network, images):
-    "The images as an array; BadValue unless they are uint8 RGB of a size that the network takes."
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise BadValue(
-            f"images are {images.dtype} of shape {images.shape}; expected uint8 of shape (N, H, W, 3), RGB."
-        )
-    side, given = network.input_size, f"{images.shape[2]} × {images.shape[1]}"
-    if network.fixed_size and images.shape[1:3] != (side, side):
-        raise BadValue(
-            f"'{network.name}' takes images of {side} × {side} px only; these are {given}. Load them with size={side}, or choose a convolutional backbone, which takes any size."
-        )
-    if min(images.shape[1:3]) < network.min_size:
-        raise BadValue(
-            f"'{network.name}' needs images of at least {network.min_size} × {network.min_size} px; these are {given}. Load them larger."
-        )
-    return images
-
-
-def _scaled(network, images):
-    "`(x - mean) / std`, channels in the network's order: float32 (N, H, W, 3)."
-    x = images[..., ::-1] if network.channels == "BGR" else images
-    out = np.subtract(x, np.float32(network.mean), dtype=np.float32)
-    return np.divide(out, np.float32(network.std), out=out)
-
-
-# %% ../../nbs/2_vision/10_backbones.ipynb #3cf54250
-@dataclass(eq=False, repr=False)
-class Backbone(Network):
-    "A network without classifier, with its preprocessing and where it comes from: `Network`'s fields and these. Made by `backbone(…)`."
-
-    model: object = (
-        None  # torch: (N,3,H,W) -> (N,D); keras: (N,H,W,3) -> (N,D); float32
-    )
-    weights: str | None = None  # "bundled", "online", None (random) or the file's path
-    weights_sha256: str = (
-        ""  # of the weights' file, or of the downloaded tensors; "" for random weights
-    )
-    seed: int = 0  # of the random weights
-    _graph: object = field(default=None, init=False)
-
-    @property
-    def preprocessing(self) -> dict:
-        "How uint8 RGB becomes input: reorder the channels, then `(x - mean) / std`; JSON-able."
-        return {
-            "channels": self.channels,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "range": "0-255",
-        }
-
-    @property
-    def config(self) -> dict:
-        "`backbone(**config)` builds the architecture again, with random weights; JSON-able."
-        return {
-            "name": self.name,
-            "framework": self.framework,
-            "weights": None,
-            "seed": self.seed,
-        }
-
-    @property
-    def class_names(self) -> list[str] | None:
-        "What the classifier can say: 1000 names, or None where no classifier is bundled."
-        return classifier()[2] if self.weights == "bundled" else None
-
-    def check(self, images) -> np.ndarray:
-        "The images as an array; BadValue unless they are uint8 RGB of a size that the network takes."
-        return _checked(self, images)
-
-    def preprocess(self, images) -> np.ndarray:
-        "uint8 (N,H,W,3) RGB → float32 as the network wants it: torch (N,3,H,W), keras (N,H,W,3)."
-        return self._layout(_scaled(self, self.check(images)))
-
-    def features(self, images, batch_size: int = 32) -> np.ndarray:
-        "uint8 (N,H,W,3) → float32 (N,D), in inference mode; the network is left as it was."
-        images = _checked(self, images)
-        parts = self._run(
-            self.preprocess(images[i : i + batch_size])
-            for i in range(0, len(images), batch_size)
-        )
-        return (
-            np.concatenate(parts)
-            if parts
-            else np.zeros((0, self.feature_dim), np.float32)
-        )
-
-    def classify(self, images) -> np.ndarray:
-        "uint8 (N,H,W,3) → (N,1000) probabilities of `class_names`; only with the bundled weights."
-        if self.weights != "bundled":
-            raise BadValue(
-                f"'{self.name}' has no classifier here; the bundled one has: backbone('efficientnet_lite0', weights='bundled')."
-            )
-        w, b, _ = classifier()
-        logits = self.features(images) @ w.T + b
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return odds / odds.sum(axis=1, keepdims=True)
-
-    def parameter_names(self, stage: str) -> list[str]:
-        "Names of a stage's parameters (torch) or of its layers with weights (keras)."
-        if stage not in self.stages:
-            raise BadValue(
-                f"'{self.name}' has no stage '{stage}'.{did_you_mean(stage, self.stages)} It has: {', '.join(self.stages)}."
-            )
-        return [
-            name for name in self._names() if name.startswith(tuple(self.stages[stage]))
-        ]
-
-    def __repr__(self):
-        how = self.weights or f"random weights, seed {self.seed}"
-        return f"Backbone {self.name} ({self.framework}, {how}): {self.input_size} px → {self.feature_dim} features, {self.params / 1e6:.1f} M parameters"
-
-
-# %% ../../nbs/2_vision/10_backbones.ipynb #c1b6fd94
-class TorchBackbone(Backbone):
-    "A backbone whose `model` is a torch module."
-
-    def _layout(self, x):
-        return x.transpose(
-            0, 3, 1, 2
-        )  # a view: in memory the channels stay side by side
-
-    def _run(self, batches):
-        torch, weight = load_torch(), next(self.model.parameters())
-
-        def move(x):
-            return torch.from_numpy(x).to(weight.device, weight.dtype)
-
-        with as_found(self.model), torch.inference_mode():
-            return [self.model(move(x)).float().cpu().numpy() for x in batches]
-
-    def _names(self):
-        return [name for name, _ in self.model.named_parameters()]
-
-
-class KerasBackbone(Backbone):
-    "A backbone whose `model` is a functional Keras model."
-
-    def _layout(self, x):
-        return x
-
-    def _run(self, batches):
-        if self._graph is None or self._graph[0] is not self.model:
-            self._graph = (self.model, keras_forward(self.model), described(self.model))
-        return [np.asarray(self._graph[1](x), np.float32) for x in batches]
-
-    def follow(self, layers: str) -> None:
-        "Trace anew where the layers are no longer those that were traced; `layers` is what `described` says now."
-        if self._graph is not None and self._graph[2] != layers:
-            self._graph = None
-
-    def _names(self):
-        return [layer.name for layer in self.model.layers if layer.weights]
-
-
-# %% ../../nbs/2_vision/10_backbones.ipynb #71e975b1
-def _known(name, framework) -> Network:
-    if (name, framework) in CATALOGUE:
-        return CATALOGUE[name, framework]
-    here = [n for n, f in CATALOGUE if f == framework]
-    other = [f for n, f in CATALOGUE if n == name]
-    if other:
-        raise BadValue(
-            f"'{name}' is there in {other[0]} only. In {framework} there are: {', '.join(here)}."
-        )
-    more = " and 'timm:<name>'" if framework == "torch" else ""
-    raise BadValue(
-        f"There is no backbone '{name}'.{did_you_mean(name, here)} In {framework} there are: {', '.join(here)}{more}."
-    )
-
-
-def _which_weights(network, weights):
-    "`auto` resolved; BadValue where this network has no such weights."
-    if weights == "auto":
-        return network.pretrained or None
-    if weights in ("bundled", "online") and weights != network.pretrained:
-        there = {
-            "bundled": "weights='bundled'",
-            "online": "weights='online' (a download)",
-            "": "weights=None (random) or a file's path",
-        }[network.pretrained]
-        raise BadValue(
-            f"'{network.name}' has no {weights} weights; it has {there}. Bundled is efficientnet_lite0."
-        )
-    return weights
-
-
-# %% ../../nbs/2_vision/10_backbones.ipynb #29860736
-def backbone(
-    name: str = "efficientnet_lite0",  # see `available_backbones`; or "timm:<name>" in torch
-    framework: str = "torch",  # "torch" or "keras"
-    weights="auto",  # "bundled", "online", None (random) or a file's path; "auto": bundled, else online, else random
-    seed: int = 0,  # of random weights
-) -> Backbone:
-    "A network without classifier, with its preprocessing. Raises BadValue, NotFound, Damaged or Offline with a sentence."
-    kind = {"torch": TorchBackbone, "keras": KerasBackbone}[check_framework(framework)]
-    if framework == "torch" and str(name).startswith("timm:"):
-        with seeded(seed, "torch"):
-            model, network = timm_network(
-                name[5:], pretrained=weights in ("auto", "online")
-            )
-        weights = _which_weights(network, weights)
-    else:
-        network = _known(name, framework)
-        weights = _which_weights(network, weights)
-        model = build_network(network, weights == "online", seed)
-    file = (
-        asset("efficientnet_lite0.safetensors")
-        if weights == "bundled"
-        else None
-        if weights in (None, "online")
-        else weights
-    )
-    if file is not None:
-        load_weights(network, model, file)
-    sha = (
-        sha256_file(file)
-        if file is not None
-        else digest(model)
-        if weights == "online"
-        else ""
-    )
-    if framework == "torch":
-        model.eval()
-    return kind(
-        **vars(network),
-        model=model,
-        weights=None if weights is None else printable(weights),
-        weights_sha256=sha,
-        seed=seed,
-    )
+def scaled(
+    images: np.ndarray,  # uint8 (N, H, W, 3), RGB
+    mean,  # of each channel in the network's order, 0 to 255
+    std,  # the same
+    channels: str = "RGB",  # the network's order, "RGB" or "BGR"
+) -> np.ndarray:  # float32 (N, H, W, 3)
+    "Channels in the network's order, then `(x - mean) / std`."
+    x = images[..., ::-1] if channels == "BGR" else images
+    return (x.astype(np.float32) - np.float32(mean)) / np.float32(std)

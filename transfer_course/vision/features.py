@@ -5,8 +5,6 @@
 # %% auto #0
 __all__ = [
     "GRID",
-    "fingerprint",
-    "extract",
     "linear_probe",
     "head_from_probe",
     "probe_head",
@@ -15,88 +13,22 @@ __all__ = [
     "Curve",
     "label_budget",
     "break_even",
+    "extract",
+    "fingerprint",
 ]
 
 # %% ../../nbs/2_vision/11_features.ipynb #e982199e
-import hashlib
-import json
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.engines import EngineFailed, LazyEngine, choose
 from ..engine.errors import BadValue
-from ..engine.extraction import cached_features
-from .catalogue import described, digest
-
-
-# %% ../../nbs/2_vision/11_features.ipynb #4a40f953
-def fingerprint(backbone) -> str:
-    "sha256 over every tensor and layer of the backbone as they are now, and over its preprocessing and framework."
-    about = [
-        backbone.framework,
-        backbone.name,
-        backbone.preprocessing,
-        described(backbone.model),
-        digest(backbone.model),
-    ]
-    return hashlib.sha256(
-        json.dumps(about, sort_keys=True, default=str).encode()
-    ).hexdigest()
-
-
-def _hooked(model) -> bool:
-    "Whether hooks that are not ours, or an exchanged `forward`, may change what tensors and layers give."
-
-    def ours(hook):
-        return str(getattr(hook, "__module__", "")).startswith("transfer_course.")
-
-    return any(
-        m._forward_hooks
-        or "forward" in m.__dict__
-        or not all(map(ours, m._forward_pre_hooks.values()))
-        for m in model.modules()
-    )
-
 
 # %% ../../nbs/2_vision/11_features.ipynb #bc6c3990
-def extract(
-    backbone,  # a Backbone of either framework
-    dataset,  # an ImageDataset
-    cache: bool = True,  # keep the features on disk, and use what is there
-    progress: bool = True,  # a bar with time left, on stderr
-    *,
-    engine: str = "auto",  # how the network is run: the fastest way here, or one of `engine.engines.ENGINES`
-    bf16: bool = False,  # allow bfloat16 where that is faster: features are off by some thousandths
-    out=None,  # a .npy file that the rows go to, for more images than fit into memory
-) -> np.ndarray:  # (N, D) float32
-    "The backbone's features of every image, each distinct image computed once. With somebody's hooks in a torch network they are neither kept nor hurried."
-    if backbone.framework == "keras":
-        backbone.follow(described(backbone.model))
-    elif _hooked(backbone.model):
-        cache, engine = False, "plain"
-    mark, side = fingerprint(backbone), np.broadcast_to(dataset.size, 2)
-    kind = choose(backbone, *map(int, side), engine=engine, bf16=bf16)
-    run, key = (
-        LazyEngine(backbone, *map(int, side), kind, mark),
-        mark if kind == "plain" else f"{mark} {kind}",
-    )  # other last bits, another key
-    try:
-        return cached_features(
-            key,
-            dataset.digests(),
-            dataset.batch,
-            run,
-            backbone.feature_dim,
-            batch_size=run.batch,
-            streams=run.streams,
-            cache=cache,
-            progress=progress,
-            out=out,
-        )
-    except EngineFailed:
-        return extract(backbone, dataset, cache, progress, engine="plain", out=out)
+from .extracting import extract, fingerprint
+
+_all_ = ["extract", "fingerprint"]
 
 
 # %% ../../nbs/2_vision/11_features.ipynb #aa487065
