@@ -6,23 +6,28 @@
 __all__ = ["cache_dir", "FeatureCache"]
 
 # %% ../../nbs/engine/cache.ipynb #bf979de5
+import hashlib
+import json
 import os
 import sqlite3
 import warnings
 import zlib
 from contextlib import closing, suppress
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
-from .errors import BadValue
+from .errors import BadValue, UserMistake
 from .files import os_reason, printable
+from .writing import atomic_write
 
 
 # %% ../../nbs/engine/cache.ipynb #9ed39c39
 def cache_dir() -> Path:
-    "The folder of cached features: `TRANSFER_COURSE_CACHE`, or the place the system has for such things."
+    """The folder of cached features.
+
+    `TRANSFER_COURSE_CACHE`, or the place that the system has for such things.
+    """
     if chosen := os.environ.get("TRANSFER_COURSE_CACHE"):
         return Path(chosen).expanduser()
     import platformdirs
@@ -88,7 +93,8 @@ def _set_aside(path: Path, broken_id) -> bool:
     except OSError as e:
         return isinstance(e, FileNotFoundError)
     warnings.warn(
-        f"The feature cache {printable(path, True)} was damaged; it is set aside as {aside.name} and begun anew.",
+        f"The feature cache {printable(path, True)} was damaged; "
+        f"it is set aside as {aside.name} and begun anew.",
         stacklevel=2,
     )
     return True
@@ -96,13 +102,16 @@ def _set_aside(path: Path, broken_id) -> bool:
 
 # %% ../../nbs/engine/cache.ipynb #a88e2442
 class _Store:
-    "One SQLite file that may be broken, locked, full or forbidden without stopping anyone."
+    "One SQLite file; if it is broken, locked, full or forbidden, work goes on."
 
     def __init__(self, path: Path):
         self.path, self.reads, self.writes = path, True, True
 
     def attempt(self, action, writing: bool):
-        "`action(db)`; once more on a new file if this one is broken; None, and a warning the first time, if it can't be."
+        """`action(db)`, and once more on a new file if this one is broken.
+
+        If that fails: None, and a warning the first time.
+        """
         trouble = "broken"
         for _ in range(2):
             file_id = _file_id(self.path)
@@ -116,36 +125,40 @@ class _Store:
         self.give_up(trouble, writing)
 
     def give_up(self, trouble: str, writing: bool):
-        "From now on without writing, or without this file at all; said once."
+        "From now on without writing, or without this file at all; warns once."
         if self.reads and self.writes:
             warnings.warn(
-                f"The feature cache {printable(self.path, True)} can't be used ({trouble}); going on without it.",
+                f"The feature cache {printable(self.path, True)} can't be used "
+                f"({trouble}); going on without it.",
                 stacklevel=3,
             )
-        self.reads, self.writes = self.reads and writing, False
+        self.reads = self.reads and writing
+        self.writes = False
 
 
 # %% ../../nbs/engine/cache.ipynb #e1f31a4d
+def _sound(name, crc, row, dim) -> bool:
+    return isinstance(row, bytes) and len(row) == 4 * dim and crc == _crc(name, row)
+
+
 def _read(db, where: dict, rows: np.ndarray, found: np.ndarray):
+    "Fill `rows` and `found` at the positions that `where` gives for each name."
     names = list(where)
     for i in range(0, len(names), _CHUNK):
         part = names[i : i + _CHUNK]
-        query = f"SELECT name, crc, row FROM features WHERE name IN ({','.join('?' * len(part))})"
+        marks = ",".join("?" * len(part))
+        query = f"SELECT name, crc, row FROM features WHERE name IN ({marks})"
         for name, crc, row in db.execute(query, part):
-            if (
-                name in where
-                and isinstance(row, bytes)
-                and len(row) == 4 * rows.shape[1]
-                and crc == _crc(name, row)
-            ):
-                rows[where[name]], found[where[name]] = np.frombuffer(row, "<f4"), True
+            if name in where and _sound(name, crc, row, rows.shape[1]):
+                rows[where[name]] = np.frombuffer(row, "<f4")
+                found[where[name]] = True
 
 
+# %% ../../nbs/engine/cache.ipynb #96e18d33
 def _write(db, digests, rows: np.ndarray):
-    lines = (
-        (name := d.encode(), _crc(name, row := r.tobytes()), row)
-        for d, r in zip(digests, rows)
-    )
+    "Store all rows, or none of them."
+    named = ((d.encode(), row.tobytes()) for d, row in zip(digests, rows))
+    lines = ((name, _crc(name, row), row) for name, row in named)
     db.execute("BEGIN IMMEDIATE")
     db.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", lines)
     db.execute("COMMIT")
@@ -153,38 +166,36 @@ def _write(db, digests, rows: np.ndarray):
 
 # %% ../../nbs/engine/cache.ipynb #b37f87b7
 class FeatureCache(_Store):
-    "Rows of `dim` float32 numbers by name (an image's digest), in one file for each `key`."
+    "Rows of `dim` float32 by name (an image's digest), in one file for each `key`."
 
     def __init__(
         self,
         key: str,  # all that decides the numbers: weights' sum, preprocessing, engine
         dim: int,  # numbers in a row
-        folder=None,
-    ):  # default: `cache_dir()`
+        folder=None,  # default: `cache_dir()`
+    ):
         if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
             raise BadValue(
                 f"dim is {dim!r}; expected the number of features, 1 or more."
             )
         self.key, self.dim = str(key), int(dim)
-        name = sha256(
-            f"{self.dim} {self.key}".encode("utf-8", "surrogatepass")
-        ).hexdigest()[:24]
-        super().__init__(
-            Path(cache_dir() if folder is None else folder) / f"{name}.sqlite"
-        )
+        text = f"{self.dim} {self.key}".encode("utf-8", "surrogatepass")
+        name = hashlib.sha256(text).hexdigest()[:24]
+        folder = Path(cache_dir() if folder is None else folder)
+        super().__init__(folder / f"{name}.sqlite")
 
     def __repr__(self):
-        return (
-            f"FeatureCache({self.key!r}, {self.dim}, {printable(self.path.parent)!r})"
-        )
+        folder = printable(self.path.parent)
+        return f"FeatureCache({self.key!r}, {self.dim}, {folder!r})"
 
     def get(self, digests: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        "Rows (N, dim) float32 and which of them were found (N,) bool; rows not found are zero."
-        rows, found, where = (
-            np.zeros((len(digests), self.dim), np.float32),
-            np.zeros(len(digests), bool),
-            {},
-        )
+        """Rows (N, dim) float32, and which of them were found, (N,) bool.
+
+        Rows that were not found are zero.
+        """
+        rows = np.zeros((len(digests), self.dim), np.float32)
+        found = np.zeros(len(digests), bool)
+        where = {}
         for i, d in enumerate(digests):
             where.setdefault(d.encode(), []).append(i)
         if self.reads and where:
@@ -192,7 +203,7 @@ class FeatureCache(_Store):
         return rows, found
 
     def put(self, digests: list[str], rows: np.ndarray) -> None:
-        "Keeps `rows` (N, dim), all or none of them."
+        "Keep `rows` (N, dim), all or none of them."
         rows = np.ascontiguousarray(rows, "<f4")
         if rows.shape != (len(digests), self.dim):
             raise BadValue(
@@ -200,3 +211,33 @@ class FeatureCache(_Store):
             )
         if self.writes and len(digests):
             self.attempt(lambda db: _write(db, digests, rows), writing=True)
+
+
+# %% ../../nbs/engine/cache.ipynb #15a730f9
+def _sum(value) -> str:
+    "SHA-256 of anything that JSON can hold."
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _kept_at(about: dict) -> Path:
+    return cache_dir() / f"engine-{_sum(about)[:24]}.json"
+
+
+def _kept(about: dict):
+    "What was kept under `about`, or None."
+    try:
+        entry = json.loads(_kept_at(about).read_text(encoding="utf-8"))
+        whole = entry["about"] == _sum(about) and entry["sum"] == _sum(entry["value"])
+        return entry["value"] if whole else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+# %% ../../nbs/engine/cache.ipynb #a1124a25
+def _keep(about: dict, value) -> None:
+    "Keep `value` under `about`, if the disk allows it."
+    with suppress(OSError, UserMistake):
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        with atomic_write(_kept_at(about), "w") as f:
+            json.dump({"about": _sum(about), "sum": _sum(value), "value": value}, f)

@@ -14,11 +14,15 @@ __all__ = [
     "NoRoom",
     "require",
     "did_you_mean",
+    "printable",
+    "os_reason",
 ]
 
 # %% ../../nbs/engine/errors.ipynb #e963bddb
 import difflib
 import importlib
+import os
+import re
 
 
 # %% ../../nbs/engine/errors.ipynb #94f644e9
@@ -78,7 +82,8 @@ def require(
         if (e.name or "").split(".")[0] != module.split(".")[0]:
             raise
         raise MissingExtra(
-            f"{_NICE.get(module, module)} is not installed. Install it with: pip install 'transfer_course[{extra}]'"
+            f"{_NICE.get(module, module)} is not installed. "
+            f"Install it with: pip install 'transfer_course[{extra}]'"
         ) from None
 
 
@@ -87,3 +92,27 @@ def did_you_mean(word: str, choices) -> str:
     "`\" Did you mean 'x'?\"` for the nearest of `choices`, or an empty string."
     near = difflib.get_close_matches(str(word), [str(c) for c in choices], n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+# %% ../../nbs/engine/errors.ipynb #a3654120
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_SURROGATE = re.compile("[\udc80-\udcff]")
+
+
+def printable(
+    path,  # a path, as str, bytes or Path
+    one_line: bool = False,  # also escape line ends and other control characters
+) -> str:  # text that can be encoded
+    "The name as text for a person or for JSON; other bytes than UTF-8 become `\\xe9`."
+    text = os.fsdecode(path)
+    text = _SURROGATE.sub(lambda m: f"\\x{ord(m[0]) - 0xDC00:02x}", text)
+    text = text.encode("utf-8", "backslashreplace").decode()
+    if one_line:
+        text = _CONTROL.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
+    return text
+
+
+# %% ../../nbs/engine/errors.ipynb #ee67f95b
+def os_reason(error: OSError) -> str:
+    "The system's own short phrase for an error."
+    return (error.strerror or str(error)).lower()
