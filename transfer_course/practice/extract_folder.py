@@ -14,10 +14,16 @@ import re
 import time
 import zlib
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ..vision.backbones import backbone as load_backbone
+from ..vision.datasets import folder_classes
+from ..vision.features import fingerprint
+
+# %% ../../nbs/6_practice/extract_folder.ipynb #01fd16c9
 from ..engine.engines import EngineFailed, LazyEngine, build, choose
 from ..engine.errors import BadValue, Damaged, NotFound, UserMistake
 from ..engine.extraction import RowFile, _bar, _checked, _write_all, ahead
@@ -31,6 +37,8 @@ from transfer_course.engine.files import (
     read_image,
 )
 from ..engine.frameworks import _Alone, check_framework, processes
+
+# %% ../../nbs/6_practice/extract_folder.ipynb #6ae93caf
 from transfer_course.engine.runs import (
     _NOTHING,
     claim_folder,
@@ -38,57 +46,49 @@ from transfer_course.engine.runs import (
     state_of,
     versions,
 )
-from ..vision.backbones import backbone as load_backbone
-from ..vision.datasets import folder_classes
-from ..vision.features import fingerprint
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #d42f8af0
-_DONE, _PLAN, _ROWS, _JOURNAL = (
-    "extract.json",
-    ".plan.json",
-    ".features.part",
-    ".journal-",
-)
-_LEFT = re.compile(
-    r"\.[0-9a-f]{16}\.tmp"
-)  # what `atomic_write` leaves when it is killed
+_DONE = "extract.json"
+_PLAN = ".plan.json"
+_ROWS = ".features.part"
+_JOURNAL = ".journal-"
+_LEFT = re.compile(r"\.[0-9a-f]{16}\.tmp")  # what a killed `atomic_write` leaves
 BLOCK = 64  # images in a block, up to 224 px
 ROOM = 512_000_000  # bytes of images in memory at once
 
 
 def _state(out) -> str:  # absent | empty | run | unfinished | other | file
-    "As `state_of` a run: `run` is a finished extraction, `unfinished` an interrupted one."
+    "As `state_of` a run; `run` is a finished extraction, `unfinished` a killed one."
     state = state_of(out)
     if state in ("absent", "empty", "file"):
         return state
     names = {n for n in os.listdir(out) if n not in _NOTHING and not _LEFT.fullmatch(n)}
-    return (
-        "run"
-        if _DONE in names
-        else "unfinished"
-        if _PLAN in names
-        else "other"
-        if names
-        else "empty"
-    )
+    if _DONE in names:
+        return "run"
+    if _PLAN in names:
+        return "unfinished"
+    return "other" if names else "empty"
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #1955f83b
 @contextmanager
 def _claimed(out: Path, resume: bool):
-    "Hold `out` for this process and yield its state; InUse if another one does, BadValue if it holds something else."
+    """Hold `out` for this process and yield its state.
+
+    InUse if another process holds it, BadValue if it contains something else.
+    """
     with claim_folder(out, resume, _state):
         yield _state(out)
         if _state(out) == "run":
+            # removed while it is held, so that a process that waits for it sees
+            # that it is gone
             with suppress(OSError):
-                (
-                    out / ".lock"
-                ).unlink()  # while it is held: who waits for it sees that it is gone
+                (out / ".lock").unlink()
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #8d148d0d
 def _check(folder, framework, size):
-    "What can be said before anything heavy is loaded."
+    "Everything that can be checked before anything heavy is loaded."
     check_framework(framework)
     if isinstance(size, bool) or not isinstance(size, int) or not 16 <= size <= 2048:
         raise BadValue(
@@ -104,39 +104,61 @@ def _check(folder, framework, size):
         )
 
 
+# %% ../../nbs/6_practice/extract_folder.ipynb #fdceee9b
+def _stamp(path) -> list:
+    "[bytes, time of change] of a file; -1 where the system does not say."
+    try:
+        info = os.stat(path)
+    except OSError:
+        return [-1, -1]
+    return [info.st_size, info.st_mtime_ns]
+
+
+# %% ../../nbs/6_practice/extract_folder.ipynb #3edafaa3
 def _listed(folder) -> tuple[list, list]:
-    "[path below `folder`, bytes, time of change] of each file that could be an image, and [path, reason] of the others."
-    files, left_out, found = *list_images(folder), []
-    for f in files:
-        try:
-            info = os.stat(f)
-            found.append([os.path.relpath(f, folder), info.st_size, info.st_mtime_ns])
-        except OSError:
-            found.append([os.path.relpath(f, folder), -1, -1])
-    if not found:
-        if why := dict(left_out).get(printable(folder)):
+    """What lies in `folder`: (possible images, other files).
+
+    An image is [path below `folder`, bytes, time of change], another file is
+    [path, reason].
+    """
+    files, left_out = list_images(folder)
+    if not files:
+        why = dict(left_out).get(printable(folder))
+        if why:
             raise BadValue(
                 f"{printable(folder, True)} {why}. Mend that, or give another folder."
             )
         raise BadValue(f"There is no image in {printable(folder, True)}.")
+    found = [[os.path.relpath(f, folder), *_stamp(f)] for f in files]
     return found, [list(s) for s in left_out]
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #afb07b11
 def _block(size: int, batch: int) -> int:
-    "Images in a block: whole batches of the engine, with no more pixels than 64 images of 224 px have where a batch has not more itself."
+    """Images in a block: whole batches of the engine, one at least.
+
+    Otherwise a block has no more pixels than 64 images of 224 px.
+    """
     return max(batch, min(BLOCK, BLOCK * 224**2 // size**2 // batch * batch))
 
 
+def _begin(net, size, bf16, mark) -> dict:
+    "The fastest engine here, and its block."
+    try:
+        engine = build(net, size, size, choose(net, size, size, bf16=bf16), mark)
+    except EngineFailed:
+        engine = build(net, size, size, "plain")
+    return {"engine": engine.kind, "block": _block(size, engine.batch)}
+
+
+# %% ../../nbs/6_practice/extract_folder.ipynb #d0242ab8
 def _settings(net, size, bf16, fast_jpeg, begun=None) -> dict:
-    "All that decides the numbers. The engine is the fastest one here; a run that was `begun` keeps its own, and its blocks."
+    """Every setting that decides the features.
+
+    A run that was `begun` keeps its engine and its blocks.
+    """
     mark = fingerprint(net)
-    if begun is None:
-        try:
-            engine = build(net, size, size, choose(net, size, size, bf16=bf16), mark)
-        except EngineFailed:
-            engine = build(net, size, size, "plain")
-        begun = {"engine": engine.kind, "block": _block(size, engine.batch)}
+    begun = begun or _begin(net, size, bf16, mark)
     return {
         "framework": net.framework,
         "backbone": net.name,
@@ -150,14 +172,13 @@ def _settings(net, size, bf16, fast_jpeg, begun=None) -> dict:
     }
 
 
+# %% ../../nbs/6_practice/extract_folder.ipynb #13317029
 def _plan(folder, out, net, state, **options) -> dict:
     "The plan that is in `out`, if it is this one; else a new one, written there."
     files, left_out = _listed(folder)
-    old = (
-        json.loads((out / _PLAN).read_text(encoding="utf-8"))
-        if state == "unfinished"
-        else None
-    )
+    old = None
+    if state == "unfinished":
+        old = json.loads((out / _PLAN).read_text(encoding="utf-8"))
     plan = {
         "settings": _settings(net, **options, begun=old and old["settings"]),
         "files": files,
@@ -172,90 +193,95 @@ def _plan(folder, out, net, state, **options) -> dict:
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #c92720e1
 def _sum(files) -> str:
+    "A checksum over the list of files."
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def _same(old, new, out) -> dict:
     "`old`, or BadValue that says in what `new` differs."
     for key, value in new["settings"].items():
-        if old["settings"].get(key) != value:
+        then = old["settings"].get(key)
+        if then != value:
             raise BadValue(
-                f"{printable(out, True)} was begun with {key} {old['settings'].get(key)!r}, and now it is {value!r}. Use the same, or choose another folder (--out)."
+                f"{printable(out, True)} was begun with {key} {then!r}, and now it is "
+                f"{value!r}. Use the same, or choose another folder (--out)."
             )
     if old["files"] != new["files"]:
         raise BadValue(
-            f"The images have changed since {printable(out, True)} was begun. Choose another folder (--out), or delete that one."
+            f"The images have changed since {printable(out, True)} was begun. Choose "
+            "another folder (--out), or delete that one."
         )
     return old
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #74c1852f
 def _lines(out: Path) -> list:
-    "The entries of all journals; a line that was cut off is none."
+    "The entries of all journals; a line that was cut off does not count."
     found = []
     for path in sorted(out.glob(f"{_JOURNAL}*")):
         for line in path.read_bytes().splitlines():
             with suppress(ValueError):
                 found.append(json.loads(line))
-    return [
-        e
-        for e in found
-        if isinstance(e, dict) and {"block", "sum", "skipped"} <= set(e)
-    ]
+    keys = {"block", "sum", "skipped"}
+    return [e for e in found if isinstance(e, dict) and keys <= set(e)]
 
 
-_PASSING = re.compile(
-    "cannot be read: |no such file$|a link that leads nowhere$|too many pixels( for this memory)?$"
-)  # as `read_image` says it
+_PASSING = re.compile(  # as `read_image` says it
+    "cannot be read: |no such file$|a link that leads nowhere$"
+    "|too many pixels( for this memory)?$"
+)
 
 
 def _passing(skipped: dict) -> bool:
-    return any(
-        map(_PASSING.match, skipped.values())
-    )  # the system's reasons, not the files'
+    "Whether a reason lies with the system, not with a file."
+    return any(_PASSING.match(reason) for reason in skipped.values())
 
 
+# %% ../../nbs/6_practice/extract_folder.ipynb #dc170676
 def _blocks(plan) -> range:
+    "The numbers of all blocks."
     return range(-(-len(plan["files"]) // plan["settings"]["block"]))
 
 
 def _rows_of(block: int, plan, skipped: dict) -> list:
     "The images of a block that could be read: the rows that belong to it."
     k = plan["settings"]["block"]
-    return [
-        i
-        for i in range(k * block, min(len(plan["files"]), k * (block + 1)))
-        if str(i) not in skipped
-    ]
+    end = min(len(plan["files"]), k * (block + 1))
+    return [i for i in range(k * block, end) if str(i) not in skipped]
 
 
+# %% ../../nbs/6_practice/extract_folder.ipynb #6a019e3e
 def _finished(out: Path, rows: RowFile, plan) -> dict:
-    "Block -> {number of the image: why it was skipped}, of all blocks whose rows are right."
+    """Block → {number of the image: why it was skipped}.
 
-    def right(e):
-        return (
-            zlib.crc32(rows[_rows_of(e["block"], plan, e["skipped"])].tobytes())
-            == e["sum"]
-        )
+    Holds the blocks whose rows are right. A block that was read again has two lines,
+    and the one counts that skipped less, and not for the system's reasons.
+    """
 
-    best_last = sorted(
-        _lines(out), key=lambda e: (-len(e["skipped"]), not _passing(e["skipped"]))
-    )  # a block that was read again has two
-    return {e["block"]: e["skipped"] for e in best_last if right(e)}
+    def rank(entry):
+        return -len(entry["skipped"]), not _passing(entry["skipped"])
+
+    done = {}
+    for entry in sorted(_lines(out), key=rank):
+        mine = rows[_rows_of(entry["block"], plan, entry["skipped"])]
+        if zlib.crc32(mine.tobytes()) == entry["sum"]:
+            done[entry["block"]] = entry["skipped"]
+    return done
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #877268f6
 def _decode(folder, plan, block: int):
-    "(block, uint8 (k, size, size, 3), {number: reason}): the images of a block that can be read."
+    """Read the images of a block.
+
+    Returns (block, uint8 (k, size, size, 3), {number of the image: why not}), with
+    the `k` images that can be read.
+    """
     s, skipped, k = plan["settings"], {}, 0
     images = np.empty((s["block"], s["size"], s["size"], 3), np.uint8)
     for i in _rows_of(block, plan, {}):
+        path = os.path.join(folder, plan["files"][i][0])
         try:
-            images[k] = read_image(
-                os.path.join(folder, plan["files"][i][0]),
-                s["size"],
-                draft=s["fast_jpeg"],
-            )
+            images[k] = read_image(path, s["size"], draft=s["fast_jpeg"])
             k += 1
         except Unreadable as e:
             skipped[str(i)] = e.reason
@@ -264,39 +290,45 @@ def _decode(folder, plan, block: int):
     return block, images[:k], skipped
 
 
+# %% ../../nbs/6_practice/extract_folder.ipynb #cadcfe63
 def _in_flight(s: dict, streams: int, world: int) -> tuple[int, int]:
-    "(threads, blocks ahead) of the decoding: what the processor likes, and no more than `ROOM` holds beside the blocks that are in the network."
-    threads, room = (
-        max(1, min(8, (os.cpu_count() or 1) // world)),
-        ROOM // (3 * s["block"] * s["size"] ** 2),
-    )
-    depth = max(0, min(2 * threads, room - 1 - (streams + 1 if streams > 1 else 0)))
+    """(threads, blocks ahead) of the decoding.
+
+    As many threads as the processor has cores for, and no more blocks than `ROOM`
+    holds together with those that are in the network.
+    """
+    threads = max(1, min(8, (os.cpu_count() or 1) // world))
+    room = ROOM // (3 * s["block"] * s["size"] ** 2)
+    in_network = streams + 1 if streams > 1 else 0
+    depth = max(0, min(2 * threads, room - 1 - in_network))
     return min(threads, depth + 1), depth
 
 
 def _run(engine, loaded):
-    "(block, rows, skipped), by as many threads as the engine likes."
+    "(block, rows, skipped), by as many threads as the engine uses."
 
     def work(b):
         return (b[0], engine(b[1]), b[2])
 
-    return (
-        map(work, loaded)
-        if engine.streams == 1
-        else ahead(work, loaded, engine.streams, engine.streams)
-    )
+    if engine.streams == 1:
+        return map(work, loaded)
+    return ahead(work, loaded, engine.streams, engine.streams)
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #47446c6c
+def _note(journal, block, rows, skipped):
+    "Write the journal's line for a block."
+    entry = {"block": block, "sum": zlib.crc32(rows.tobytes()), "skipped": skipped}
+    _write_all(journal, json.dumps(entry).encode() + b"\n")
+
+
+# %% ../../nbs/6_practice/extract_folder.ipynb #ddc4b173
 def _work(folder, out, plan, engine, blocks, team, progress):
     "Decode, compute and write these blocks."
     s, files = plan["settings"], plan["files"]
     rows = RowFile(out / _ROWS, len(files), s["dim"], new=False)
-    loaded = ahead(
-        lambda b: _decode(folder, plan, b),
-        blocks,
-        *_in_flight(s, engine.streams, team.world),
-    )
+    threads, depth = _in_flight(s, engine.streams, team.world)
+    loaded = ahead(partial(_decode, folder, plan), blocks, threads, depth)
     ours = min(len(files), s["block"] * len(blocks) * team.world)
     with (
         open(out / f"{_JOURNAL}{team.rank}", "ab", buffering=0) as journal,
@@ -306,39 +338,34 @@ def _work(folder, out, plan, engine, blocks, team, progress):
         for block, new, skipped in _run(engine, loaded):
             mine = _rows_of(block, plan, skipped)
             rows[mine] = new = _checked(new, mine, s["dim"])
-            _write_all(
-                journal,
-                json.dumps(
-                    {
-                        "block": block,
-                        "sum": zlib.crc32(new.tobytes()),
-                        "skipped": skipped,
-                    }
-                ).encode()
-                + b"\n",
-            )
+            _note(journal, block, new, skipped)
             bar.update(min(bar.total - bar.n, s["block"] * team.world))
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #29ce0322
 def _features(out: Path, rows: RowFile, good: np.ndarray):
     "features.npy with the rows `good`; the rows so far stay until all is written."
-    (out / "features.npy").unlink(missing_ok=True)
+    target = out / "features.npy"
+    target.unlink(missing_ok=True)
     if len(good) == rows.n:
         rows.whole()
         try:
-            return os.link(rows.path, out / "features.npy")
+            return os.link(rows.path, target)
         except OSError:
             pass  # a disk without links: copied below
     new = RowFile(out / ".features.new", len(good), rows.dim)
     for i in range(0, len(good), 1024):
         new[np.arange(i, min(i + 1024, len(good)))] = rows[good[i : i + 1024]]
     new.whole()
-    os.replace(new.path, out / "features.npy")
+    os.replace(new.path, target)
 
 
+# %% ../../nbs/6_practice/extract_folder.ipynb #84bee0d0
 def _index(folder, out: Path, files, good):
-    "index.csv: row, path below the folder, class (see `folder_classes`; nothing for a file in none)."
+    """index.csv: row, path below the folder, class.
+
+    The class is that of `folder_classes`, and empty for a file in no class folder.
+    """
     classes = folder_classes(folder, [os.path.join(folder, files[i][0]) for i in good])
     with atomic_write(out / "index.csv", "w") as f:
         table = csv.writer(f, lineterminator="\n")
@@ -348,23 +375,30 @@ def _index(folder, out: Path, files, good):
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #61715aaa
+def _left_out(folder, plan, skipped) -> list:
+    "What has no row, by path, with the reason."
+    found = list(plan["left_out"])
+    for i, reason in skipped.items():
+        path = os.path.join(os.fsdecode(folder), plan["files"][int(i)][0])
+        found.append([path, reason])
+    left_out = [{"path": printable(path), "reason": why} for path, why in found]
+    return sorted(left_out, key=lambda e: e["path"])
+
+
+# %% ../../nbs/6_practice/extract_folder.ipynb #c3aaabb9
 def _close(
     folder, out: Path, plan, skipped: dict, seconds: float, computed: int, team
 ) -> dict:
-    "Write features.npy, index.csv and, last, extract.json; clear what they were made from."
+    """Write features.npy, index.csv and, last, extract.json; clear what they came from.
+
+    Returns what extract.json says.
+    """
     s, files = plan["settings"], plan["files"]
     good = np.array([i for i in range(len(files)) if str(i) not in skipped], np.int64)
-    left_out = [
-        {"path": printable(p), "reason": r}
-        for p, r in plan["left_out"]
-        + [
-            [os.path.join(os.fsdecode(folder), files[int(i)][0]), r]
-            for i, r in skipped.items()
-        ]
-    ]
     if not len(good):
         raise BadValue(
-            f"None of the {len(files)} image files in {printable(folder, True)} can be read; the first one: {next(iter(skipped.values()))}."
+            f"None of the {len(files)} image files in {printable(folder, True)} can be "
+            f"read; the first one: {next(iter(skipped.values()))}."
         )
     _features(out, RowFile(out / _ROWS, len(files), s["dim"], new=False), good)
     _index(folder, out, files, good)
@@ -374,7 +408,7 @@ def _close(
         **s,
         "files_sha256": _sum(files),
         "n": len(good),
-        "skipped": sorted(left_out, key=lambda e: e["path"]),
+        "skipped": _left_out(folder, plan, skipped),
         "seconds": round(seconds, 2),
         "images_per_s": round(computed / max(seconds, 1e-9), 1),
         "processes": team.world,
@@ -386,14 +420,17 @@ def _close(
     return info
 
 
+# %% ../../nbs/6_practice/extract_folder.ipynb #6ddbf99d
 def _clear(out: Path):
     "Remove what was only needed on the way."
+    unfinished = [p for p in out.iterdir() if _LEFT.fullmatch(p.name)]
+    journals = out.glob(f"{_JOURNAL}*")
     for path in [
         out / _PLAN,
         out / _ROWS,
         out / ".features.new",
-        *out.glob(f"{_JOURNAL}*"),
-        *(p for p in out.iterdir() if _LEFT.fullmatch(p.name)),
+        *journals,
+        *unfinished,
     ]:
         with suppress(OSError):
             path.unlink()
@@ -404,16 +441,15 @@ class _Team:
     "The processes that torchrun started, or one alone."
 
     def __init__(self, state=None):
-        self.state, self.told = state or processes(), False
-        self.rank, self.world, self.main = (
-            self.state.process_index,
-            self.state.num_processes,
-            self.state.is_main_process,
-        )
+        self.state = state or processes()
+        self.rank = self.state.process_index
+        self.world = self.state.num_processes
+        self.main = self.state.is_main_process
         self.wait = self.state.wait_for_everyone
+        self.told = False
 
     def tell(self, value):
-        "What the first process says, for all."
+        "Hand the first process's `value` to all."
         self.told = True
         if self.world == 1:
             return value
@@ -422,14 +458,17 @@ class _Team:
         return broadcast_object_list([value])[0]
 
     def farewell(self):
-        "Where the first process has said nothing yet: the others need not wait for a plan that never comes."
-        with suppress(Exception):
-            self.told or self.tell(
-                None
-            )  # whatever went wrong before is told, and not this
+        """Free the others if the first process has told them nothing yet.
+
+        Otherwise they would wait for a plan that never comes. An error in here must
+        not hide the one that ended the work.
+        """
+        if not self.told:
+            with suppress(Exception):
+                self.tell(None)
 
     def leave(self):
-        "The end of working together."
+        "End the work together."
         if self.world > 1:
             self.state.destroy_process_group()
 
@@ -439,25 +478,22 @@ def _prepare(folder, out, net, state, options):
     "(plan, blocks still to do); the file for the rows is there."
     plan = _plan(folder, out, net, state, **options)
     n, dim = len(plan["files"]), plan["settings"]["dim"]
-    whole = (out / _ROWS).exists() and (
-        out / _ROWS
-    ).stat().st_size == RowFile.HEADER + 4 * n * dim
+    part = out / _ROWS
+    whole = part.exists() and part.stat().st_size == RowFile.HEADER + 4 * n * dim
     if not whole:
         for path in out.glob(f"{_JOURNAL}*"):
             path.unlink()
-    done = _finished(out, RowFile(out / _ROWS, n, dim, new=not whole), plan)
+    done = _finished(out, RowFile(part, n, dim, new=not whole), plan)
     return plan, [b for b in _blocks(plan) if b not in done or _passing(done[b])]
 
 
 def _result(folder, out: Path, net, options) -> dict:
     "What a finished extraction says, if it is the one that is asked for."
     info = json.loads((out / _DONE).read_text(encoding="utf-8"))
-    now = {
-        "settings": _settings(net, **options, begun=info),
-        "files": _sum(_listed(folder)[0]),
-    }
-    _same({"settings": info, "files": info.get("files_sha256")}, now, out)
-    _clear(out)  # it was killed, perhaps, when only that was left to do
+    then = {"settings": info, "files": info.get("files_sha256")}
+    settings = _settings(net, **options, begun=info)
+    _same(then, {"settings": settings, "files": _sum(_listed(folder)[0])}, out)
+    _clear(out)  # perhaps it was killed when only that was left to do
     return info
 
 
@@ -469,74 +505,81 @@ def _lead(folder, out, net, options, resume, team, progress, say):
             team.tell(None)
             return _result(folder, out, net, options)
         plan, blocks = _prepare(folder, out, net, state, options)
+        s = plan["settings"]
         if blocks:
-            _engine(
-                out, net, plan["settings"]
-            )  # what can't run is said before the others begin
+            _engine(out, net, s)  # an engine that can't run fails here, not later
         begin = time.perf_counter()
         todo = sum(len(_rows_of(b, plan, {})) for b in blocks)
         say(
-            f"{len(plan['files'])} image files, {todo} still to do; {net.name} at {plan['settings']['size']} px by the engine '{plan['settings']['engine']}'."
+            f"{len(plan['files'])} image files, {todo} still to do; {net.name} at "
+            f"{s['size']} px by the engine '{s['engine']}'."
         )
         team.tell((plan, blocks))
         _take_part(folder, out, net, plan, blocks, team, progress)
         team.wait()
         skipped = _complete(folder, out, net, plan, progress)
-        return _close(
-            folder, out, plan, skipped, time.perf_counter() - begin, todo, team
-        )
+        seconds = time.perf_counter() - begin
+        return _close(folder, out, plan, skipped, seconds, todo, team)
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #41f7ac58
 def _engine(out, net, s: dict):
-    "The plan's engine, which another machine or another day may have chosen; BadValue if it can't be built."
+    """The plan's engine, which another machine or another day may have chosen.
+
+    BadValue if it can't be built.
+    """
     try:
         build(net, s["size"], s["size"], s["engine"], s["weights"])
     except EngineFailed as e:
-        why, how = (
-            (e.__cause__ if isinstance(e.__cause__, UserMistake) else e),
-            "Install it" if "openvino" in s["engine"] else "Go on where it can",
-        )
+        why = e.__cause__ if isinstance(e.__cause__, UserMistake) else e
+        how = "Install it" if "openvino" in s["engine"] else "Go on where it can"
         raise BadValue(
-            f"{printable(out, True)} was begun with the engine '{s['engine']}', which can't run here ({str(why).rstrip('.')}). {how}, or choose another folder (--out)."
+            f"{printable(out, True)} was begun with the engine '{s['engine']}', which "
+            f"can't run here ({str(why).rstrip('.')}). {how}, or choose another folder "
+            "(--out)."
         ) from e
     return LazyEngine(net, s["size"], s["size"], s["engine"], s["weights"])
 
 
+# %% ../../nbs/6_practice/extract_folder.ipynb #67c4c131
 def _take_part(folder, out, net, plan, blocks, team, progress):
     "This process's share of the blocks."
-    if mine := blocks[team.rank :: team.world]:
-        _work(
-            folder,
-            out,
-            plan,
-            _engine(out, net, plan["settings"]),
-            mine,
-            team,
-            progress and team.main,
-        )
+    mine = blocks[team.rank :: team.world]
+    if mine:
+        engine = _engine(out, net, plan["settings"])
+        _work(folder, out, plan, engine, mine, team, progress and team.main)
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #9d4e1b06
 def _complete(folder, out, net, plan, progress) -> dict:
-    "{number of the image: why it was skipped}, when every block is right in the file; what got lost of others' work is done again, here."
+    """{number of the image: why it was skipped}, once every block is right in the file.
+
+    Blocks of other processes that got lost are done again, here.
+    """
     rows = RowFile(out / _ROWS, len(plan["files"]), plan["settings"]["dim"], new=False)
     for last in (False, True):
         done = _finished(out, rows, plan)
         lost = [b for b in _blocks(plan) if b not in done]
         if not lost:
-            return {
-                str(i): done[b][str(i)]
-                for b in _blocks(plan)
-                for i in _rows_of(b, plan, {})
-                if str(i) in done[b]
-            }
+            return _skipped(done, plan)
         if not last:
             _take_part(folder, out, net, plan, lost, _Team(_Alone()), progress)
     n = sum(len(_rows_of(b, plan, {})) for b in lost)
     raise Damaged(
-        f"{n} rows could not be kept in {printable(out, True)}: what the disk gives back is not what was written. Check the disk, then run again with --resume."
+        f"{n} rows could not be kept in {printable(out, True)}: what the disk gives "
+        "back is not what was written. Check the disk, then run again with --resume."
     )
+
+
+# %% ../../nbs/6_practice/extract_folder.ipynb #c2da3395
+def _skipped(done, plan) -> dict:
+    "The skipped images of all blocks, in order."
+    skipped = {}
+    for block in _blocks(plan):
+        for i in _rows_of(block, plan, {}):
+            if str(i) in done[block]:
+                skipped[str(i)] = done[block][str(i)]
+    return skipped
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #97c97bc7
@@ -553,20 +596,20 @@ def extract_folder(
     progress: bool = True,
     say=lambda text="": None,
 ) -> dict | None:
-    "Features of every readable image below `folder`; returns what extract.json says (in other processes than the first: None)."
+    """Features of every readable image below `folder`.
+
+    Returns what extract.json says; in other processes than the first, None.
+    """
     _check(folder, framework, size)
     team, folder, out = _Team(), Path(folder), Path(out)
     options = {"size": size, "bf16": bf16, "fast_jpeg": fast_jpeg}
-
-    def load():
-        return load_backbone(backbone, framework)
-
+    load = partial(load_backbone, backbone, framework)
+    info = None
     try:
-        info = (
-            _lead(folder, out, load(), options, resume, team, progress, say)
-            if team.main
-            else _follow(folder, out, load, team)
-        )
+        if team.main:
+            info = _lead(folder, out, load(), options, resume, team, progress, say)
+        else:
+            _follow(folder, out, load, team)
     except OSError as e:
         raise e if isinstance(e, UserMistake) else disk_mistake(e, out) from e
     finally:
@@ -576,8 +619,11 @@ def extract_folder(
     return info and {**info, "out": printable(out)}
 
 
+# %% ../../nbs/6_practice/extract_folder.ipynb #b5ee2f3d
 def _follow(folder, out, load, team):
     "The part of the other processes, which load nothing before the first one has."
-    if (said := team.tell(None)) is not None:
-        _take_part(folder, out, load(), *said, team, False)
+    said = team.tell(None)
+    if said is not None:
+        plan, blocks = said
+        _take_part(folder, out, load(), plan, blocks, team, False)
         team.wait()

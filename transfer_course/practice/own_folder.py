@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
 from ..engine.checkpoints import Checkpoint
 from transfer_course.engine.errors import (
     BadValue,
@@ -34,6 +35,8 @@ from ..engine.files import Unreadable, list_images, printable, read_image
 from ..engine.frameworks import check_framework, processes
 from ..engine.report import write_card, write_report
 from ..engine.runs import claim_folder, read_run, state_of
+
+# %% ../../nbs/6_practice/own_folder.ipynb #24b9994b
 from ..trainer.recipe import Recipe
 from ..trainer.run import fine_tune, load_result
 from ..vision.backbones import backbone as load_backbone
@@ -48,46 +51,15 @@ from transfer_course.vision.evaluate import (
 from ..vision.features import extract, linear_probe, random_probe
 
 # %% ../../nbs/6_practice/own_folder.ipynb #f08ef304
+_REGULARISED = dict(augment=0.5, label_smoothing=0.1, weight_decay=1e-2)
+_TUNED = dict(batch_size=16, **_REGULARISED)
 DEFAULTS = {
-    "scratch": dict(
-        epochs=60, lr=2e-3, augment=0.5, label_smoothing=0.1, weight_decay=1e-2
-    ),
+    "scratch": dict(epochs=60, lr=2e-3, **_REGULARISED),
     "probe": dict(),
-    "head": dict(
-        epochs=20,
-        lr=1e-4,
-        head_lr=1e-3,
-        batch_size=16,
-        augment=0.5,
-        label_smoothing=0.1,
-        weight_decay=1e-2,
-    ),
-    "fine_tune": dict(
-        epochs=6,
-        lr=3e-4,
-        head_lr=1e-3,
-        batch_size=16,
-        augment=0.5,
-        label_smoothing=0.1,
-        weight_decay=1e-2,
-    ),
-    "lp_ft": dict(
-        epochs=6,
-        lr=1e-4,
-        batch_size=16,
-        augment=0.5,
-        label_smoothing=0.1,
-        weight_decay=1e-2,
-    ),
-    "gradual": dict(
-        epochs=8,
-        lr=3e-4,
-        head_lr=1e-3,
-        batch_size=16,
-        augment=0.5,
-        label_smoothing=0.1,
-        weight_decay=1e-2,
-    ),
+    "head": dict(epochs=20, lr=1e-4, head_lr=1e-3, **_TUNED),
+    "fine_tune": dict(epochs=6, lr=3e-4, head_lr=1e-3, **_TUNED),
+    "lp_ft": dict(epochs=6, lr=1e-4, **_TUNED),
+    "gradual": dict(epochs=8, lr=3e-4, head_lr=1e-3, **_TUNED),
 }
 
 
@@ -95,70 +67,82 @@ def default_recipe(
     strategy: str = "lp_ft", epochs: int | None = None, seed: int = 0
 ) -> Recipe:
     "The recipe that the command line uses for `strategy`."
-    given = {} if epochs is None else {"epochs": epochs}
-    return Recipe(
-        strategy=strategy, seed=seed, **{**DEFAULTS.get(strategy, {}), **given}
-    )
+    settings = dict(DEFAULTS.get(strategy, {}))
+    if epochs is not None:
+        settings["epochs"] = epochs
+    return Recipe(strategy=strategy, seed=seed, **settings)
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #4dfb859d
-def baselines(net, parts, result, groups) -> dict:
-    "Held-out accuracy of majority, random_probe and probe, and the paired difference to the last two: what pretraining and what training added."
-    y = parts.valid.labels
-    probe = linear_probe(
-        extract(net, parts.train, progress=False),
-        parts.train.labels,
-        parts.train.groups,
-    )
+def _baseline_guesses(net, parts) -> dict:
+    "The predicted labels of each baseline for the held-out images."
+    train, valid = parts.train, parts.valid
+    features = extract(net, train, progress=False)
+    probe = linear_probe(features, train.labels, train.groups)
     guesses = {
-        "majority": majority(parts.train.labels, len(y)),
-        "probe": probe.predict(extract(net, parts.valid, progress=False)),
+        "majority": majority(train.labels, len(valid.labels)),
+        "probe": probe.predict(extract(net, valid, progress=False)),
     }
     if net.weights is not None:
-        guesses["random_probe"] = random_probe(parts.train, net.framework, net.name)(
-            parts.valid
-        )
-    right = result == y
-    out = {k: {"accuracy": float((g == y).mean())} for k, g in guesses.items()}
-    for k, g in guesses.items():
-        if k != "majority":
-            out[k]["difference"] = paired_interval(
-                right, g == y, groups, level=0.95
-            )._asdict()
+        predict = random_probe(train, net.framework, net.name)
+        guesses["random_probe"] = predict(valid)
+    return guesses
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #4e7f75c6
+def baselines(net, parts, result, groups) -> dict:
+    """Held-out accuracy of majority, probe and random_probe.
+
+    The two probes come with the paired difference of `result`, the labels predicted
+    by the trained model, to theirs: what training and what pretraining added.
+    """
+    labels = parts.valid.labels
+    right = result == labels
+    out = {}
+    for name, guess in _baseline_guesses(net, parts).items():
+        out[name] = {"accuracy": float((guess == labels).mean())}
+        if name != "majority":
+            difference = paired_interval(right, guess == labels, groups, level=0.95)
+            out[name]["difference"] = difference._asdict()
     return out
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #8d148d0d
+def _whole(value, low, high) -> bool:
+    "Whether `value` is a whole number from `low` to `high`; True and False are not."
+    return (
+        isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    )
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #2d381f25
 def _check(folder, framework, size, workers=1):
-    "What can be said before anything heavy is loaded."
+    "Everything that can be checked before anything heavy is loaded."
     check_framework(framework)
-    if (
-        isinstance(workers, bool)
-        or not isinstance(workers, int)
-        or not 1 <= workers <= 256
-    ):
+    if not _whole(workers, 1, 256):
         raise BadValue(
             f"workers is {workers}; expected a whole number of threads from 1 to 256."
         )
-    if isinstance(size, bool) or not isinstance(size, int) or not 32 <= size <= 1024:
+    if not _whole(size, 32, 1024):
         raise BadValue(
             f"size is {size}; expected a whole number of pixels from 32 to 1024."
         )
     if not os.path.isdir(folder):
         raise NotFound(
-            f"There is no folder '{printable(folder)}'. Give a folder that holds one folder of images per class."
+            f"There is no folder '{printable(folder)}'. Give a folder that holds one "
+            "folder of images per class."
         )
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #97ca4eed
 def default_out(folder, framework: str, strategy: str) -> Path:
-    "A new folder's name under `runs/`."
-    base = (
-        Path("runs")
-        / f"{printable(Path(folder).resolve().name)}-{framework}-{strategy}"
-    )
-    n = 1
-    while (out := base if n == 1 else base.with_name(f"{base.name}-{n}")).exists():
+    "The name of a new folder under `runs/`."
+    name = printable(Path(folder).resolve().name)
+    base = Path("runs") / f"{name}-{framework}-{strategy}"
+    out, n = base, 1
+    while out.exists():
         n += 1
+        out = base.with_name(f"{base.name}-{n}")
     return out
 
 
@@ -173,124 +157,76 @@ def tune_folder(
     epochs: int | None = None,
     size: int = 128,
     seed: int = 0,
-    resume: bool = False,  # go on with a run that was interrupted in `out`; a finished one on the same images is returned as it is
+    resume: bool = False,  # continue a killed run in `out`, return a finished one
     workers: int = 1,  # threads that read and augment the next batches
     progress: bool = True,
     say=lambda text="": None,
 ) -> dict:
-    "Hold out a fifth of the images, train on the rest, score, save model, report and card; returns the summary that the command line prints."
-    began, us = time.perf_counter(), processes()
+    """Hold out a fifth of the images, train on the rest, score, save and report.
+
+    `resume` returns a finished run only if it has the same settings and images.
+    Returns the summary that the command line prints.
+    """
+    began = time.perf_counter()
     _check(folder, framework, size, workers)
-    if framework == "keras" and us.num_processes > 1:
-        raise BadValue(
-            "Keras uses several devices from one process: start it without torchrun."
-        )
-    recipe, tell = (
-        default_recipe(strategy, epochs, seed),
-        say if us.is_main_process else lambda text="": None,
-    )
-    with claim_folder(out, resume) if us.is_main_process else nullcontext():
-        if not (done := resume and state_of(out) == "run"):
-            data, parts, net = _opened(
-                folder, backbone, framework, strategy, size, seed, tell
-            )
-            result = fine_tune(
-                net,
-                parts.train,
-                parts.valid,
-                recipe,
-                progress=progress,
-                checkpoint=out,
-                workers=workers,
-            )
-            if us.is_main_process:
-                _finish(out, result, net, data, parts, size, began)
-        us.wait_for_everyone()  # one process writes, the others see it written
+    team = _processes_for(framework)
+    recipe = default_recipe(strategy, epochs, seed)
+    tell = say if team.is_main_process else lambda text="": None
+    with claim_folder(out, resume) if team.is_main_process else nullcontext():
+        done = resume and state_of(out) == "run"
+        if not done:
+            opened = _opened(folder, backbone, framework, recipe, size, tell)
+            how = dict(progress=progress, workers=workers)
+            _train(out, opened, recipe, size, began, team, **how)
+        team.wait_for_everyone()  # one process writes, the others see it written
     info, _ = read_run(out)
     if done:
         _same(info, out, framework, backbone, recipe, size)
-        data = image_folder(folder, size=size)
-        _same_images(info, data, folder, out)
-        tell(f"{printable(out)} is finished already; nothing was trained.")
-        if _IMAGES not in info:
-            tell(
-                "It was saved by an earlier version, without checksums: its classes and their numbers of images are those of the folder, and more can't be compared."
-            )
-        if us.is_main_process:
-            _complete(out, info, data, seed, tell)
+        _give_back(info, out, folder, size, seed, tell, team)
     for text in _sentences(info, out):
         tell(text)
     return _summary(info, out, began)
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #a01690b9
+def _processes_for(framework):
+    "The processes that take part; Keras uses all devices from a single one."
+    team = processes()
+    if framework == "keras" and team.num_processes > 1:
+        raise BadValue(
+            "Keras uses several devices from one process: start it without torchrun."
+        )
+    return team
+
+
 # %% ../../nbs/6_practice/own_folder.ipynb #12132384
-def _opened(folder, backbone, framework, strategy, size, seed, say):
-    "The folder's images, their parts, and the network to start from."
+def _opened(folder, backbone, framework, recipe, size, say):
+    "The folder's images, their split, and the network to start from."
     data = image_folder(folder, size=size)
-    parts = data.split(valid=0.2, test=0, seed=seed)
+    parts = data.split(valid=0.2, test=0, seed=recipe.seed)
     if not len(parts.valid):
         raise BadValue(
-            f"No picture of {printable(folder, True)} can be held out: each class has a single one, or copies of it. Add a different picture to at least one class."
+            f"No picture of {printable(folder, True)} can be held out: each class has "
+            "a single one, or copies of it. Add a different picture to at least one "
+            "class."
         )
-    for text in (
-        *data.warnings,
-        f"{len(parts.train)} images to train on, {len(parts.valid)} held out, {len(data.classes)} classes, {len(data.skipped)} skipped.",
-    ):
+    for text in data.warnings:
         say(text)
-    return (
-        data,
-        parts,
-        load_backbone(
-            backbone,
-            framework,
-            seed=seed,
-            **({"weights": None} if strategy == "scratch" else {}),
-        ),
+    say(
+        f"{len(parts.train)} images to train on, {len(parts.valid)} held out, "
+        f"{len(data.classes)} classes, {len(data.skipped)} skipped."
     )
+    weights = {"weights": None} if recipe.strategy == "scratch" else {}
+    return data, parts, load_backbone(backbone, framework, seed=recipe.seed, **weights)
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #3ca4cf5f
-def _finish(out, result, net, data, parts, size, began):
-    "Score, save, and only then drop the checkpoint."
-    _write(out, result, _describe(result, net, data, parts, size, began), parts)
-
-
-def _complete(out, info, data, seed, say):
-    "Write what a run lacks that was killed between its model and its report."
-    if all((Path(out) / name).exists() for name in ("report.html", "card.md")):
-        return
-    if _IMAGES not in info:
-        say(
-            "Its report is missing and can't be written now, because that version split the images in another way."
-        )
-        return
-    result, valid = load_result(out), data.split(valid=0.2, test=0, seed=seed).valid
-    _explain(out, result, result.predict(valid), valid)
-    Checkpoint(out, {}).clear()
-
-
-def _same(info, out, framework, backbone, recipe, size):
-    "BadValue if the finished run in `out` is another one than was asked for; Damaged if its run.json does not say what a run here says."
-    try:
-        list(_sentences(info, out))
-        _summary(info, out, 0)
-        dict(info["recipe"])
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise Damaged(
-            f"The run.json of {printable(out, True)} is not that of a run of this command. Choose another folder (--out), or delete that one."
-        ) from None
-    then = dict(
-        framework=info["framework"],
-        backbone=info["backbone"]["name"],
-        size=info.get("size"),
-        **info["recipe"],
-    )
-    now = dict(framework=framework, backbone=backbone, size=size, **recipe.to_dict())
-    for k in now:
-        if then.get(k, now[k]) != now[k]:
-            raise BadValue(
-                f"{printable(out)} holds a finished run with {k} {then[k]}, not {now[k]}. Choose another folder (--out), or ask for the same."
-            )
+def _train(out, opened, recipe, size, began, team, **how):
+    "Train; the main process then scores, saves, and only then drops the checkpoint."
+    data, parts, net = opened
+    result = fine_tune(net, parts.train, parts.valid, recipe, checkpoint=out, **how)
+    if team.is_main_process:
+        _write(out, result, _describe(result, net, data, parts, size, began), parts)
 
 
 def _summary(info, out, began) -> dict:
@@ -309,6 +245,66 @@ def _summary(info, out, began) -> dict:
     }
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #9da8ef62
+def _same(info, out, framework, backbone, recipe, size):
+    """Check that the finished run in `out` is the one that was asked for.
+
+    BadValue if a setting differs; Damaged if its run.json does not say what a run of
+    this command says.
+    """
+    try:
+        list(_sentences(info, out))
+        _summary(info, out, 0)
+        then = dict(info["recipe"])
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise Damaged(
+            f"The run.json of {printable(out, True)} is not that of a run of this "
+            "command. Choose another folder (--out), or delete that one."
+        ) from None
+    then |= dict(framework=info["framework"], backbone=info["backbone"]["name"])
+    then |= dict(size=info.get("size"))
+    now = dict(framework=framework, backbone=backbone, size=size, **recipe.to_dict())
+    for key, value in now.items():
+        if then.get(key, value) != value:
+            raise BadValue(
+                f"{printable(out)} holds a finished run with {key} {then[key]}, not "
+                f"{value}. Choose another folder (--out), or ask for the same."
+            )
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #fc6a2500
+def _give_back(info, out, folder, size, seed, say, team):
+    "Return to a finished run: check its images, and write the report if it lacks one."
+    data = image_folder(folder, size=size)
+    _same_images(info, data, folder, out)
+    say(f"{printable(out)} is finished already; nothing was trained.")
+    if _IMAGES not in info:
+        say(
+            "It was saved by an earlier version, without checksums: its classes and "
+            "their numbers of images are those of the folder, and more can't be "
+            "compared."
+        )
+    if team.is_main_process:
+        _complete(out, info, data, seed, say)
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #db87c305
+def _complete(out, info, data, seed, say):
+    "Write what a run lacks that was killed between its model and its report."
+    if all((Path(out) / name).exists() for name in ("report.html", "card.md")):
+        return
+    if _IMAGES not in info:
+        say(
+            "Its report is missing and can't be written now, because that version "
+            "split the images in another way."
+        )
+        return
+    result = load_result(out)
+    valid = data.split(valid=0.2, test=0, seed=seed).valid
+    _explain(out, result, result.predict(valid), valid)
+    Checkpoint(out, {}).clear()
+
+
 # %% ../../nbs/6_practice/own_folder.ipynb #img02exp
 _IMAGES = "images_sha256"
 
@@ -322,26 +318,21 @@ def _images_sum(data) -> str:
 
 def _changes(then: dict, now: dict) -> str:
     "What differs between the images per class of a run and of a folder."
-
-    def quoted(c):
-        return f"class {printable(repr(c), True)}"
-
-    new = [f"{quoted(c)} is new" for c in now if c not in then]
-    gone = [f"{quoted(c)} is missing" for c in then if c not in now]
-    counts = [
-        f"{quoted(c)} had {then[c]} images and has {now[c]} now"
-        for c in now
-        if c in then and then[c] != now[c]
-    ]
-    return "; ".join(
-        (new[:3] + gone[:3] or counts[:3])
-        or ["as many as then, but some have another content"]
-    )
+    name = {c: f"class {printable(repr(c), True)}" for c in [*then, *now]}
+    new = [f"{name[c]} is new" for c in now if c not in then]
+    gone = [f"{name[c]} is missing" for c in then if c not in now]
+    if new or gone:
+        return "; ".join(new[:3] + gone[:3])
+    other = [c for c in now if then[c] != now[c]]
+    if not other:
+        return "as many as then, but some have another content"
+    counts = [f"{name[c]} had {then[c]} images and has {now[c]} now" for c in other]
+    return "; ".join(counts[:3])
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #img03exp
 def _same_images(info, data, folder, out):
-    "BadValue if the run `info` in `out` was trained on other images than `data`, which lie in `folder`."
+    "BadValue if the run `info` in `out` was trained on other images than `data`."
     now, then = data.counts(), info.get("counts")
     if info.get(_IMAGES) == _images_sum(data) or _IMAGES not in info and then == now:
         return
@@ -354,23 +345,29 @@ def _same_images(info, data, folder, out):
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #5570cd7c
-def _describe(result, net, data, parts, size, began) -> dict:
-    "What `run.json` says beyond the result itself: held-out scores with an interval, baselines, counts, skipped files."
-    valid = parts.valid
-    P = result.predict(valid)
-    guess, groups = P.argmax(1), valid.groups
-    mean, low, high = interval(guess == valid.labels, groups, level=0.95)
-    metrics = {
+def _metrics(labels, guess, groups, n_classes) -> dict:
+    "Scores on the held-out images, the accuracy with its 95 % interval."
+    _, low, high = interval(guess == labels, groups, level=0.95)
+    return {
         "part": "held-out",
-        **scores(valid.labels, guess, len(data.classes)),
+        **scores(labels, guess, n_classes),
         "low": low,
         "high": high,
         "level": 0.95,
-        "note": "The held-out images also chose the best epoch, which flatters this number a little.",
+        "note": "The held-out images also chose the best epoch, which flatters this "
+        "number a little.",
     }
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #3a2ed83b
+def _describe(result, net, data, parts, size, began) -> dict:
+    "What `run.json` says beyond the result itself, and the held-out probabilities."
+    valid = parts.valid
+    probabilities = result.predict(valid)
+    guess = probabilities.argmax(1)
     return dict(
-        metrics=metrics,
-        baselines=baselines(net, parts, guess, groups),
+        metrics=_metrics(valid.labels, guess, valid.groups, len(data.classes)),
+        baselines=baselines(net, parts, guess, valid.groups),
         size=size,
         n_train=len(parts.train),
         n_valid=len(valid),
@@ -379,67 +376,80 @@ def _describe(result, net, data, parts, size, began) -> dict:
         warnings=list(data.warnings),
         **{_IMAGES: _images_sum(data)},
         total_seconds=round(time.perf_counter() - began, 1),
-        probabilities=P,
+        probabilities=probabilities,
     )
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #0ad3ff3f
 def _write(out, result, info, parts):
-    "The run's folder: model, run.json, report, card."
-    P, valid = info.pop("probabilities"), parts.valid
+    "Fill the run's folder: model, run.json, report, card."
+    probabilities = info.pop("probabilities")
     result.save(out, **info)
     Checkpoint(out, {}).clear()  # which leaves more room for the report
     try:
-        _explain(out, result, P, valid)
+        _explain(out, result, probabilities, parts.valid)
     except (UserMistake, OSError) as e:
         raise NoRoom(
-            f"The model is saved in {printable(out, True)}, and its report could not be written: {e}"
+            f"The model is saved in {printable(out, True)}, and its report could not "
+            f"be written: {e}"
         ) from e
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #80c89704
-def _explain(out, result, P, valid):
-    "Report and card beside the saved model."
-    about, _ = read_run(out)
-    guess = P.argmax(1)
-    wrong = [i for i in np.argsort(-P.max(1)) if guess[i] != valid.labels[i]][:12]
+def _mistakes(classes, probabilities, valid, most=12) -> list:
+    "The wrong predictions with the highest probability, as the report shows them."
+    guess, sure = probabilities.argmax(1), probabilities.max(1)
+    wrong = [i for i in np.argsort(-sure) if guess[i] != valid.labels[i]][:most]
     images = valid.batch(np.array(wrong, int)) if wrong else []
-    mistakes = [
+    return [
         dict(
-            image=im,
-            true=result.classes[valid.labels[i]],
-            predicted=result.classes[guess[i]],
-            probability=float(P[i].max()),
+            image=image,
+            true=classes[valid.labels[i]],
+            predicted=classes[guess[i]],
+            probability=float(sure[i]),
             path=printable(valid.paths[i]) if valid.paths is not None else str(i),
         )
-        for i, im in zip(wrong, images)
+        for i, image in zip(wrong, images)
     ]
-    write_report(
-        out,
-        info=about,
-        confusion=confusion_matrix(valid.labels, guess, len(result.classes)),
-        mistakes=mistakes,
-        curves=result.history,
-    )
-    write_card(out, about)
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #cbb4984d
+def _explain(out, result, probabilities, valid):
+    "Write report and card beside the saved model."
+    info, _ = read_run(out)
+    classes, guess = result.classes, probabilities.argmax(1)
+    confusion = confusion_matrix(valid.labels, guess, len(classes))
+    mistakes = _mistakes(classes, probabilities, valid)
+    curves = result.history
+    write_report(out, info=info, confusion=confusion, mistakes=mistakes, curves=curves)
+    write_card(out, info)
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #af0e1169
+def _verdict(difference: dict) -> str:
+    "What the interval of the difference to random features says about pretraining."
+    if difference["low"] > 0:
+        return "pretraining helped"
+    if difference["high"] < 0:
+        return "pretraining hurt"
+    return "too few images to say that pretraining helped"
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #7797d942
 def _sentences(info, out):
-    "What a person wants to know, a line each."
-    m, b = info["metrics"], info["baselines"]
-    others = ", ".join(f"{k} {v['accuracy']:.2f}" for k, v in b.items())
-    yield f"accuracy on the held-out images {m['accuracy']:.2f} (95 % interval {m['low']:.2f} to {m['high']:.2f}); beside it {others}"
-    if "random_probe" in b:
-        d = b["random_probe"]["difference"]
-        verdict = (
-            "pretraining helped"
-            if d["low"] > 0
-            else "pretraining hurt"
-            if d["high"] < 0
-            else "too few images to say that pretraining helped"
+    "What a person wants to know, one line at a time."
+    metrics, others = info["metrics"], info["baselines"]
+    beside = ", ".join(f"{k} {v['accuracy']:.2f}" for k, v in others.items())
+    yield (
+        f"accuracy on the held-out images {metrics['accuracy']:.2f} (95 % interval "
+        f"{metrics['low']:.2f} to {metrics['high']:.2f}); beside it {beside}"
+    )
+    if "random_probe" in others:
+        d = others["random_probe"]["difference"]
+        yield (
+            f"{_verdict(d)}: {d['mean']:+.2f} over random features "
+            f"({d['low']:+.2f} to {d['high']:+.2f})"
         )
-        yield f"{verdict}: {d['mean']:+.2f} over random features ({d['low']:+.2f} to {d['high']:+.2f})"
     yield f"saved in {printable(out)}: model, run.json, report.html, card.md"
     yield f"next: transfer-course predict '{printable(out)}' IMAGE…"
 
@@ -448,16 +458,20 @@ def _sentences(info, out):
 def _size_of(info, run) -> int:
     "The side in pixels of the images that a run was trained on."
     size = info.get("size")
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 1024:
+    if not _whole(size, 1, 1024):
         raise Damaged(
-            f"The run.json of {printable(run, True)} gives no image size from 1 to 1024 pixels. Save the run with its size: result.save(folder, size=…)."
+            f"The run.json of {printable(run, True)} gives no image size from 1 to "
+            "1024 pixels. Save the run with its size: result.save(folder, size=…)."
         )
     return size
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #a86b0589
 def _files(paths):
-    "Every image file that the arguments mean, in order, a missing one as it stands; and what was left out of the folders."
+    """(files, left_out): every image file that the arguments name, in order.
+
+    A missing file stays in the list; `left_out` has what else lies in the folders.
+    """
     files, left_out = [], []
     for path in paths:
         found = list_images(path) if os.path.isdir(path) else ([Path(path)], [])
@@ -466,42 +480,49 @@ def _files(paths):
     return files, left_out
 
 
-# %% ../../nbs/6_practice/own_folder.ipynb #95d45fc9
 def _read(path, size):
+    "The image, or the exception that says why it can't be read."
     try:
         return read_image(path, size=size)
     except Unreadable as e:
         return e
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #95d45fc9
 def predict_files(run, paths, top: int = 3, batch_size: int = 32):
-    "For each image file, or each in the folders given, in order: dict(path, class, probability, top) or dict(path, error); then dict(path, skipped) for what else lies in the folders."
+    """Predict the class of each image file, and of those in the folders given.
+
+    Yields dict(path, class, probability, top) or dict(path, error) for each file, in
+    order, then dict(path, skipped) for what else lies in the folders.
+    """
     from concurrent.futures import ThreadPoolExecutor
+    from functools import partial
 
     result = load_result(run)
-    size, (files, left_out) = _size_of(result.info, run), _files(paths)
+    read = partial(_read, size=_size_of(result.info, run))
+    files, left_out = _files(paths)
     if not files:
         raise NotFound(
             f"There is no image in {', '.join(printable(p) for p in paths)}."
         )
     with ThreadPoolExecutor(4) as pool:
         for i in range(0, len(files), batch_size):
-            part = files[i : i + batch_size]
-            images = list(pool.map(lambda p: _read(p, size), part))
-            yield from _answers(result, part, images, top)
+            batch = files[i : i + batch_size]
+            yield from _answers(result, batch, list(pool.map(read, batch)), top)
     for path, reason in left_out:
         yield {"path": path, "skipped": reason}
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #605548ff
-def _answers(result, part, images, top):
-    good = [im for im in images if isinstance(im, np.ndarray)]
-    P = iter(result.predict(np.stack(good)) if good else ())
-    for path, image in zip(part, images):
+def _answers(result, files, images, top):
+    "What `predict_files` yields for one batch."
+    good = [image for image in images if isinstance(image, np.ndarray)]
+    rows = iter(result.predict(np.stack(good)) if good else ())
+    for path, image in zip(files, images):
         if not isinstance(image, np.ndarray):
             yield {"path": printable(path), "error": image.reason}
             continue
-        p = next(P)
+        p = next(rows)
         best = [
             {"class": result.classes[j], "probability": float(p[j])}
             for j in np.argsort(-p, kind="stable")[:top]
