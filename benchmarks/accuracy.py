@@ -148,15 +148,16 @@ def step_by_step():
     """
     from unittest import mock
 
-    from transfer_course.trainer.torch_speed import Folded, Kept, Quick
+    from transfer_course.trainer.torch_frozen import Kept
+    from transfer_course.trainer.torch_speed import Folded, Quick
 
     def never(*_):
         return False
 
     with (
         mock.patch.object(Kept, "fits", never),
-        mock.patch.object(Folded, "_fit", never),
-        mock.patch.object(Quick, "_fit", never),
+        mock.patch.object(Folded, "fits", never),
+        mock.patch.object(Quick, "fits", never),
     ):
         yield
 

@@ -223,17 +223,14 @@ def watched(watch: Watch):
 
     `ahead` builds them in the background.
     """
-    from transfer_course.vision import finetune_torch as loop
+    from transfer_course.trainer import torch_phase
 
-    if not hasattr(loop, "ahead"):
-        yield
-        return
-    real = loop.ahead
-    loop.ahead = lambda *a, **k: watch.over(real(*a, **k))
+    real = torch_phase.ahead
+    torch_phase.ahead = lambda *a, **k: watch.over(real(*a, **k))
     try:
         yield
     finally:
-        loop.ahead = real
+        torch_phase.ahead = real
 
 
 def ours(name: str, folder: Path, o, watch: Watch, framework: str = "torch") -> float:
@@ -265,15 +262,15 @@ def ours(name: str, folder: Path, o, watch: Watch, framework: str = "torch") -> 
 def ours_compiled(name: str, folder: Path, o, watch: Watch) -> float:
     """The same, compiled although the run is short.
 
-    What the limit in `loop_torch` has to be weighed with: the first epoch pays for it.
+    What the limit in `torch_speed` has to be weighed with: the first epoch pays for it.
     """
-    from transfer_course.vision import loop_torch
+    from transfer_course.trainer import torch_speed
 
-    real, loop_torch.COMPILE_STEPS = loop_torch.COMPILE_STEPS, 0
+    real, torch_speed.COMPILE_STEPS = torch_speed.COMPILE_STEPS, 0
     try:
         return ours(name, folder, o, watch)
     finally:
-        loop_torch.COMPILE_STEPS = real
+        torch_speed.COMPILE_STEPS = real
 
 
 def keras_on_torch(name: str, folder: Path, o) -> float:

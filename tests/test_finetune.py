@@ -651,12 +651,11 @@ def test_predict_takes_one_image_in_many_forms_and_refuses_the_rest_alike(
     assert np.array_equal(
         result.predict(palette), result.predict(np.asarray(palette.convert("RGB")))
     )
-    assert np.array_equal(
-        result.predict([file, str(file), file]), np.repeat(expected, 3, 0)
-    )
-    assert np.array_equal(
-        result.predict([image, file, Image.fromarray(image)]), np.repeat(expected, 3, 0)
-    )
+    for three in ([file, str(file), file], [image, file, Image.fromarray(image)]):
+        # in a batch of three the last bits may differ from those of one image alone
+        np.testing.assert_allclose(
+            result.predict(three), np.repeat(expected, 3, 0), atol=1e-6
+        )
     grey = np.repeat(image[..., :1], 3, -1)
     for form in (image[..., 0], image[..., :1], image[None, ..., :1]):
         assert np.array_equal(result.predict(form), result.predict(grey[None]))
@@ -745,10 +744,10 @@ def test_data_that_cannot_be_trained_on_is_refused(small, images):
             ImageDataset(images.images, images.labels, ["x", "y", "z"]),
             progress=False,
         )
-    from transfer_course.vision import finetune_keras
+    from transfer_course.trainer import keras_loop
 
     with pytest.raises(BadValue, match="torch one"):
-        finetune_keras.fine_tune(small["torch"], images, progress=False)
+        keras_loop.fine_tune(small["torch"], images, progress=False)
 
 
 @pytest.mark.parametrize(

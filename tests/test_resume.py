@@ -25,11 +25,15 @@ from kill import (
 from transfer_course.engine.checkpoints import NAME
 from transfer_course.engine.errors import BadValue
 from transfer_course.engine.frameworks import load_torch
+from transfer_course.trainer import torch_frozen
 from transfer_course.trainer.recipe import Recipe
 from transfer_course.trainer.run import fine_tune
-from transfer_course.vision import finetune_torch, loop_torch
+from transfer_course.trainer.torch_frozen import Kept
+from transfer_course.trainer.torch_phase import PhaseSetup
+from transfer_course.trainer.torch_step import Stepper
 from transfer_course.vision.backbones import backbone
 from transfer_course.vision.data import styles
+from transfer_course.vision.finetune_torch import thaw
 from transfer_course.vision.freezing import moved, snapshot
 
 torch = load_torch()
@@ -228,7 +232,7 @@ def test_put_down_after_any_step_and_taken_up_again(
 ):
     monkeypatch.setenv("TRANSFER_COURSE_CHECKPOINT_SECONDS", "0")
     once = fine_tune(net, parts.train, parts.valid, recipe, progress=False)
-    step, taken = finetune_torch._step, []
+    step, taken = Stepper.step, []
 
     def tired(*args):
         taken.append(1)
@@ -236,7 +240,7 @@ def test_put_down_after_any_step_and_taken_up_again(
             raise Stopped
         return step(*args)
 
-    monkeypatch.setattr(finetune_torch, "_step", tired)
+    monkeypatch.setattr(Stepper, "step", tired)
     for _ in range(20):
         try:
             again = fine_tune(
@@ -290,18 +294,18 @@ def test_a_run_without_a_number_says_so_again(net, parts, tmp_path):
 def test_where_memory_ends_the_batch_is_halved_and_the_update_is_the_same(
     net, parts, monkeypatch
 ):
-    recipe, loss, most = Recipe(epochs=1, batch_size=16), finetune_torch._loss, 5
+    recipe, loss, most = Recipe(epochs=1, batch_size=16), Stepper.loss, 5
 
-    def hungry(loop, batch):
+    def hungry(steps, batch):
         if len(batch["labels"]) > most:
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate "
                 "memory: you tried to allocate 1 bytes."
             )
-        return loss(loop, batch)
+        return loss(steps, batch)
 
     once = fine_tune(net, parts.train, None, recipe, progress=False)
-    monkeypatch.setattr(finetune_torch, "_loss", hungry)
+    monkeypatch.setattr(Stepper, "loss", hungry)
     with pytest.warns(UserWarning, match="Memory ran out") as said:
         halves = fine_tune(net, parts.train, None, recipe, progress=False)
     assert len(said) == 2, "16 -> 8 -> 4, said each time and never again"
@@ -326,9 +330,9 @@ def test_the_frozen_part_runs_once_and_the_result_is_the_plain_one(
             optimizer="sgd",
         ),
     ):
-        seen, on_device = [], loop_torch.on_device
+        seen, on_device = [], torch_frozen.on_device
         monkeypatch.setattr(
-            loop_torch,
+            torch_frozen,
             "on_device",
             lambda n, x, d: (seen.append(len(x)), on_device(n, x, d))[1],  # noqa: B023
         )
@@ -338,10 +342,10 @@ def test_the_frozen_part_runs_once_and_the_result_is_the_plain_one(
             "each version of each image goes through the frozen part once"
         )
         with monkeypatch.context() as m:
-            m.setattr(finetune_torch, "keep", lambda *a, **k: None)
+            m.setattr(PhaseSetup, "keep", lambda *a, **k: None)
             plain = fine_tune(net, parts.train, parts.valid, recipe, progress=False)
         assert np.allclose(fast.step_losses, plain.step_losses, rtol=2e-3)
-        monkeypatch.setattr(loop_torch, "on_device", on_device)
+        monkeypatch.setattr(torch_frozen, "on_device", on_device)
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -350,7 +354,7 @@ def test_a_frozen_part_that_a_callback_thaws_learns_also_after_a_kill(
 ):
     """Whether its activations were kept or not."""
     if not kept:
-        monkeypatch.setattr(finetune_torch, "keep", lambda *a, **k: None)
+        monkeypatch.setattr(PhaseSetup, "keep", lambda *a, **k: None)
     recipe = Recipe(
         epochs=4,
         batch_size=16,
@@ -362,7 +366,7 @@ def test_a_frozen_part_that_a_callback_thaws_learns_also_after_a_kill(
 
     def open_up(end):
         if end.epoch == 2:
-            finetune_torch.thaw(end.result.backbone.model, ["blocks.4."])
+            thaw(end.result.backbone.model, ["blocks.4."])
 
     def tune(*more, **how):
         return fine_tune(
@@ -400,7 +404,7 @@ def test_whether_the_frozen_part_is_kept_is_not_decided_anew(
     net, parts, tmp_path, monkeypatch
 ):
     recipe, asked = Recipe(epochs=3, batch_size=16, train_from="stage6", lr=1e-3), []
-    fits = loop_torch.Kept.fits
+    fits = Kept.fits
     once = fine_tune(net, parts.train, parts.valid, recipe, progress=False)
 
     def gone(end):
@@ -418,7 +422,7 @@ def test_whether_the_frozen_part_is_kept_is_not_decided_anew(
             callbacks=[gone],
         )
     monkeypatch.setattr(
-        loop_torch.Kept,
+        Kept,
         "fits",
         lambda self, data, n, room=True: (
             asked.append(room),
@@ -436,9 +440,9 @@ def test_a_large_second_set_is_not_kept(net, parts, monkeypatch):
 
     All of them would be more work, not less.
     """
-    seen, keep = [], finetune_torch.keep
+    seen, keep = [], PhaseSetup.keep
     monkeypatch.setattr(
-        finetune_torch,
+        PhaseSetup,
         "keep",
         lambda *a, **k: (seen.append(keep(*a, **k)), seen[-1])[1],
     )
