@@ -31,7 +31,7 @@ def cells(path: Path) -> list[str]:
 
 
 def run(path: Path) -> dict:
-    """One lesson in a fresh name space: seconds, what it printed, and its first error."""
+    """One lesson in a fresh name space: seconds, printed lines, first error."""
     from IPython.core.interactiveshell import InteractiveShell
 
     shell = InteractiveShell.instance()
