@@ -460,6 +460,14 @@ def keras_row(name: str, folder: Path, o, rounds: int, beside: float) -> dict:
     )
 
 
+def store(results: dict, rows: list[dict], out: Path) -> None:
+    """Add the rows to the results, write them and print them."""
+    results["rows"] += rows
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=True)
+    out.write_text(text + "\n", encoding="utf-8")
+    print("\n".join(map(as_line, rows)), flush=True)
+
+
 def measure(o, rounds: int, out: Path) -> dict:
     """Everything; stored after each network."""
     import torch
@@ -474,20 +482,16 @@ def measure(o, rounds: int, out: Path) -> dict:
         else "no GPU: quick run on the CPU"
     )
     out.parent.mkdir(parents=True, exist_ok=True)
+    beside = {}
     for name in NETWORKS:
         rows, watches = rows_of(name, folder, o, rounds)
-        if name == "resnet50":
-            rows.append(keras_row(name, folder, o, 1, rows[0]["theirs"]))
-        results["rows"] += rows
-        results.setdefault("timeline", {})[name] = {
-            k: w.steps() for k, w in watches.items()
-        }
+        beside[name] = rows[0]["theirs"]
+        steps = {key: watch.steps() for key, watch in watches.items()}
+        results.setdefault("timeline", {})[name] = steps
         timeline(watches).savefig(out.with_name(f"{out.stem}-{name}.png"), dpi=120)
-        out.write_text(
-            json.dumps(results, indent=1, ensure_ascii=False, allow_nan=True) + "\n",
-            encoding="utf-8",
-        )
-        print("\n".join(map(as_line, rows)), flush=True)
+        store(results, rows, out)
+    name = NETWORKS[0]
+    store(results, [keras_row(name, folder, o, 1, beside[name])], out)
     return results
 
 

@@ -35,6 +35,7 @@ def run(path: Path) -> dict:
     from IPython.core.interactiveshell import InteractiveShell
 
     shell = InteractiveShell.instance()
+    shell.colors = "nocolor"
     shell.reset(new_session=False)
     os.chdir(path.parent)
     printed, error, began = io.StringIO(), "", time.perf_counter()
@@ -57,6 +58,7 @@ def main(argv=None) -> int:
     parser.add_argument("numbers", nargs="+", help="such as 10 11 12 13")
     parser.add_argument("--out", type=Path)
     o = parser.parse_args(argv)
+    common.same_threads()
     from bench import about
 
     from transfer_course.engine.frameworks import load_torch

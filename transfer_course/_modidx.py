@@ -518,6 +518,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                    'transfer_course/engine/frameworks.py'),
                                                    'transfer_course.engine.frameworks._config_backend': ( 'engine/frameworks.html#_config_backend',
                                                                                                           'transfer_course/engine/frameworks.py'),
+                                                   'transfer_course.engine.frameworks._full_precision': ( 'engine/frameworks.html#_full_precision',
+                                                                                                          'transfer_course/engine/frameworks.py'),
                                                    'transfer_course.engine.frameworks._graphs': ( 'engine/frameworks.html#_graphs',
                                                                                                   'transfer_course/engine/frameworks.py'),
                                                    'transfer_course.engine.frameworks._need_backend': ( 'engine/frameworks.html#_need_backend',

@@ -276,6 +276,17 @@ def keras_forward(model):
     return lambda x: np.asarray(model.predict_on_batch(x))
 
 
+@contextlib.contextmanager
+def _full_precision(tf):
+    "A GPU would round to TensorFloat-32: three digits instead of seven."
+    rounded = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(rounded)
+
+
 def _graphs(model):
     tf, made = importlib.import_module("tensorflow"), {}
 
@@ -286,7 +297,8 @@ def _graphs(model):
             made[x.shape[1:]] = whole.get_concrete_function(
                 tf.TensorSpec((None, *x.shape[1:]), tf.float32)
             )
-        return made[x.shape[1:]](tf.convert_to_tensor(x, tf.float32)).numpy()
+        with _full_precision(tf):
+            return made[x.shape[1:]](tf.convert_to_tensor(x, tf.float32)).numpy()
 
     _run.made = made
     return _run
@@ -294,7 +306,9 @@ def _graphs(model):
 
 def _without_gradient(model, x):
     keras, torch = load_keras(), load_torch()
-    with torch.no_grad():
+    # A GPU would round convolutions to TensorFloat-32: three digits instead of seven.
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.no_grad(), exact:
         return keras.ops.convert_to_numpy(
             model(keras.ops.convert_to_tensor(x), training=False)
         )

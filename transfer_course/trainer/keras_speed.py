@@ -123,7 +123,10 @@ def scaler(net):
     def scale(x):
         "uint8 (B,H,W,3) as the network wants it."
         x = ops.cast(x, "float32")
-        return ((ops.flip(x, axis=-1) if how["channels"] == "BGR" else x) - mean) / std
+        if how["channels"] == "BGR":
+            x = ops.flip(x, axis=-1)
+        # As tensors, or a GPU's image would meet an array of the CPU.
+        return (x - ops.convert_to_tensor(mean)) / ops.convert_to_tensor(std)
 
     side = net.input_size if net.fixed_size else max(32, net.min_size)
     sample = np.random.default_rng(0).integers(
