@@ -29,6 +29,7 @@ __all__ = [
 
 # %% ../../nbs/6_practice/coverage.ipynb #ac57bf0f
 import json
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,6 +142,7 @@ def world(
 
 # %% ../../nbs/6_practice/coverage.ipynb #50d3cb86
 def _around(mean, variance, freedom, level):
+    "The ends of Student's interval around `mean`."
     from scipy.special import stdtrit
 
     half = stdtrit(freedom, (1 + level) / 2) * variance**0.5
@@ -181,11 +183,12 @@ def components(x, groups, level):
 def pigeonhole(x, groups, level, draws=200):
     "Percentiles after drawing rows and identities again."
     sums, counts = _cells(x, groups)
-    (n_rows, n), rng = sums.shape, np.random.default_rng(0)
+    n_rows, n = sums.shape
+    rng = np.random.default_rng(0)
     rows = rng.multinomial(n_rows, np.full(n_rows, 1 / n_rows), draws)
-    things = rng.poisson(1, (draws, n))  # how often each is drawn
-    total = np.maximum(((rows @ counts) * things).sum(1), 1e-9)
-    means = ((rows @ sums) * things).sum(1) / total
+    times = rng.poisson(1, (draws, n))  # how often each identity is drawn
+    total = np.maximum(((rows @ counts) * times).sum(1), 1e-9)
+    means = ((rows @ sums) * times).sum(1) / total
     return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
 
 
@@ -244,10 +247,11 @@ def coverage(
     seed: int = 0,
     rivals: int = 500,  # in how many of the worlds the other intervals are computed
     seed_sd=None,  # as in `world`
-) -> list[
-    dict
-]:  # one entry per level: interval → share that hold the truth, mean width
-    "How often each interval holds the truth, and how wide it is."
+) -> list[dict]:
+    """How often each interval holds the truth, and how wide it is.
+
+    One entry per level: interval → share that holds the truth, mean width.
+    """
     rng = np.random.default_rng([seed, design.seeds, design.identities])
     totals = {level: {} for level in LEVELS}
     for i in range(worlds):
@@ -264,15 +268,18 @@ def coverage(
 
 # %% ../../nbs/6_practice/coverage.ipynb #c8a2ff3d
 def _shares(sums):
+    "Coverage and mean width, from the sums over worlds."
     n, held, width = sums
     width = round(float(width / n), 4) if np.isfinite(width) else None
     return dict(coverage=round(float(held / n), 4), width=width)
 
 
 # %% ../../nbs/6_practice/coverage.ipynb #45c739c2
-STRESSED = tuple(
-    Design(*d)
-    for d in (("full", 2, 120), ("full", 5, 120), ("folds", 5, 120), ("full", 20, 120))
+STRESSED = (
+    Design("full", 2, 120),
+    Design("full", 5, 120),
+    Design("folds", 5, 120),
+    Design("full", 20, 120),
 )
 
 
@@ -280,13 +287,8 @@ STRESSED = tuple(
 def study_coverage(path=None, worlds: int = 2000, say=print) -> Path:
     "Simulate every row of the table and store it."
     path, rows = Path(path or record_path("coverage")), []
-    jobs = [(d, q, None) for d in DESIGNS for q in QUESTIONS]
-    jobs += [
-        (d, q, sd)
-        for d in STRESSED
-        for q in ("score", "difference")
-        for sd in (0.0, 0.03, 0.06, 0.1)
-    ]
+    jobs = list(product(DESIGNS, QUESTIONS, [None]))
+    jobs += product(STRESSED, ("score", "difference"), (0.0, 0.03, 0.06, 0.1))
     for design, question, seed_sd in jobs:
         rivals = 500 if seed_sd is None else 0
         rows += coverage(design, question, worlds, rivals=rivals, seed_sd=seed_sd)

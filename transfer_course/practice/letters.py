@@ -36,6 +36,7 @@ __all__ = [
 # %% ../../nbs/6_practice/letters.ipynb #94031308
 import math
 import time
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,17 +105,18 @@ def warped(images: np.ndarray, seed) -> np.ndarray:
     "Glyphs, (N, 28, 28, 3) uint8, moved, bent, thickened and blurred at random."
     torch, rng, out = load_torch(), np.random.default_rng(seed), np.empty_like(images)
     pool = torch.nn.functional
+
+    def share(values):
+        return torch.from_numpy(values).float().view(-1, 1, 1, 1)
+
     for i in range(0, len(images), 512):
         ink = torch.from_numpy(images[i : i + 512, ..., :1]).permute(0, 3, 1, 2).float()
         n = len(ink)
         ink = pool.grid_sample(ink, _grid(n, rng), align_corners=False)
         thick = rng.uniform(0, 1, n) * (rng.uniform(0, 1, n) < 0.6)
         blur = rng.uniform(0, 1, n)
-        thick, blur = (
-            torch.from_numpy(v).float().view(-1, 1, 1, 1) for v in (thick, blur)
-        )
-        ink = ink.lerp(pool.max_pool2d(ink, 3, 1, 1), thick)
-        ink = ink.lerp(pool.avg_pool2d(ink, 3, 1, 1), blur)
+        ink = ink.lerp(pool.max_pool2d(ink, 3, 1, 1), share(thick))
+        ink = ink.lerp(pool.avg_pool2d(ink, 3, 1, 1), share(blur))
         out[i : i + 512] = ink.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     return out
 
@@ -167,15 +169,14 @@ def answers(
     way: str,
     train: ImageDataset,
     test: ImageDataset,
-    letters: dict,
+    letters: dict,  # the letter network's state
     seed: int,
-    settings=None,
+    settings=None,  # steps and learning rate; those of `SETTINGS` if None
 ) -> np.ndarray:
-    "Which digits of `test` are right, (N,); `letters` is the letter network's state."
+    "Which digits of `test` are predicted right, (N,)."
     if way not in WAYS + WARPED_WAYS:
-        raise BadValue(
-            f"way is {way!r}; expected one of {', '.join(WAYS + WARPED_WAYS)}."
-        )
+        ways = ", ".join(WAYS + WARPED_WAYS)
+        raise BadValue(f"way is {way!r}; expected one of {ways}.")
     net, warp = network(10, seed), way in WARPED_WAYS
     start = way.removesuffix("_warped")
     if start in ("tuned", "frozen"):
@@ -211,9 +212,8 @@ def run_way(
     began, correct = time.perf_counter(), np.zeros(len(data), bool)
     for learn, test in form_halves(data, seed):
         drawn = learn[budget_indices(data.labels[learn], budget, seed)]
-        correct[test] = answers(
-            way, data.subset(drawn), data.subset(test), letters, seed
-        )
+        train = data.subset(drawn)
+        correct[test] = answers(way, train, data.subset(test), letters, seed)
     return LetterRun(way, budget, seed, time.perf_counter() - began, correct)
 
 
@@ -224,10 +224,8 @@ def run_seed(seed: int, data: ImageDataset) -> list[LetterRun]:
     runs = [run_way(way, budget, seed, data, letters) for way, budget in CELLS]
     began = time.perf_counter()
     correct = right(pretrain("digits", seed), data)
-    return [
-        *runs,
-        LetterRun("font_digits", 0, seed, time.perf_counter() - began, correct),
-    ]
+    seconds = time.perf_counter() - began
+    return [*runs, LetterRun("font_digits", 0, seed, seconds, correct)]
 
 
 # %% ../../nbs/6_practice/letters.ipynb #870c0750
@@ -238,37 +236,24 @@ VALIDATION_BUDGETS = (1, 2, 5)
 # %% ../../nbs/6_practice/letters.ipynb #fa5e58fc
 def try_settings(seed: int) -> list[list]:
     "On the validation forms: way, steps, rate, budget, seed, form tested, accuracy."
-    data, letters, rows = (
-        target(validation=True),
-        pretrain("letters", seed).state_dict(),
-        [],
-    )
-    for learn, test in form_halves(data, seed):
-        for budget in VALIDATION_BUDGETS:
-            train = data.subset(learn[budget_indices(data.labels[learn], budget, seed)])
-            for way, grid in GRID.items():
-                for steps, lr in grid:
-                    correct = answers(
-                        way, train, data.subset(test), letters, seed, (steps, lr)
-                    )
-                    form = str(data.groups[test][0])
-                    rows.append(
-                        [
-                            way,
-                            steps,
-                            lr,
-                            budget,
-                            seed,
-                            form,
-                            round(float(correct.mean()), 4),
-                        ]
-                    )
+    data, letters = target(validation=True), pretrain("letters", seed).state_dict()
+    rows = []
+    for (learn, test), budget in product(form_halves(data, seed), VALIDATION_BUDGETS):
+        drawn = learn[budget_indices(data.labels[learn], budget, seed)]
+        train, form = data.subset(drawn), str(data.groups[test][0])
+        for way, grid in GRID.items():
+            for settings in grid:
+                correct = answers(
+                    way, train, data.subset(test), letters, seed, settings
+                )
+                accuracy = round(float(correct.mean()), 4)
+                rows.append([way, *settings, budget, seed, form, accuracy])
     return rows
 
 
 # %% ../../nbs/6_practice/letters.ipynb #bbde894a
 def load_letters(path=None) -> tuple[list[LetterRun], dict]:
-    "The recorded runs and what else the record says; ([], {}) where there is none."
+    "The recorded runs and what else the record says; ([], {}) if there is none."
     return load_runs(LetterRun, Path(path or record_path("letters")))
 
 
@@ -307,9 +292,7 @@ def study_letters(path=None, seeds=SEEDS, say=print) -> Path:
 # %% ../../nbs/6_practice/letters.ipynb #b6f13c7c
 def as_tables(runs: list[LetterRun]) -> dict:
     "(way, budget) → (seeds, digits) of right and wrong."
-    keys = {(run.way, run.budget): None for run in runs}
-    ordered = sorted(runs, key=lambda run: run.seed)
-    return {
-        key: np.stack([r.correct for r in ordered if (r.way, r.budget) == key])
-        for key in keys
-    }
+    tables = {(run.way, run.budget): [] for run in runs}
+    for run in sorted(runs, key=lambda run: run.seed):
+        tables[run.way, run.budget].append(run.correct)
+    return {cell: np.stack(rows) for cell, rows in tables.items()}

@@ -106,27 +106,27 @@ def _features(weights, seed):
 # %% ../../nbs/6_practice/photo_budget.ipynb #d03bf6c6
 def _probed(weights, seed, fold):
     "What a linear probe predicts for the test set."
-    data, Z = _data(SIZE), _features(weights, seed)
+    data, features = _data(SIZE), _features(weights, seed)
     rows = fold.labelled
-    probe = linear_probe(Z[rows], data.labels[rows], data.groups[rows])
-    return probe.predict(Z[fold.test])
+    probe = linear_probe(features[rows], data.labels[rows], data.groups[rows])
+    return probe.predict(features[fold.test])
 
 
 # %% ../../nbs/6_practice/photo_budget.ipynb #d035a273
 def _scratch(seed, fold):
     "What the network that is better on the validation set predicts, and its name."
-    best = (-1.0, None, "")
+    best, predicted, chosen = -1.0, None, ""
     for name, (size, recipe) in SCRATCH.items():
         data = _data(size)
         net = backbone(name, "torch", weights=None, seed=seed)
         train = data.subset(fold.labelled)
         result = fine_tune(net, train, None, recipe.but(seed=seed), progress=False)
-        answers = result.predict(data.subset(fold.valid)).argmax(1)
-        score = (answers == data.labels[fold.valid]).mean()
-        if score > best[0]:
+        guess = result.predict(data.subset(fold.valid)).argmax(1)
+        accuracy = (guess == data.labels[fold.valid]).mean()
+        if accuracy > best:
+            best, chosen = accuracy, name
             predicted = result.predict(data.subset(fold.test)).argmax(1)
-            best = (score, predicted, name)
-    return best[1:]
+    return predicted, chosen
 
 
 # %% ../../nbs/6_practice/photo_budget.ipynb #61cd8a3b
@@ -168,14 +168,15 @@ def run_photos(method: str, seed: int) -> PhotoRun:
 
 # %% ../../nbs/6_practice/photo_budget.ipynb #c131d3f9
 def load_photo_budget(path=None) -> tuple[list[PhotoRun], dict]:
-    "The recorded runs and what else the record says; ([], {}) where there is none."
+    "The recorded runs and what else the record says; ([], {}) if there is none."
     return load_runs(PhotoRun, Path(path or record_path("photo_budget")))
 
 
 def table(runs, method: str, seeds=None) -> np.ndarray:
     "(seeds, N) of 0 and 1: a row per seed, a column per image. Nothing is missing."
     mine = {run.seed: run.correct for run in runs if run.method == method}
-    return np.stack([mine[s] for s in (sorted(mine) if seeds is None else seeds)]) * 1.0
+    wanted = sorted(mine) if seeds is None else seeds
+    return np.stack([mine[seed] for seed in wanted]) * 1.0
 
 
 # %% ../../nbs/6_practice/photo_budget.ipynb #f23b2edb
@@ -193,15 +194,15 @@ def study_photo_budget(path=None, seeds=None, resume=False, say=print) -> Path:
         for seed in wanted:
             if (method, seed) in done:
                 continue
-            runs.append(run_photos(method, seed))
-            last = runs[-1]
-            say(f"{method} {seed}: {last.correct.mean():.3f}, {last.seconds:.0f} s")
+            run = run_photos(method, seed)
+            runs.append(run)
+            say(f"{method} {seed}: {run.correct.mean():.3f}, {run.seconds:.0f} s")
             _store(path, runs)
     return path
 
 
+# %% ../../nbs/6_practice/photo_budget.ipynb #602d2bd9
 def _store(path, runs):
-    "Runs with all settings."
+    "Write the runs so far with all settings."
     recipes = {name: [size, r.to_dict()] for name, (size, r) in SCRATCH.items()}
-    about = dict(size=SIZE, labels=LABELS, folds=FOLDS, scratch=recipes)
-    store_runs(path, runs, **about)
+    store_runs(path, runs, size=SIZE, labels=LABELS, folds=FOLDS, scratch=recipes)

@@ -36,12 +36,12 @@ SIDE, BOX = 28, 20  # pixels: the image, and the square that the ink is fitted i
 _KINDS = {"letters": LETTERS, "digits": DIGITS}
 _PARTS = ("development", "sealed", "all")
 _ARCHIVES = ("ofl", "apache", "gpl", "permissive")
-_COLUMNS = 7  # the glyphs of one font lie in one picture, seven in a row
+_COLUMNS = 7  # the glyphs of one font lie in one image, seven in a row
 
 
 # %% ../../nbs/2_vision/glyphs.ipynb #411946b3
 def _sheet(data: bytes) -> np.ndarray:
-    "The picture of one font as (49, 28, 28) uint8."
+    "The image of one font's glyphs as (49, 28, 28) uint8."
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
     lines = pixels.reshape(-1, SIDE, _COLUMNS, SIDE).transpose(0, 2, 1, 3)
     return lines.reshape(-1, SIDE, SIDE)
@@ -64,10 +64,8 @@ def _checked(name, value, allowed):
     "`value`, or BadValue if it is not allowed."
     if value not in allowed:
         expected = ", ".join(repr(a) for a in allowed)
-        raise BadValue(
-            f"{name} is {value!r}; expected one of {expected}."
-            + did_you_mean(value, allowed)
-        )
+        hint = did_you_mean(value, allowed)
+        raise BadValue(f"{name} is {value!r}; expected one of {expected}." + hint)
     return value
 
 
@@ -78,8 +76,9 @@ def _three_channels(grey: np.ndarray) -> np.ndarray:
 
 def _domains(domain) -> tuple:
     "The names of the wanted domains, or BadValue."
+    if domain is None:
+        return GLYPH_DOMAINS
     wanted = (domain,) if isinstance(domain, str) else tuple(domain or ())
-    wanted = GLYPH_DOMAINS if domain is None else wanted
     if not wanted:
         expected = ", ".join(GLYPH_DOMAINS)
         raise BadValue(f"domain is {domain!r}; expected one or more of {expected}.")
@@ -92,12 +91,13 @@ def glyphs(
     part: str = "development",  # "development", "sealed" or "all"
     domain=None,  # one of `GLYPH_DOMAINS`, several, or None for all four
 ) -> ImageDataset:
-    """Characters in fonts, 28 × 28 uint8, white on black; one image per font and character.
+    """Characters in fonts, 28 × 28 uint8, white on black.
 
-    The identity (`groups`) is the font's family and the character, as in "Lato/A": the
-    weights of a family are near-duplicates. `domains`: serif, sans, mono or script.
-    A quarter of the families is sealed. BadValue for an unknown kind, part or domain.
-    Source and licences: assets/glyphs/README.md.
+    One image per font and character. The identity (`groups`) is the font's family and
+    the character, as in "Lato/A", because the weights of a family are near-duplicates.
+    `domains`: serif, sans, mono or script. A quarter of the families is sealed.
+    BadValue for an unknown kind, part or domain. Source and licences:
+    assets/glyphs/README.md.
     """
     characters = _KINDS[_checked("kind", kind, tuple(_KINDS))]
     _checked("part", part, _PARTS)
@@ -175,9 +175,8 @@ def handwriting(
     data = load_digits()
     form = np.searchsorted(_FORMS, np.arange(len(data.target)), side="right") - 1
     sealed = form >= len(_FORMS) - _SEALED_FORMS
-    rows = np.flatnonzero(
-        {"development": ~sealed, "sealed": sealed, "all": form >= 0}[part]
-    )
+    wanted = {"development": ~sealed, "sealed": sealed, "all": form >= 0}[part]
+    rows = np.flatnonzero(wanted)
     return ImageDataset(
         _three_channels(np.stack([_as_glyph(image) for image in data.images[rows]])),
         data.target[rows],

@@ -30,7 +30,7 @@ class _Ends(NamedTuple):
 class Interval(_Ends):
     "A mean with the ends of its interval; prints as `0.65 (0.56 to 0.74)`."
 
-    note = ""  # why the data support no interval; empty where they do
+    note = ""  # why the data support no interval; empty if they do
 
     def __str__(self):
         if self.note:
@@ -118,6 +118,7 @@ class _Identities(NamedTuple):
 
 # %% ../../nbs/2_vision/intervals.ipynb #29247be7
 def _identities(sums, counts):
+    "What the cells (S, G) say about the variance that comes from the identities."
     total = counts.sum()
     off = sums - sums.sum() / total * counts
     share = counts.sum(0) / total
@@ -127,10 +128,10 @@ def _identities(sums, counts):
     rows = counts.sum(1, keepdims=True)
     spread = ((off / rows) ** 2).sum() / ((counts / rows) ** 2).sum()
     return _Identities(
-        (influence**2).sum(),
-        spread,
-        1 / (share**2).sum(),
-        fourth / max(squares.sum() ** 2, 1e-300),
+        variance=(influence**2).sum(),
+        one=spread,
+        effective=1 / (share**2).sum(),
+        kurtosis=fourth / max(squares.sum() ** 2, 1e-300),
     )
 
 
@@ -146,6 +147,7 @@ class _Seeds(NamedTuple):
 
 # %% ../../nbs/2_vision/intervals.ipynb #c7f79af1
 def _seeds(sums, counts):
+    "What the cells (S, G) say about how much the trained models differ."
     rows = counts.sum(1)
     n, means, weights = len(rows), sums.sum(1) / rows, rows / rows.sum()
     if n == 1:
@@ -166,9 +168,8 @@ _RATIOS = np.logspace(-3, 1.5, 120)  # spread of models / spread of identities
 
 def _weighted_spreads(seeds, one):
     "Possible variances of the models and how plausible each is, from the row means."
-    prior = (1 + (_RATIOS / PRIOR_SCALE) ** 2 / PRIOR_FREEDOM) ** (
-        -(PRIOR_FREEDOM + 1) / 2
-    )
+    base = 1 + (_RATIOS / PRIOR_SCALE) ** 2 / PRIOR_FREEDOM
+    prior = base ** (-(PRIOR_FREEDOM + 1) / 2)
     variances = one * _RATIOS**2
     expected = variances + seeds.chance
     fit = -(seeds.n - 1) / 2 * (np.log(expected) + seeds.between / expected)

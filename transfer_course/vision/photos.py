@@ -33,10 +33,15 @@ PHOTO_CLASSES = [
     "windmill",
     "kitchenware",
 ]
+
+
 PHOTO_DOMAINS = ("cutout", "scene")
+
+
 _ARCHIVES = ("tuxpaint", "gcompris_public_domain", "gcompris_cc_by_sa")
 
 
+# %% ../../nbs/2_vision/photos.ipynb #4401fc6a
 def _archive(name):
     "Index rows of one archive, each with the bytes of its file."
     with zipfile.ZipFile(asset(f"everyday_photos/{name}.zip")) as z:
@@ -103,7 +108,7 @@ def _composed(rgba, under):
 
 # %% ../../nbs/2_vision/photos.ipynb #aff7debc
 def _one_of(name, value, allowed):
-    "Stops with a sentence unless `value` is allowed."
+    "BadValue unless `value` is allowed."
     if value not in allowed:
         options = ", ".join(map(repr, allowed))
         hint = did_you_mean(str(value), [a for a in allowed if isinstance(a, str)])
