@@ -105,8 +105,7 @@ class Backbone(Network):
     It has the fields of `Network` and these; `backbone(…)` makes it.
     """
 
-    # torch: (N,3,H,W) -> (N,D); keras: (N,H,W,3) -> (N,D); float32
-    model: object = None
+    model: object = None  # torch (N,3,H,W), keras (N,H,W,3) -> (N,D); float32
     weights: str | None = None  # "bundled", "online", None (random) or the file's path
     weights_sha256: str = ""  # of the file, or of downloaded tensors; "" for random
     seed: int = 0  # of the random weights
