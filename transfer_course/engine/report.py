@@ -13,8 +13,8 @@ import shlex
 from pathlib import Path
 
 import numpy as np
-from .card import write_card
 
+from .card import write_card
 from .charts import _curves
 from .errors import BadValue, printable
 
