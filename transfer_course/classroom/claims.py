@@ -78,6 +78,17 @@ def _unexpected(name, expected, found):
     )
 
 
+def _in_words(name, difference, at_least, found):
+    "The figure's description."
+    mean, low, high = map(float, difference)
+    verdict = "is unclear" if found == "unclear" else found
+    return (
+        f"{name}: {mean:+.2f}, interval {low:+.2f} to {high:+.2f}, "
+        f"claimed above {at_least}. It {verdict}."
+    )
+
+
+# %% ../../nbs/0_start/claims.ipynb #16c09e1c
 def claim(
     name: str,  # "11 probe beats scratch at 5 labels"; begins with the lesson's number
     difference,  # (mean, low, high) at 99 %, over models and test identities
@@ -99,15 +110,9 @@ def claim(
     entry = dict(mean=round(mean, 4), low=round(low, 4), high=round(high, 4))
     entry |= dict(at_least=at_least, expected=expected, outcome=found, about=about)
     _record(name, entry)
-    verdict = "is unclear" if found == "unclear" else found
-    words = f"{name}: {mean:+.2f}, interval {low:+.2f} to {high:+.2f}"
-    show(
-        _drawn(name, difference, at_least, about),
-        alt=f"{words}, claimed above {at_least}. It {verdict}.",
-    )
-    print(
-        f"{name}: {mean:+.3f} ({low:+.3f} to {high:+.3f}), "
-        f"claimed above {at_least:g}: {found}"
-    )
+    alt = _in_words(name, difference, at_least, found)
+    show(_drawn(name, difference, at_least, about), alt=alt)
+    interval = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+    print(f"{name}: {interval}, claimed above {at_least:g}: {found}")
     if found != expected:
         _unexpected(name, expected, found)

@@ -39,15 +39,9 @@ class Finding(NamedTuple):
 
 
 # %% ../../nbs/0_start/doctor.ipynb #e2095910
-_ALSO = {
-    "tensorflow": (
-        "tensorflow-cpu",
-        "tensorflow-macos",
-        "tensorflow-intel",
-        "tf-nightly",
-    ),
-    "triton": ("pytorch-triton", "pytorch-triton-rocm", "triton-windows"),
-}
+_TENSORFLOWS = "tensorflow-cpu", "tensorflow-macos", "tensorflow-intel", "tf-nightly"
+_TRITONS = "pytorch-triton", "pytorch-triton-rocm", "triton-windows"
+_ALSO = {"tensorflow": _TENSORFLOWS, "triton": _TRITONS}
 
 
 def _version(package):
@@ -59,6 +53,7 @@ def _version(package):
             pass
 
 
+# %% ../../nbs/0_start/doctor.ipynb #1727ecd9
 def _numbers(version):
     return tuple(int(n) for n in re.findall(r"\d+", version.split("+")[0])[:3])
 
@@ -75,7 +70,7 @@ _COMPARE = {
 
 
 def _meets(version, wanted):
-    "Does a version satisfy a list as '>=2.0,<3'?"
+    "Does a version satisfy a list such as '>=2.0,<3'?"
     pairs = re.findall(r"(>=|<=|==|!=|~=|>|<)\s*([\d.]+)", wanted)
     return all(_COMPARE[op](_numbers(version), _numbers(v)) for op, v in pairs)
 
@@ -93,87 +88,119 @@ _CORE = (
     "filelock",
     "platformdirs",
 )
+_REQUIREMENT = re.compile(
+    r"([\w.-]+)(?:\[[^]]*\])?"  # name, and its own extras
+    r"\s*([^;]*)"  # versions
+    r"(?:;.*extra\s*==\s*['\"](\w+)['\"])?"  # our extra
+)
 
 
+# %% ../../nbs/0_start/doctor.ipynb #6fc9f453
 def _wanted():
-    "Extra (empty for the core) → package → versions wanted, from the installed package's metadata."
+    """Extra (empty for the core) → package → versions wanted.
+
+    From the metadata of the installed package.
+    """
     try:
         lines = importlib.metadata.requires("transfer_course") or []
     except importlib.metadata.PackageNotFoundError:
         lines = _CORE
     found = {}
     for line in lines:
-        name, versions, extra = re.match(
-            r"([\w.-]+)(?:\[[^]]*\])?\s*([^;]*)(?:;.*extra\s*==\s*['\"](\w+)['\"])?",
-            line,
-        ).groups()
+        name, versions, extra = _REQUIREMENT.match(line).groups()
         found.setdefault(extra or "", {})[name] = versions
-    return {k: v for k, v in found.items() if k not in ("dev", "all")}
+    return {extra: w for extra, w in found.items() if extra not in ("dev", "all")}
 
 
+# %% ../../nbs/0_start/doctor.ipynb #9c4ee609
+def _in_words(have, wanted, wrong):
+    "The installed versions, and the names of the packages that are missing."
+    there = []
+    for package, version in have.items():
+        if version:
+            needs = f" (needs {wanted[package]})" if package in wrong else ""
+            there.append(f"{package} {version}{needs}")
+    if not there:
+        return "not installed"
+    missing = [package for package, version in have.items() if not version]
+    text = ", ".join(there)
+    return f"{text}; missing: {', '.join(missing)}" if missing else text
+
+
+# %% ../../nbs/0_start/doctor.ipynb #c3d4bcdb
 def _group(extra, wanted):
-    "A finding for the core or for one extra: what is there, what is missing, what is too old."
+    "A finding for the core or for one extra: what is there, missing, or too old."
     have = {p: _version(p) for p in wanted}
     wrong = [p for p, v in have.items() if v is None or not _meets(v, wanted[p])]
-    value = ", ".join(
-        f"{p} {v}{f' (needs {wanted[p]})' if p in wrong else ''}"
-        for p, v in have.items()
-        if v
-    )
-    missing = [p for p, v in have.items() if not v]
-    value = (
-        "; ".join(filter(None, [value, missing and "missing: " + ", ".join(missing)]))
-        if len(missing) < len(have)
-        else "not installed"
-    )
-    line = f"pip install -U 'transfer_course{f'[{extra}]' if extra else ''}'"
-    return Finding(
-        f"extra {extra}" if extra else "core packages",
-        (None if extra else False) if wrong else True,
-        value,
-        f"To have it: {line}" if wrong else "",
-    )
+    name = f"extra {extra}" if extra else "core packages"
+    value = _in_words(have, wanted, wrong)
+    if not wrong:
+        return Finding(name, True, value)
+    which = f"[{extra}]" if extra else ""
+    line = f"To have it: pip install -U 'transfer_course{which}'"
+    return Finding(name, None if extra else False, value, line)
 
 
 # %% ../../nbs/0_start/doctor.ipynb #5190cbed
-def _frameworks():
-    "Is there one to train with, and can both live together?"
-    torch, keras, tf = _version("torch"), _version("keras"), _version("tensorflow")
-    backend = os.environ.get("KERAS_BACKEND") or (
-        "tensorflow" if tf else "torch" if torch else None
-    )
-    usable = [f"PyTorch {torch}"] * bool(torch) + [
-        f"Keras {keras} on {backend}"
-    ] * bool(keras and backend)
-    yield Finding(
-        "framework",
-        bool(usable),
-        ", ".join(usable) or "none to train with",
-        ""
-        if usable
-        else "Install one: pip install 'transfer_course[torch]' or 'transfer_course[keras]'",
-    )
-    if keras and backend and not _version(backend):
-        yield Finding(
-            "Keras' backend",
-            False,
-            f"KERAS_BACKEND is {backend}, which is not installed",
-            "Unset KERAS_BACKEND, or install that package.",
-        )
-    if torch and tf:
-        late = (
-            "tensorflow" in sys.modules
-            and "triton" not in sys.modules
-            and _version("triton") is not None
-        )
-        yield Finding(
+def _backend(torch, tf):
+    "The backend that Keras would use, or None."
+    asked = os.environ.get("KERAS_BACKEND")
+    if asked:
+        return asked
+    if tf:
+        return "tensorflow"
+    return "torch" if torch else None
+
+
+def _usable(torch, keras, backend):
+    "Is there a framework to train with?"
+    usable = []
+    if torch:
+        usable.append(f"PyTorch {torch}")
+    if keras and backend:
+        usable.append(f"Keras {keras} on {backend}")
+    if usable:
+        return Finding("framework", True, ", ".join(usable))
+    either = "pip install 'transfer_course[torch]' or 'transfer_course[keras]'"
+    return Finding("framework", False, "none to train with", f"Install one: {either}")
+
+
+# %% ../../nbs/0_start/doctor.ipynb #b8187c21
+def _together():
+    "Can PyTorch be used beside TensorFlow in this process?"
+    late = "tensorflow" in sys.modules and "triton" not in sys.modules
+    if late and _version("triton") is not None:
+        return Finding(
             "PyTorch with TensorFlow",
-            not late,
-            "TensorFlow was loaded before triton"
-            if late
-            else "both may be used in one process",
-            "Restart the kernel and import transfer_course first." if late else "",
+            False,
+            "TensorFlow was loaded before triton",
+            "Restart the kernel and import transfer_course first.",
         )
+    both = "both may be used in one process"
+    return Finding("PyTorch with TensorFlow", True, both)
+
+
+# %% ../../nbs/0_start/doctor.ipynb #e98af467
+def _frameworks():
+    "Is there one to train with, and can both be used together?"
+    torch, keras, tf = _version("torch"), _version("keras"), _version("tensorflow")
+    backend = _backend(torch, tf)
+    yield _usable(torch, keras, backend)
+    if keras and backend and not _version(backend):
+        value = f"KERAS_BACKEND is {backend}, which is not installed"
+        advice = "Unset KERAS_BACKEND, or install that package."
+        yield Finding("Keras' backend", False, value, advice)
+    if torch and tf:
+        yield _together()
+
+
+# %% ../../nbs/0_start/doctor.ipynb #8e4a4efb
+def _torch_for_vision() -> str:
+    "The line in torchvision's metadata that names its torch, or ''."
+    for line in importlib.metadata.requires("torchvision") or []:
+        if re.match(r"torch[\s(=<>~!]", line + " "):
+            return line.split(";")[0]
+    return ""
 
 
 def _pair():
@@ -181,50 +208,33 @@ def _pair():
     torch, vision = _version("torch"), _version("torchvision")
     if not (torch and vision):
         return
-    wants = next(
-        (
-            r
-            for r in importlib.metadata.requires("torchvision") or []
-            if re.match(r"torch[\s(=<>~!]", r + " ")
-        ),
-        "",
-    ).split(";")[0]
+    wants = _torch_for_vision()
     ok = _meets(torch, wants)
-    yield Finding(
-        "torchvision",
-        ok,
-        f"{vision} beside torch {torch}",
-        "" if ok else f"It wants {wants}: pip install -U torch torchvision",
-    )
+    value = f"{vision} beside torch {torch}"
+    advice = "" if ok else f"It wants {wants}: pip install -U torch torchvision"
+    yield Finding("torchvision", ok, value, advice)
 
 
 # %% ../../nbs/0_start/doctor.ipynb #19ab1a2f
 def _python():
     "Python's version."
     ok = sys.version_info >= (3, 11)
-    yield Finding(
-        "Python",
-        ok,
-        ".".join(map(str, sys.version_info[:3])),
-        "" if ok else "Install Python 3.11 or newer.",
-    )
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("Python", ok, version, "" if ok else "Install Python 3.11 or newer.")
 
 
 def _cores():
     "Processors this process may use."
-    n = (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
+    if hasattr(os, "sched_getaffinity"):
+        n = len(os.sched_getaffinity(0))
+    else:
+        n = os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS")
-    yield Finding(
-        "processor cores",
-        True,
-        f"{n}" + (f", OMP_NUM_THREADS is {limit}" if limit else ""),
-    )
+    value = f"{n}, OMP_NUM_THREADS is {limit}" if limit else f"{n}"
+    yield Finding("processor cores", True, value)
 
 
+# %% ../../nbs/0_start/doctor.ipynb #11f571fc
 def _read_number(path, pattern=r"(\d+)"):
     "The first number in a small file of the system, or None."
     try:
@@ -234,86 +244,94 @@ def _read_number(path, pattern=r"(\d+)"):
     return int(found[1]) if found else None
 
 
+def _installed_memory() -> int:
+    "Memory of the machine in bytes; 0 if it is not known."
+    kib = _read_number("/proc/meminfo", r"MemTotal:\s+(\d+)")
+    if kib:
+        return kib * 1024
+    if not hasattr(os, "sysconf"):
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+# %% ../../nbs/0_start/doctor.ipynb #678877a4
 def _memory():
     "Memory in all and free, also where a container limits it."
-    total = _read_number("/proc/meminfo", r"MemTotal:\s+(\d+)") or 0
-    free = _read_number("/proc/meminfo", r"MemAvailable:\s+(\d+)")
-    total = total * 1024 or (
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if hasattr(os, "sysconf")
-        else 0
-    )
-    limit = _read_number("/sys/fs/cgroup/memory.max") or total
+    total = _installed_memory()
     if not total:
         yield Finding("memory", None, "unknown on this system")
         return
+    free = _read_number("/proc/meminfo", r"MemAvailable:\s+(\d+)")  # KiB
+    limit = _read_number("/sys/fs/cgroup/memory.max") or total
     gb = min(total, limit) / 2**30
     ok = gb >= 3 and (free is None or free >= 2**20)
-    yield Finding(
-        "memory",
-        ok,
-        f"{gb:.0f} GB" + (f", {free / 2**20:.0f} GB free" if free else ""),
-        "" if ok else "Close other programs, or use smaller images (--size 96).",
-    )
+    value = f"{gb:.0f} GB"
+    if free:
+        value += f", {free / 2**20:.0f} GB free"
+    mend = "Close other programs, or use smaller images (--size 96)."
+    yield Finding("memory", ok, value, "" if ok else mend)
 
 
 # %% ../../nbs/0_start/doctor.ipynb #91eefa0d
-def _gpu():
-    "Graphics cards, without importing a framework."
-    torch = sys.modules.get("torch")
-    names = []
-    if torch is not None and torch.cuda.is_available():
-        names = [
-            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
-        ]
-    elif tool := shutil.which("nvidia-smi"):
-        try:
-            out = subprocess.run(
-                [tool, "--query-gpu=name", "--format=csv,noheader"],
-                capture_output=True,
-                text=True,
-                timeout=1.5,
-            )
-        except subprocess.TimeoutExpired:
-            yield Finding(
-                "GPU",
-                None,
-                "the driver did not answer",
-                "Run nvidia-smi; if it hangs, restart the machine.",
-            )
-            return
-        names = out.stdout.split("\n") if out.returncode == 0 else []
-    names = [n.strip() for n in names if n.strip()]
+def _gpus_by_driver(tool) -> list:
+    "Names of the graphics cards; TimeoutExpired if the driver hangs."
+    done = subprocess.run(
+        [tool, "--query-gpu=name", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        timeout=1.5,
+    )
+    return done.stdout.split("\n") if done.returncode == 0 else []
+
+
+def _gpu_names() -> list:
+    "Names of the graphics cards, without importing a framework."
     if sys.platform == "darwin" and os.uname().machine == "arm64":
-        names = ["Apple GPU (mps)"]
-    if names and "+cpu" in (_version("torch") or ""):
-        yield Finding(
-            "GPU",
-            None,
-            ", ".join(names),
-            "This PyTorch was built for the CPU. Install the GPU build: see pytorch.org/get-started",
+        return ["Apple GPU (mps)"]
+    torch, names = sys.modules.get("torch"), []
+    if torch is not None and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        names = [torch.cuda.get_device_name(i) for i in range(count)]
+    elif tool := shutil.which("nvidia-smi"):
+        names = _gpus_by_driver(tool)
+    return [name.strip() for name in names if name.strip()]
+
+
+# %% ../../nbs/0_start/doctor.ipynb #ae069558
+def _gpu():
+    "Graphics cards, and whether this PyTorch can use them."
+    try:
+        names = _gpu_names()
+    except subprocess.TimeoutExpired:
+        mend = "Run nvidia-smi; if it hangs, restart the machine."
+        yield Finding("GPU", None, "the driver did not answer", mend)
+        return
+    if not names:
+        yield Finding("GPU", None, "none; everything runs on the CPU")
+    elif "+cpu" in (_version("torch") or ""):
+        mend = (
+            "This PyTorch was built for the CPU. "
+            "Install the GPU build: see pytorch.org/get-started"
         )
+        yield Finding("GPU", None, ", ".join(names), mend)
     else:
-        yield Finding(
-            "GPU",
-            True if names else None,
-            ", ".join(names) or "none; everything runs on the CPU",
-        )
+        yield Finding("GPU", True, ", ".join(names))
 
 
 # %% ../../nbs/0_start/doctor.ipynb #581b7aa3
 def cache_folder() -> Path:
-    "Where `engine.cache` keeps features; worked out here with the standard library only."
+    """Where `engine.cache` keeps features.
+
+    Worked out here with the standard library only.
+    """
     if chosen := os.environ.get("TRANSFER_COURSE_CACHE"):
         return Path(chosen).expanduser()
     home = Path.home()
     if sys.platform == "darwin":
         return home / "Library/Caches/transfer_course"
     if sys.platform == "win32":
-        return (
-            Path(os.environ.get("LOCALAPPDATA") or home / "AppData/Local")
-            / "transfer_course/Cache"
-        )
+        local = os.environ.get("LOCALAPPDATA") or home / "AppData/Local"
+        return Path(local) / "transfer_course/Cache"
     base = os.environ.get("XDG_CACHE_HOME", "")
     return Path(base if base.strip() else home / ".cache") / "transfer_course"
 
@@ -326,25 +344,26 @@ def _short(path):
     return "~" + text[len(home) :] if text.startswith(home + os.sep) else text
 
 
+# %% ../../nbs/0_start/doctor.ipynb #f085ae0d
+_OTHER_CACHE = (
+    "Set TRANSFER_COURSE_CACHE to a folder with room that you may write to. "
+    "Without it everything works, only slower."
+)
+
+
 def _cache():
     "Can the cache be written, and is there room?"
     folder = cache_folder()
     there = next(p for p in (folder, *folder.parents) if p.exists())
-    mend = "Set TRANSFER_COURSE_CACHE to a folder with room that you may write to. Without it everything works, only slower."
     free = shutil.disk_usage(there).free / 2**30
-    yield Finding(
-        "disk",
-        free >= 1,
-        f"{free:.0f} GB free",
-        "" if free >= 1 else "Free at least 1 GB.",
-    )
+    mend = "" if free >= 1 else "Free at least 1 GB."
+    yield Finding("disk", free >= 1, f"{free:.0f} GB free", mend)
     try:
         with tempfile.TemporaryFile(dir=there) as f:
             f.write(b"0" * 4096)
     except OSError as e:
-        yield Finding(
-            "cache", False, f"{_short(folder)} can't be written: {e.strerror}", mend
-        )
+        value = f"{_short(folder)} can't be written: {e.strerror}"
+        yield Finding("cache", False, value, _OTHER_CACHE)
     else:
         yield Finding("cache", True, _short(folder))
 
@@ -364,76 +383,70 @@ def _sum(path):
         return None
 
 
+def _assets() -> Path:
+    package = importlib.util.find_spec("transfer_course")
+    return Path(package.submodule_search_locations[0]) / "assets"
+
+
+# %% ../../nbs/0_start/doctor.ipynb #59717c38
 def bundled(
     folder=None,  # the package's assets if None
 ) -> Finding:
     "Are all bundled files there and undamaged?"
-    folder = Path(
-        folder
-        or Path(
-            importlib.util.find_spec("transfer_course").submodule_search_locations[0]
-        )
-        / "assets"
-    )
+    folder = Path(folder or _assets())
     try:
         sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return Finding(
-            "bundled files",
-            False,
-            "their list, checksums.json, is missing or damaged",
-            _AGAIN,
-        )
+        value = "their list, checksums.json, is missing or damaged"
+        return Finding("bundled files", False, value, _AGAIN)
     missing = [n for n in sums if not (folder / n).exists()]
     damaged = [n for n in sums if n not in missing and _sum(folder / n) != sums[n]]
-    value = "; ".join(
-        f"{what}: {', '.join(names)}"
-        for what, names in (("missing", missing), ("damaged", damaged))
-        if names
-    )
-    return Finding(
-        "bundled files",
-        not value,
-        value or f"{len(sums)} files, all undamaged",
-        _AGAIN if value else "",
-    )
+    wrong = []
+    if missing:
+        wrong.append(f"missing: {', '.join(missing)}")
+    if damaged:
+        wrong.append(f"damaged: {', '.join(damaged)}")
+    if wrong:
+        return Finding("bundled files", False, "; ".join(wrong), _AGAIN)
+    return Finding("bundled files", True, f"{len(sums)} files, all undamaged")
 
 
 # %% ../../nbs/0_start/doctor.ipynb #7a29c969
-def _kernel():
-    "Would Jupyter start this very Python?"
-    if "ipykernel" in sys.modules and "IPython" in sys.modules:
-        yield Finding("Jupyter kernel", True, "running in one now")
-        return
-    if _version("ipykernel") is None:
-        yield Finding(
-            "Jupyter kernel",
-            None,
-            "not installed",
-            "For the lessons: pip install 'transfer_course[lessons]'",
-        )
-        return
+def _kernels_python():
+    "The Python that the kernel 'python3' starts, or None."
     spec = Path(sys.prefix) / "share/jupyter/kernels/python3/kernel.json"
     try:
-        python = json.loads(spec.read_text(encoding="utf-8"))["argv"][0]
+        return json.loads(spec.read_text(encoding="utf-8"))["argv"][0]
     except (OSError, ValueError, KeyError, IndexError):
-        python = None
-    same = python in ("python", "python3") or (
-        python is not None
-        and os.path.realpath(python) == os.path.realpath(sys.executable)
-    )
-    yield Finding(
-        "Jupyter kernel",
-        True if same else None,
-        "installed for this Python"
-        if same
-        else "the kernel 'python3' belongs to another Python"
-        if python
-        else "not registered for this Python",
-        ""
-        if same
-        else f"To register it: {_short(sys.executable)} -m ipykernel install --sys-prefix",
-    )
+        return None
+
+
+def _is_this(python) -> bool:
+    if python in ("python", "python3"):
+        return True
+    here = os.path.realpath(sys.executable)
+    return python is not None and os.path.realpath(python) == here
+
+
+# %% ../../nbs/0_start/doctor.ipynb #fd3a46a2
+def _kernel():
+    "Would Jupyter start this very Python?"
+    name = "Jupyter kernel"
+    if "ipykernel" in sys.modules and "IPython" in sys.modules:
+        yield Finding(name, True, "running in one now")
+        return
+    if _version("ipykernel") is None:
+        line = "For the lessons: pip install 'transfer_course[lessons]'"
+        yield Finding(name, None, "not installed", line)
+        return
+    python = _kernels_python()
+    if _is_this(python):
+        yield Finding(name, True, "installed for this Python")
+        return
+    other = "the kernel 'python3' belongs to another Python"
+    value = other if python else "not registered for this Python"
+    line = f"{_short(sys.executable)} -m ipykernel install --sys-prefix"
+    yield Finding(name, None, value, f"To register it: {line}")
 
 
 # %% ../../nbs/0_start/doctor.ipynb #78111d27
@@ -450,54 +463,37 @@ def _guarded(look):
     try:
         return list(look())
     except Exception as e:
-        return [
-            Finding(
-                look.__name__.strip("_"),
-                None,
-                f"could not be examined: {type(e).__name__}: {e}",
-                "Please report this: it is a fault of transfer_course.",
-            )
-        ]
+        name = look.__name__.strip("_")
+        value = f"could not be examined: {type(e).__name__}: {e}"
+        advice = "Please report this: it is a fault of transfer_course."
+        return [Finding(name, None, value, advice)]
 
 
+# %% ../../nbs/0_start/doctor.ipynb #f9e128ca
 def examine() -> list[Finding]:
-    "Look at Python, packages, devices, memory, disk, cache, bundled files and the Jupyter kernel."
-    parts = (
-        _python,
-        _packages,
-        _frameworks,
-        _pair,
-        _cores,
-        _memory,
-        _gpu,
-        _cache,
-        _bundled,
-        _kernel,
-    )
-    return [f for part in parts for f in _guarded(part)]
+    """Look at everything that has to be right.
+
+    Python, packages, devices, memory, disk, cache, bundled files, Jupyter kernel.
+    """
+    software = [_python, _packages, _frameworks, _pair]
+    machine = [_cores, _memory, _gpu, _cache]
+    parts = [*software, *machine, _bundled, _kernel]
+    return [finding for part in parts for finding in _guarded(part)]
 
 
 # %% ../../nbs/0_start/doctor.ipynb #957247ff
 def as_text(findings: list[Finding]) -> str:
-    "A line a finding, and what to do under those that need it."
+    "A line per finding, and what to do below those that need it."
     wide = max((len(f.name) for f in findings), default=0)
+    signs = {True: "ok", None: "--", False: "!!"}
     lines = []
     for name, ok, value, advice in findings:
-        lines.append(
-            f"{'ok' if ok else '--' if ok is None else '!!'}  {name:<{wide}}  {value}"
-        )
+        lines.append(f"{signs[ok]}  {name:<{wide}}  {value}")
         if advice and not ok:
             lines.append(f"    {'':<{wide}}  > {advice}")
     bad = sum(f.ok is False for f in findings)
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Everything that is needed is here."
-            if not bad
-            else f"To mend (!!): {bad}.",
-        ]
-    )
+    end = f"To mend (!!): {bad}." if bad else "Everything that is needed is here."
+    return "\n".join([*lines, "", end])
 
 
 # %% ../../nbs/0_start/doctor.ipynb #7be65791
@@ -510,6 +506,9 @@ def as_dict(findings: list[Finding]) -> dict:
 
 
 # %% ../../nbs/0_start/doctor.ipynb #5c82c4b7
+_SIGNS = {True: ("✓", "#1b7860"), None: ("–", "#767676"), False: ("✗", "#a81809")}
+
+
 def picture(findings: list[Finding]):
     "The findings as a figure for `show`."
     from matplotlib.figure import Figure
@@ -520,22 +519,11 @@ def picture(findings: list[Finding]):
     ax = fig.add_axes([0, 0, 1, 1])
     ax.set(xlim=(0, 100), ylim=(len(findings) - 0.4, -0.6))
     ax.axis("off")
+    font = dict(va="center", family=_fonts())
     for i, (name, ok, value, _) in enumerate(findings):
-        sign, colour = (
-            ("✓", "#1b7860")
-            if ok
-            else ("–", "#767676")
-            if ok is None
-            else ("✗", "#a81809")
-        )
+        sign, colour = _SIGNS[ok]
         ax.text(1, i, sign, color=colour, weight="bold", va="center")
-        ax.text(4, i, readable(name), va="center", family=_fonts())
-        ax.text(
-            30,
-            i,
-            readable(value if len(value) < 75 else value[:73] + "…"),
-            va="center",
-            color="#444444",
-            family=_fonts(),
-        )
+        ax.text(4, i, readable(name), **font)
+        short = value if len(value) < 75 else value[:73] + "…"
+        ax.text(30, i, readable(short), color="#444444", **font)
     return fig

@@ -23,9 +23,9 @@ class Hint(Exception):
 
 def hint(
     good,  # a condition, or an array of them
-    sentence: str,
-):  # said where it does not hold
-    "Stop grading with `sentence` unless `good`; nothing to look at is not good."
+    sentence: str,  # said where it does not hold
+):
+    "Stop grading with `sentence` unless `good`; an empty array is not good."
     if not np.size(good) or not np.all(good):
         raise Hint(sentence)
 
@@ -35,10 +35,14 @@ _GRADERS = {}
 
 
 def exercise(grader):
-    "Decorator: `grader(answer, hint)` grades the function or value of its own name; its docstring is what a right answer hears."
+    """Decorator: `grader(answer, hint)` grades the function or value of its own name.
+
+    The grader's docstring is printed for a right answer.
+    """
     if not (grader.__doc__ or "").strip():
         raise ValueError(
-            f"The grader of {grader.__name__} needs a docstring: the sentence that follows 'right'."
+            f"The grader of {grader.__name__} needs a docstring: "
+            "the sentence that follows 'right'."
         )
     _GRADERS[grader.__name__] = grader
     return ...
@@ -50,7 +54,10 @@ class _Unwritten(Exception):
 
 
 def _watched(answer):
-    "A function that raises where `answer` returns None or `...`; other things as they are."
+    """A function that raises where `answer` returns None or `...`.
+
+    Anything but a function is returned as it is.
+    """
     if not isinstance(answer, types.FunctionType):
         return answer
 
@@ -66,23 +73,25 @@ def _watched(answer):
 
 
 # %% ../../nbs/0_start/exercises.ipynb #afbd4664
+def _learners_line(error) -> str:
+    "The last line of the learner's code in the traceback, or ''."
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "ipykernel" in frame.filename or frame.filename.startswith("<")
+    ]
+    if not frames:
+        return ""
+    last = frames[-1]
+    return (last.line or linecache.getline(last.filename, last.lineno)).strip()
+
+
 def _told(error):
     "An exception in a sentence, with the learner's line where there is one."
-    frames = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if "ipykernel" in f.filename or f.filename.startswith("<")
-    ]
-    line = (
-        frames
-        and (
-            frames[-1].line or linecache.getline(frames[-1].filename, frames[-1].lineno)
-        ).strip()
-    )
-    return (
-        f"trying it raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        + (f", at `{line}`" if line else "")
-    )
+    message = str(error).splitlines()[0] if str(error) else "no message"
+    text = f"trying it raised {type(error).__name__}: {message}"
+    line = _learners_line(error)
+    return f"{text}, at `{line}`" if line else text
 
 
 # %% ../../nbs/0_start/exercises.ipynb #04265ac0
@@ -93,7 +102,8 @@ def grade(
     "Grade one answer."
     if name not in _GRADERS:
         raise ValueError(
-            f"There is no exercise {name!r} yet; run the cell above that describes it. Known: {', '.join(_GRADERS) or 'none'}."
+            f"There is no exercise {name!r} yet; run the cell above that describes it. "
+            f"Known: {', '.join(_GRADERS) or 'none'}."
         )
     if answer is None or answer is ...:
         return "not yet", f"write {name} in the cell above and run it."
@@ -113,7 +123,11 @@ _MARKS = {"right": "✓", "not yet": "…", "not quite": "✗"}
 
 
 def check(name: str, answer=...):
-    "Print whether the notebook's `name` (or `answer`) solves the exercise, or what is wrong. Raises AssertionError only under TRANSFER_COURSE_STRICT=1."
+    """Print whether the notebook's `name` solves the exercise, or what is wrong.
+
+    `answer` is checked in its place if it is given. AssertionError only under
+    TRANSFER_COURSE_STRICT=1.
+    """
     if answer is ...:
         answer = sys._getframe(1).f_globals.get(name, ...)
     verdict, why = grade(name, answer)
@@ -125,9 +139,12 @@ def check(name: str, answer=...):
 # %% ../../nbs/0_start/exercises.ipynb #410b95c7
 def mistakes(
     name: str,  # of the exercise
-    wrong: dict,
-):  # words of the hint → a wrong answer that must get it
-    "AssertionError unless each wrong answer is refused with its own hint; at least two are needed."
+    wrong: dict,  # words of the hint → a wrong answer that must get it
+):
+    """AssertionError unless each wrong answer is refused with its own hint.
+
+    At least two wrong answers are needed.
+    """
     if len(wrong) < 2:
         raise ValueError(f"{name}: give at least two typical mistakes.")
     for words, answer in wrong.items():

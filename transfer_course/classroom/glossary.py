@@ -17,13 +17,20 @@ from importlib import resources
 @functools.cache
 def glossary() -> dict:  # term → (中文, meaning), in alphabetical order
     "All terms of the course."
-    with (resources.files("transfer_course") / "assets" / "glossary.csv").open(
-        encoding="utf-8", newline=""
-    ) as f:
+    file = resources.files("transfer_course") / "assets" / "glossary.csv"
+    with file.open(encoding="utf-8", newline="") as f:
         return {r["term"]: (r["zh"], r["meaning"]) for r in csv.DictReader(f)}
 
 
 # %% ../../nbs/0_start/glossary.ipynb #e6993e5b
+def _row(term, zh, meaning):
+    "A row of the table in HTML."
+    left = "<td style='text-align:left'"
+    term, zh, meaning = map(html.escape, (term, zh, meaning))
+    cells = f"{left}>{term}</td>{left} lang=zh>{zh}</td>{left}>{meaning}</td>"
+    return f"<tr>{cells}</tr>"
+
+
 class _Table:
     "A table of terms: HTML where that can be shown, else text."
 
@@ -31,30 +38,22 @@ class _Table:
         self.rows = rows
 
     def __repr__(self):
-        return "\n".join(
-            f"{term} · {zh} · {meaning}" for term, zh, meaning in self.rows
-        )
+        return "\n".join(" · ".join(row) for row in self.rows)
 
     def _repr_html_(self):
-        def cells(row):
-            return "".join(
-                f"<td style='text-align:left'{' lang=zh' if i == 1 else ''}>{html.escape(c)}</td>"
-                for i, c in enumerate(row)
-            )
-
-        return (
-            "<table><tr><th>term</th><th>中文</th><th>meaning</th></tr>"
-            + "".join(f"<tr>{cells(r)}</tr>" for r in self.rows)
-            + "</table>"
-        )
+        head = "<tr><th>term</th><th>中文</th><th>meaning</th></tr>"
+        body = "".join(_row(*row) for row in self.rows)
+        return f"<table>{head}{body}</table>"
 
 
+# %% ../../nbs/0_start/glossary.ipynb #f828643d
 def terms(*names):  # terms of the glossary
-    "A table of these terms. KeyError with the nearest ones for a term that is not there."
+    "A table of these terms; KeyError with the nearest ones for an unknown term."
     have = glossary()
-    for n in names:
-        if n not in have:
+    for name in names:
+        if name not in have:
+            near = ", ".join(difflib.get_close_matches(name, have, cutoff=0.4))
             raise KeyError(
-                f"The glossary has no {n!r}. Near it: {', '.join(difflib.get_close_matches(n, have, cutoff=0.4)) or 'nothing'}."
+                f"The glossary has no {name!r}. Near it: {near or 'nothing'}."
             )
-    return _Table([(n, *have[n]) for n in names or have])
+    return _Table([(name, *have[name]) for name in names or have])

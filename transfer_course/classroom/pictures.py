@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = [
     "COLOURS",
-    "MARKERS",
     "LINES",
+    "MARKERS",
     "lightness",
     "style",
     "png",
@@ -50,6 +50,9 @@ COLOURS = {
     "torch": "#ee7733",
     "keras": "#332288",
 }
+LINES = {"scratch": "--", "random_probe": "-.", "majority": ":", "keras": "--"}
+
+# %% ../../nbs/0_start/pictures.ipynb #ec3bc96a
 MARKERS = {
     "fine_tune": "o",
     "lp_ft": "D",
@@ -62,7 +65,6 @@ MARKERS = {
     "torch": "o",
     "keras": "s",
 }
-LINES = {"scratch": "--", "random_probe": "-.", "majority": ":", "keras": "--"}
 
 
 # %% ../../nbs/0_start/pictures.ipynb #555394a3
@@ -84,9 +86,11 @@ def style(
 
 # %% ../../nbs/0_start/pictures.ipynb #5e78c60e
 def _need(alt):
+    "The description, or a ValueError if there is none."
     if not (isinstance(alt, str) and alt.strip()):
         raise ValueError(
-            "This picture has no words: pass alt='…', one sentence that says what it shows."
+            "This picture has no words: "
+            "pass alt='…', one sentence that says what it shows."
         )
     return alt
 
@@ -97,22 +101,29 @@ def png(
 ) -> bytes:
     "The figure as PNG bytes, the same bytes every time."
     out = io.BytesIO()
-    fig.savefig(
-        out,
-        format="png",
-        dpi=dpi,
-        bbox_inches="tight",
-        facecolor="white",
-        metadata={"Software": None},
-    )
+    how = dict(bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    fig.savefig(out, format="png", dpi=dpi, **how)
     return out.getvalue()
 
 
 # %% ../../nbs/0_start/pictures.ipynb #44b9e21c
+def _displayed(image: bytes, alt):
+    "Display PNG bytes with a description, in Jupyter."
+    try:
+        from IPython.display import Image, display
+    except ImportError:
+        raise ImportError(
+            "Pictures need Jupyter. "
+            "Install it with: pip install 'transfer_course[lessons]'"
+        ) from None
+    display(Image(image, alt=alt))
+
+
+# %% ../../nbs/0_start/pictures.ipynb #f3157e7d
 def show(
     fig=None,  # a figure or its axes; None takes pyplot's current figure
-    alt="",
-):  # what the picture shows, for those who can't see it
+    alt="",  # what the figure shows, for those who can't see it
+):
     "Display a figure as PNG with a description, and close it."
     _need(alt)
     pyplot = sys.modules.get("matplotlib.pyplot")
@@ -120,13 +131,7 @@ def show(
         fig = pyplot.gcf()
     if not hasattr(getattr(fig, "figure", None), "savefig"):
         raise ValueError(f"show needs a matplotlib figure, and got {fig!r}.")
-    try:
-        from IPython.display import Image, display
-    except ImportError:
-        raise ImportError(
-            "Pictures need Jupyter. Install it with: pip install 'transfer_course[lessons]'"
-        ) from None
-    display(Image(png(fig.figure), alt=alt))
+    _displayed(png(fig.figure), alt)
     if pyplot:
         pyplot.close(fig.figure)
 
@@ -150,6 +155,7 @@ _MORE = (
 )
 
 
+# %% ../../nbs/0_start/pictures.ipynb #f94002f9
 @functools.cache
 def _fonts():
     "DejaVu Sans and those of `_MORE` that this machine has."
@@ -164,35 +170,31 @@ def _covered():
     "The characters that these fonts can draw."
     from matplotlib import font_manager, ft2font
 
-    return frozenset().union(
-        *(ft2font.FT2Font(font_manager.findfont(f)).get_charmap() for f in _fonts())
-    )
+    covered = set()
+    for name in _fonts():
+        font = ft2font.FT2Font(font_manager.findfont(name))
+        covered.update(font.get_charmap())
+    return frozenset(covered)
 
 
 # %% ../../nbs/0_start/pictures.ipynb #2e792e0f
+def _drawable(character: str) -> str:
+    "The character, nothing if it is invisible, or □ if no font can draw it."
+    if character == "\n" or ord(character) in _covered():
+        return character
+    invisible = unicodedata.category(character) in ("Mn", "Cf", "Cc")
+    return "" if invisible else "□"
+
+
 def readable(
     text,  # anything that has a `str`
 ) -> str:
     "`text` with □ for each character that no font at hand can draw."
     text = unicodedata.normalize("NFC", str(text)).replace("$", r"\$")
-    return "".join(
-        c
-        if ord(c) in _covered() or c == "\n"
-        else ""
-        if unicodedata.category(c) in ("Mn", "Cf", "Cc")
-        else "□"
-        for c in text
-    )
+    return "".join(map(_drawable, text))
 
 
 # %% ../../nbs/0_start/pictures.ipynb #cfb95a46
-def _fit(image):
-    "Where an image of this shape lies in a unit square: (left, right, bottom, top)."
-    h, w = np.shape(image)[:2]
-    w, h = w / max(h, w), h / max(h, w)
-    return (1 - w) / 2, (1 + w) / 2, (1 + h) / 2, (1 - h) / 2
-
-
 def grid(
     images,  # (N, H, W, 3) uint8, or a list of images of any size; (H, W) is grey
     titles=None,  # one title an image
@@ -201,61 +203,53 @@ def grid(
 ):
     "Show images side by side, with titles."
     _need(alt)
-    images, titles = list(images), None if titles is None else [str(t) for t in titles]
+    images = list(images)
     if not images:
         raise ValueError("grid got no images.")
-    if titles is not None and len(titles) != len(images):
-        raise ValueError(f"grid got {len(images)} images and {len(titles)} titles.")
-    show(
-        _grid(
-            images,
-            titles or [""] * len(images),
-            min(columns, len(images)),
-            1.08 if titles is None else 1.3,
-        ),
-        alt,
-    )
+    if titles is None:
+        texts, pitch = [""] * len(images), 1.08
+    else:
+        texts, pitch = [str(t) for t in titles], 1.3
+    if len(texts) != len(images):
+        raise ValueError(f"grid got {len(images)} images and {len(texts)} titles.")
+    show(_grid(images, texts, min(columns, len(images)), pitch), alt)
 
 
 # %% ../../nbs/0_start/pictures.ipynb #b56a6ed9
+def _fit(image):
+    "Where an image of this shape lies in a unit square: (left, right, bottom, top)."
+    h, w = np.shape(image)[:2]
+    w, h = w / max(h, w), h / max(h, w)
+    return (1 - w) / 2, (1 + w) / 2, (1 + h) / 2, (1 - h) / 2
+
+
+def _tile(ax, x, y, image, title):
+    "An image in the unit square at (x, y), and its title above."
+    left, right, bottom, top = _fit(image)
+    extent = (x + left, x + right, y + bottom, y + top)
+    ax.imshow(image, extent=extent, cmap="gray", vmin=0, vmax=255, zorder=2)
+    short = title if len(title) < 15 else title[:13] + "…"
+    font = dict(ha="center", va="bottom", size=8, family=_fonts())
+    ax.text(x + 0.5, y - 0.04, readable(short), **font)
+
+
+# %% ../../nbs/0_start/pictures.ipynb #ed2e6d23
 def _grid(images, titles, columns, pitch):
-    "The figure that `grid` shows; `pitch` is the height of a row in widths of an image."
+    """The figure that `grid` shows.
+
+    `pitch` is the height of a row in widths of an image.
+    """
     from matplotlib.figure import Figure
 
     rows = -(-len(images) // columns)
     fig = Figure(figsize=(1.05 * columns, 0.98 * pitch * rows))
     ax = fig.add_axes([0, 0, 1, 1])
-    ax.set(
-        xlim=(-0.04, 1.08 * columns - 0.04),
-        ylim=(pitch * rows - pitch + 1.04, 1 - pitch),
-        aspect="equal",
-    )
+    ax.set_aspect("equal")
     ax.axis("off")
     for i, (image, title) in enumerate(zip(images, titles)):
-        x, y = i % columns * 1.08, i // columns * pitch
-        left, right, bottom, top = _fit(image)
-        ax.imshow(
-            image,
-            extent=(x + left, x + right, y + bottom, y + top),
-            cmap="gray",
-            vmin=0,
-            vmax=255,
-            zorder=2,
-        )
-        short = title if len(title) < 15 else title[:13] + "…"
-        ax.text(
-            x + 0.5,
-            y - 0.04,
-            readable(short),
-            ha="center",
-            va="bottom",
-            size=8,
-            family=_fonts(),
-        )
-    ax.set(
-        xlim=(-0.04, 1.08 * columns - 0.04),
-        ylim=(pitch * rows - pitch + 1.04, 1 - pitch),
-    )
+        _tile(ax, i % columns * 1.08, i // columns * pitch, image, title)
+    ax.set_xlim(-0.04, 1.08 * columns - 0.04)  # `imshow` has changed both
+    ax.set_ylim(pitch * rows - pitch + 1.04, 1 - pitch)
     return fig
 
 
@@ -266,21 +260,57 @@ def _method(label):
 
 
 def _values(row):
-    "A row as (label, value, low, high); None where there is no interval."
-    label, value, *rest = row
-    low, high = (*rest, None, None)[:2]
-    return str(label), *(
-        float("nan") if v is None else float(v) for v in (value, low, high)
-    )
+    "A row as (label, value, low, high), with NaN for what is missing."
+    label, value, *interval = row
+    low, high = [*interval, None, None][:2]
+    numbers = [np.nan if v is None else float(v) for v in (value, low, high)]
+    return str(label), *numbers
 
 
 # %% ../../nbs/0_start/pictures.ipynb #fca4c095
+def _figures(value, low, high):
+    "A value and its interval as text."
+    if np.isnan(value):
+        return "not run"
+    text = f"{value:.2f}"
+    return text if np.isnan(low) else f"{text}  ({low:.2f} to {high:.2f})"
+
+
+def _one_bar(ax, i, row):
+    "A bar, its interval, and the figures at its end."
+    label, value, low, high = row
+    ax.barh(i, value, height=0.68, color=COLOURS.get(_method(label), "#767676"))
+    if not np.isnan(low):
+        ax.hlines([i, i], low, high, color=["white", "black"], lw=[4, 1.5])
+    end = np.nanmax([value, high, 0]), i
+    beside = dict(xytext=(6, 0), textcoords="offset points", va="center", size=9)
+    ax.annotate(_figures(value, low, high), end, **beside)
+
+
+# %% ../../nbs/0_start/pictures.ipynb #173a1eea
+def _finish(ax, rows, xlabel, title):
+    "Names on the left, zero in the figure, room for the numbers on the right."
+    high = np.nanmax([[value, high, 0] for _, value, _, high in rows])
+    low = np.nanmin([[value, low, 0] for _, value, low, _ in rows])
+    ax.set(yticks=range(len(rows)), xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
+    ax.set_xlim(low * 1.05, low + (high - low or 1) * 1.36)
+    ax.set_yticklabels([readable(row[0]) for row in rows], family=_fonts())
+    ax.set_title(readable(title), family=_fonts(), loc="left", size=10)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(left=False)
+    ax.axvline(0, color="black", lw=0.8)
+
+
+# %% ../../nbs/0_start/pictures.ipynb #fa8a4aa2
 def bars(
-    rows,  # (label, value) or (label, value, low, high); a label that begins with a method has its colour
+    rows,  # (label, value) or (label, value, low, high)
     xlabel="accuracy",  # with its unit
     title="",
 ):
-    "Horizontal bars with intervals and the figures beside them; returns the figure for `show`."
+    """Horizontal bars with intervals and the figures beside them.
+
+    A label that begins with a method has its colour. Returns the figure for `show`.
+    """
     from matplotlib.figure import Figure
 
     rows = [_values(r) for r in rows]
@@ -288,41 +318,7 @@ def bars(
         raise ValueError("bars got no rows.")
     fig = Figure(figsize=(6.4, 0.8 + 0.34 * len(rows)))
     ax = fig.subplots()
-    for i, (label, value, low, high) in enumerate(rows):
-        ax.barh(i, value, height=0.68, color=COLOURS.get(_method(label), "#767676"))
-        if low == low:
-            ax.hlines([i, i], low, high, color=["white", "black"], lw=[4, 1.5])
-        text = (
-            "not run"
-            if value != value
-            else f"{value:.2f}" + (f"  ({low:.2f} to {high:.2f})" if low == low else "")
-        )
-        ax.annotate(
-            text,
-            (np.nanmax([value, high, 0]), i),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            size=9,
-        )
-    return _finish(fig, ax, rows, xlabel, title)
-
-
-def _finish(fig, ax, rows, xlabel, title):
-    "Axes of `bars`: names on the left, zero in the picture, room for the figures on the right."
-    top, low = (
-        np.nanmax([[v, h, 0] for _, v, _, h in rows]),
-        np.nanmin([[v, w, 0] for _, v, w, _ in rows]),
-    )
-    ax.set(
-        yticks=range(len(rows)),
-        xlabel=xlabel,
-        xlim=(low * 1.05, low + (top - low or 1) * 1.36),
-        ylim=(len(rows) - 0.5, -0.5),
-    )
-    ax.set_yticklabels([readable(r[0]) for r in rows], family=_fonts())
-    ax.set_title(readable(title), family=_fonts(), loc="left", size=10)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.tick_params(left=False)
-    ax.axvline(0, color="black", lw=0.8)
+    for i, row in enumerate(rows):
+        _one_bar(ax, i, row)
+    _finish(ax, rows, xlabel, title)
     return fig

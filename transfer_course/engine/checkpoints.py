@@ -49,43 +49,80 @@ def _short(value):
 
 
 def _same_run(path, then: dict, now: dict):
-    for name, a, b in _differences(then, now):
+    "BadValue with the first difference, if there is one."
+    for name, before, after in _differences(then, now):
         raise BadValue(
-            f"{printable(path, True)} was begun with different {_short(name)}: {_short(a)} then, {_short(b)} now. "
-            "Give the same again to go on (--resume), or choose another folder (--out)."
+            f"{printable(path, True)} was begun with different {_short(name)}: "
+            f"{_short(before)} then, {_short(after)} now. Give the same again "
+            "to go on (--resume), or choose another folder (--out)."
         )
 
 
 # %% ../../nbs/engine/checkpoints.ipynb #e1f31a4d
 NAME = "checkpoint.safetensors"
 SECONDS = 30.0  # between two checkpoints inside an epoch
+_ANEW = "Delete it to begin this run anew, or choose another folder (--out)."
 
 
+def _texts(about: dict, tensors: dict) -> dict:
+    "The metadata's `about` and `state` as dicts; ValueError if the sum differs."
+    if about["sum"] != _sum(tensors, about["about"] + about["state"]):
+        raise ValueError
+    texts = {k: json.loads(about[k]) for k in ("about", "state")}
+    if not all(isinstance(v, dict) for v in texts.values()):
+        raise ValueError
+    return texts
+
+
+# %% ../../nbs/engine/checkpoints.ipynb #3ff0b2dc
 def _read(path) -> tuple[dict, dict]:
-    "The arrays and the text beside them, by name; Damaged if anything is missing or altered."
+    """The arrays and the texts beside them, by name.
+
+    Damaged if anything is missing or altered.
+    """
     from safetensors import safe_open
 
     try:
         if not os.path.isfile(path):
-            raise ValueError  # a pipe would be waited for
+            raise ValueError  # opening a pipe would wait for ever
         with safe_open(path, framework="np") as f:
             about = f.metadata() or {}
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-        if about["sum"] != _sum(tensors, about["about"] + about["state"]):
-            raise ValueError
-        texts = {k: json.loads(about[k]) for k in ("about", "state")}
-        if not all(isinstance(v, dict) for v in texts.values()):
-            raise ValueError
-        return tensors, texts
+        return tensors, _texts(about, tensors)
     except Exception:
-        raise Damaged(
-            f"{printable(path, True)} is no whole checkpoint. Delete it to begin this run anew, or choose another folder (--out)."
-        ) from None
+        shown = printable(path, True)
+        raise Damaged(f"{shown} is no whole checkpoint. {_ANEW}") from None
+
+
+# %% ../../nbs/engine/checkpoints.ipynb #d27b7855
+def _packed(tensors: dict, about: dict, state: dict) -> bytes:
+    "The whole file, with its checksum."
+    from safetensors.numpy import save
+
+    texts = {"about": json.dumps(about), "state": json.dumps(state)}
+    sha = _sum(tensors, texts["about"] + texts["state"])
+    return save(tensors, {**texts, "sum": sha})
+
+
+def _why_not(path, error) -> str:
+    "Why a checkpoint could not be written, in a sentence."
+    if isinstance(error, UserMistake):
+        return str(error)
+    why = os_reason(error) if isinstance(error, OSError) else "not enough memory"
+    return f"No checkpoint could be written to {printable(path, True)}: {why}."
+
+
+# %% ../../nbs/engine/checkpoints.ipynb #dc245df9
+# What filling a run with arrays and state of another shape may raise.
+_MISFIT = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
 # %% ../../nbs/engine/checkpoints.ipynb #1293f103
 class Checkpoint:
-    "What one training run needs to go on, in one file of `folder`; `folder` None keeps nothing."
+    """What one training run needs to go on, in one file of `folder`.
+
+    With `folder` None nothing is kept.
+    """
 
     def __init__(
         self,
@@ -95,15 +132,16 @@ class Checkpoint:
     ):
         given = os.environ.get("TRANSFER_COURSE_CHECKPOINT_SECONDS")
         self.every = float(given) if given else SECONDS if every is None else every
-        self.path, self.about, self.last, self.told = (
-            None if folder is None else Path(folder) / NAME,
-            json.loads(json.dumps(about)),
-            time.monotonic(),
-            False,
-        )
+        self.path = None if folder is None else Path(folder) / NAME
+        self.about = json.loads(json.dumps(about))
+        self.last = time.monotonic()
+        self.told = False  # a warning was given, and no save has succeeded since
 
     def load(self) -> tuple[dict, dict] | None:
-        "(arrays by name, state) of the last `save`, or None. BadValue if it is another run's, Damaged if it is not whole."
+        """(arrays by name, state) of the last `save`, or None.
+
+        BadValue if it is another run's, Damaged if it is not whole.
+        """
         if self.path is None or not self.path.exists():
             return None
         tensors, texts = _read(self.path)
@@ -112,39 +150,31 @@ class Checkpoint:
 
     @contextmanager
     def taken_up(self):
-        "Around what fills a run with the arrays and the state that were loaded: Damaged where they are not this run's after all."
+        """Around the code that fills a run with what was loaded.
+
+        Damaged if the arrays and the state are not this run's after all.
+        """
         try:
             yield
         except UserMistake:
             raise
-        except (
-            KeyError,
-            IndexError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            RuntimeError,
-        ):
-            raise Damaged(
-                f"{printable(self.path, True)} does not fit this run. Delete it to begin this run anew, or choose another folder (--out)."
-            ) from None
+        except _MISFIT:
+            shown = printable(self.path, True)
+            raise Damaged(f"{shown} does not fit this run. {_ANEW}") from None
 
     def due(self) -> bool:
         "Whether the last checkpoint is old enough for a new one inside an epoch."
         return self.path is not None and time.monotonic() - self.last >= self.every
 
     def save(self, tensors: dict, state: dict) -> None:
-        "Replaces the last checkpoint, whole or not at all. A disk that won't have it is told once; training goes on."
+        """Replace the last checkpoint, whole or not at all.
+
+        If the disk does not take it, a warning is given once, and training goes on.
+        """
         if self.path is None:
             return
-        from safetensors.numpy import save
-
         try:
-            about, state = (json.dumps(v) for v in (self.about, state))
-            data = save(
-                tensors,
-                {"about": about, "state": state, "sum": _sum(tensors, about + state)},
-            )
+            data = _packed(tensors, self.about, state)
             with atomic_write(self.path) as f:
                 f.write(data)
             self.told = False
@@ -153,21 +183,17 @@ class Checkpoint:
         self.last = time.monotonic()
 
     def _tell(self, error):
-        "Once until it works again."
-        why = (
-            str(error)
-            if isinstance(error, UserMistake)
-            else f"No checkpoint could be written to {printable(self.path, True)}: {os_reason(error) if isinstance(error, OSError) else 'not enough memory'}."
-        )
+        "Warn once, until a save succeeds again."
         if not self.told:
             warnings.warn(
-                f"{why} Training goes on; what is there stays, and the next checkpoint is tried again.",
+                f"{_why_not(self.path, error)} Training goes on; what is there stays, "
+                "and the next checkpoint is tried again.",
                 stacklevel=3,
             )
         self.told = True
 
     def clear(self) -> None:
-        "Deletes the checkpoint and what a killed write left beside it."
+        "Delete the checkpoint and what a killed write left beside it."
         if self.path is None:
             return
         for file in (self.path, *self.path.parent.glob(".*.tmp")):

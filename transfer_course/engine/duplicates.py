@@ -85,7 +85,10 @@ def _inner(x):
 
 # %% ../../nbs/engine/duplicates.ipynb #dup12fit
 def _moves(x):
-    "The image, and its changes by a shift right, a shift down and a zoom: (n, 4, 32, 32)."
+    """The image and its changes by small moves: (n, 4, 32, 32).
+
+    The moves are a shift right, a shift down and a zoom.
+    """
     down, right = _SLOPE @ x, x @ _SLOPE.T
     zoom = _CENTRED * right + _CENTRED[:, None] * down
     return np.stack([x, right, down, zoom], 1)
@@ -132,11 +135,12 @@ def _strength(colours):
 
 
 def _same_colours(a, b):
-    "Whether Cb and Cr of (n, 8, 8, 2) around 0 differ little; JPEG alone costs up to 3."
+    "Whether Cb and Cr (n, 8, 8, 2) around 0 differ little; JPEG alone costs up to 3."
     most = 3 + COLOUR * np.maximum(_strength(a), _strength(b))
     return _strength(a - b) <= most
 
 
+# %% ../../nbs/engine/duplicates.ipynb #1de25120
 def likeness(
     x: np.ndarray,  # uint8, (n, 1152), as from `thumbnail`
     y: np.ndarray,  # uint8, (n, 1152)

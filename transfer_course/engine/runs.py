@@ -27,27 +27,43 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+# %% ../../nbs/engine/runs.ipynb #24872ed0
 from .checkpoints import NAME as CHECKPOINT
-from .errors import BadValue, Damaged, InUse, NotFound
-from transfer_course.engine.files import (
-    atomic_write,
-    disk_mistake,
+from transfer_course.engine.errors import (
+    BadValue,
+    Damaged,
+    InUse,
+    NotFound,
     os_reason,
     printable,
-    sha256_file,
 )
+from .files import sha256_file
+from .writing import atomic_write, disk_mistake
 
 
 # %% ../../nbs/engine/runs.ipynb #8bc13884
+def _plainer(value):
+    "NumPy's arrays and scalars as lists and numbers, named tuples as dicts."
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return value._asdict() if hasattr(value, "_asdict") else value
+
+
+def _jsonable_dict(value: dict, where):
+    out = {}
+    for key, item in value.items():
+        name = printable(key) if isinstance(key, (str, os.PathLike)) else str(key)
+        out[name] = jsonable(item, f"{where}[{key!r}]")
+    return out
+
+
+# %% ../../nbs/engine/runs.ipynb #53f1e94c
 def jsonable(
     value,  # anything made of dicts, lists, numbers, arrays, paths and text
     where="info",  # the place to name in an error
 ):  # the same as plain JSON; NaN and infinity become None
     "Turn `value` into what JSON can hold."
-    if hasattr(value, "tolist"):
-        value = value.tolist()  # NumPy scalars and arrays
-    if hasattr(value, "_asdict"):
-        value = value._asdict()  # named tuples keep their names
+    value = _plainer(value)
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
@@ -55,18 +71,14 @@ def jsonable(
     if isinstance(value, (str, bytes, os.PathLike)):
         return printable(value)
     if isinstance(value, dict):
-        return {
-            printable(k) if isinstance(k, (str, os.PathLike)) else str(k): jsonable(
-                v, f"{where}[{k!r}]"
-            )
-            for k, v in value.items()
-        }
+        return _jsonable_dict(value, where)
     if isinstance(value, (list, tuple)):
         return [jsonable(v, f"{where}[{i}]") for i, v in enumerate(value)]
     if isinstance(value, (set, frozenset)):
         return sorted(jsonable(list(value), where), key=str)
     raise BadValue(
-        f"{where} is of type {type(value).__name__}, which run.json can't hold; pass numbers, text, lists or dicts."
+        f"{where} is of type {type(value).__name__}, which run.json can't hold; "
+        "pass numbers, text, lists or dicts."
     )
 
 
@@ -90,6 +102,7 @@ _PACKAGES = (
 )
 
 
+# %% ../../nbs/engine/runs.ipynb #45ce00f1
 def versions() -> dict:  # package name → version
     "Python's version and those of the installed packages that matter."
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
@@ -101,22 +114,16 @@ def versions() -> dict:  # package name → version
 
 # %% ../../nbs/engine/runs.ipynb #8ad1d957
 MODEL_FILES = {"torch": "model.safetensors", "keras": "model.keras"}
-_RUN, _LOCK, _PID, _READY, _TEMP = (
-    "run.json",
-    ".lock",
-    ".lock.pid",
-    ".ready",
-    ".saving-",
-)
-_NOTHING = {
-    _LOCK,
-    _PID,
-    ".DS_Store",
-    "Thumbs.db",
-    "desktop.ini",
-}  # files that make no folder less empty
+_RUN = "run.json"
+_LOCK = ".lock"
+_PID = ".lock.pid"
+_READY = ".ready"
+_TEMP = ".saving-"
+# A folder with these files only is still empty.
+_NOTHING = {_LOCK, _PID, ".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
+# %% ../../nbs/engine/runs.ipynb #aa49fadf
 def state_of(folder) -> str:  # absent | empty | run | unfinished | other | file
     "What `folder` is: a finished run, one that was interrupted, or something else."
     folder = Path(folder)
@@ -133,19 +140,29 @@ def state_of(folder) -> str:  # absent | empty | run | unfinished | other | file
     rest = {n for n in names if n not in _NOTHING and not n.startswith(_TEMP)}
     if ".plan.json" in rest:
         return "other"  # an extraction that was interrupted
-    return (
-        "empty"
-        if not rest
-        else "unfinished"
-        if {_LOCK, CHECKPOINT} & names
-        else "other"
-    )
+    if not rest:
+        return "empty"
+    return "unfinished" if {_LOCK, CHECKPOINT} & names else "other"
 
 
 # %% ../../nbs/engine/runs.ipynb #6cc81024
 _mine = set()  # folders that this process has claimed
 
 
+# %% ../../nbs/engine/runs.ipynb #a80d2d4c
+def _in_use(folder) -> InUse:
+    "The error for a folder that another process has locked."
+    pid = ""
+    with suppress(OSError):
+        pid = (folder / _PID).read_text(encoding="utf-8").strip()
+    by = f" (pid {pid})" if pid else ""
+    return InUse(
+        f"{printable(folder, True)} is being written by another process{by}. "
+        "Wait until it has finished, or choose another folder."
+    )
+
+
+# %% ../../nbs/engine/runs.ipynb #fdb6765d
 def _lock(folder):
     "Take the folder's lock or raise InUse."
     from filelock import FileLock, Timeout
@@ -154,31 +171,25 @@ def _lock(folder):
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        pid = ""
-        with suppress(OSError):
-            pid = (folder / _PID).read_text(encoding="utf-8").strip()
-        raise InUse(
-            f"{printable(folder, True)} is being written by another process{f' (pid {pid})' if pid else ''}. "
-            "Wait until it has finished, or choose another folder."
-        ) from None
+        raise _in_use(folder) from None
     except OSError as e:
         raise disk_mistake(e, folder) from e
     return lock
 
 
+# %% ../../nbs/engine/runs.ipynb #31d0cc56
 def _unlock(folder, lock):
     "Give the lock back, and leave no trace in a finished or an empty folder."
     with suppress(OSError):
         (folder / _PID).unlink()
     if state_of(folder) in ("run", "empty"):
+        # Before the release, so that a waiting process sees that its file is gone.
         with suppress(OSError):
-            (
-                folder / _LOCK
-            ).unlink()  # before it is released: a waiting process sees that its file is gone
+            (folder / _LOCK).unlink()
     lock.release()
 
 
-# %% ../../nbs/engine/runs.ipynb #31d0cc56
+# %% ../../nbs/engine/runs.ipynb #21b0abe7
 @contextmanager
 def _held(folder, key):
     "Hold the lock, with the process's number beside it; give both back."
@@ -199,9 +210,16 @@ def _held(folder, key):
 
 # %% ../../nbs/engine/runs.ipynb #780848f2
 _SAY = {
-    "run": "{} holds a finished run. Choose another folder (--out), or delete that one.",
-    "unfinished": "{} holds a run that was interrupted. Go on with it (--resume), choose another folder (--out), or delete that one.",
-    "other": "{} is not empty and holds no run. Choose another folder (--out) or a new one.",
+    "run": (
+        "{} holds a finished run. Choose another folder (--out), or delete that one."
+    ),
+    "unfinished": (
+        "{} holds a run that was interrupted. Go on with it (--resume), "
+        "choose another folder (--out), or delete that one."
+    ),
+    "other": (
+        "{} is not empty and holds no run. Choose another folder (--out) or a new one."
+    ),
     "file": "{} is a file. Choose a folder (--out).",
 }
 
@@ -212,25 +230,29 @@ def _refuse(state, folder, *states):
         raise BadValue(_SAY[state].format(printable(folder, True)))
 
 
+# %% ../../nbs/engine/runs.ipynb #7ca9efe3
 @contextmanager
 def claim_folder(
     folder,  # where a run will be saved; made if need be
     resume=False,  # also take a folder with an interrupted or a finished run
-    state=state_of,  # says what a folder holds; another kind of work than runs has its own
+    state=state_of,  # says what a folder holds; work other than runs has its own
 ):
-    "Hold `folder` for this process: InUse if another one does, BadValue if it holds something else."
+    """Hold `folder` for this process.
+
+    InUse if another process holds it, BadValue if something else is in it.
+    """
     folder, key, was = Path(folder), os.path.realpath(folder), state(folder)
     if key in _mine:
         raise InUse(
-            f"{printable(folder, True)} is being written by this process already. Choose another folder."
+            f"{printable(folder, True)} is being written by this process already. "
+            "Choose another folder."
         )
     _refuse(was, folder, "other", "file", *([] if resume else ["run"]))
     try:
         with _held(folder, key):
             if not resume:
-                _refuse(
-                    state(folder), folder, "run", "unfinished"
-                )  # only now: an unfinished run may be another process's
+                # Only now: an unfinished run may be another process's.
+                _refuse(state(folder), folder, "run", "unfinished")
             yield folder
     finally:
         if was == "absent":
@@ -240,7 +262,10 @@ def claim_folder(
 
 # %% ../../nbs/engine/runs.ipynb #2c3f7b47
 def _settle(folder):
-    "Move a complete new run from `.ready` to its place; harmless if repeated or done by two at once."
+    """Move a complete new run from `.ready` to its place.
+
+    Harmless if repeated, or done by two processes at once.
+    """
     ready = folder / _READY
     if not ready.is_dir():
         return
@@ -251,26 +276,34 @@ def _settle(folder):
         ready.rmdir()
 
 
+# %% ../../nbs/engine/runs.ipynb #47bec86c
 def _sync(path):
     "Let the file reach the disk before it is called complete."
     with open(path, "rb+") as f:
         os.fsync(f.fileno())
 
 
-# %% ../../nbs/engine/runs.ipynb #47bec86c
+def _written(write_model, path):
+    "Call `write_model`; a full disk becomes an OSError with its number."
+    try:
+        write_model(path)
+    except Exception as e:  # safetensors and HDF5 put the system's error into words
+        told = re.search(r"(?:os error|errno =|Errno) (\d+)", str(e))
+        if not told:
+            raise
+        raise OSError(int(told[1]), os.strerror(int(told[1]))) from e
+    if not path.is_file():
+        raise BadValue(
+            f"write_model wrote no file {path.name}; "
+            "it has to write to exactly the path that it is given."
+        )
+
+
+# %% ../../nbs/engine/runs.ipynb #bf92d2c8
 def _stage(temp, name, write_model, info):
     "Write model and run.json into `temp`."
     temp.mkdir()
-    try:
-        write_model(temp / name)
-    except Exception as e:  # safetensors and HDF5 tell the system's error in words only
-        if not (told := re.search(r"(?:os error|errno =|Errno) (\d+)", str(e))):
-            raise
-        raise OSError(int(told[1]), os.strerror(int(told[1]))) from e
-    if not (temp / name).is_file():
-        raise BadValue(
-            f"write_model wrote no file {name}; it has to write to exactly the path that it is given."
-        )
+    _written(write_model, temp / name)
     _sync(temp / name)
     info["model_sha256"] = sha256_file(temp / name)
     with atomic_write(temp / _RUN, "w") as f:
@@ -285,9 +318,8 @@ def _replace(folder, name, write_model, info):
         shutil.rmtree(left, ignore_errors=True)
     temp = folder / f"{_TEMP}{secrets.token_hex(4)}"
     try:
-        folder.mkdir(
-            parents=True, exist_ok=True
-        )  # somebody may have deleted it meanwhile: hours of training are not lost for that
+        # If somebody deleted the folder meanwhile, hours of training are not lost.
+        folder.mkdir(parents=True, exist_ok=True)
         _stage(temp, name, write_model, info)
         os.replace(temp, folder / _READY)
     except OSError as e:
@@ -300,6 +332,16 @@ def _replace(folder, name, write_model, info):
 
 
 # %% ../../nbs/engine/runs.ipynb #cd53a8f1
+def _described(framework, info) -> dict:
+    "What run.json will hold, but for the model's checksum."
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    fixed = {"format": 1, "framework": framework}
+    info = fixed | {"created": now, "versions": {}} | jsonable(info) | fixed
+    info["versions"] = info["versions"] or versions()
+    return info
+
+
+# %% ../../nbs/engine/runs.ipynb #efb03735
 def save_run(
     folder,  # new, empty, or one that holds a run, which is replaced
     *,
@@ -310,138 +352,140 @@ def save_run(
     "Save a run so that at every moment the old or the new one is whole."
     if framework not in MODEL_FILES:
         raise BadValue(f"framework is {framework!r}; expected 'torch' or 'keras'.")
-    folder, key, name = Path(folder), os.path.realpath(folder), MODEL_FILES[framework]
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    info = (
-        {"format": 1, "framework": framework, "created": now, "versions": {}}
-        | jsonable(info)
-        | {"format": 1, "framework": framework}
-    )
-    info["versions"] = info["versions"] or versions()
+    folder, key = Path(folder), os.path.realpath(folder)
+    info = _described(framework, info)
     _refuse(state_of(folder), folder, "other", "file")
     with nullcontext() if key in _mine else _held(folder, key):
-        _replace(folder, name, write_model, info)
+        _replace(folder, MODEL_FILES[framework], write_model, info)
     return folder
 
 
 # %% ../../nbs/engine/runs.ipynb #55e2dcb2
-def _parse(text, folder):
-    "The dict in run.json, or Damaged."
-
-    def bad(why):
-        return Damaged(
-            f"{printable(folder / _RUN, True)} {why}. Copy the run's folder anew, or train again."
-        )
-
-    try:
-        info = json.loads(text)
-    except (ValueError, RecursionError):
-        raise bad("is no JSON") from None
-    if not isinstance(info, dict) or "format" not in info:
-        raise bad("does not describe a run")
-    if info["format"] != 1:
-        raise Damaged(
-            f"{printable(folder / _RUN, True)} has format {_brief(info['format'])}, and this version of transfer_course reads format 1. Install a newer one."
-        )
-    for key, kind in (
-        ("framework", str),
-        ("backbone", dict),
-        ("classes", list),
-        ("model_sha256", str),
-    ):
-        if not isinstance(info.get(key), kind):
-            raise bad(f"lacks '{key}', or it is not a {kind.__name__}")
-    if info["framework"] not in MODEL_FILES:
-        raise bad(f"names an unknown framework '{_brief(info['framework'])}'")
-    if not all(isinstance(c, str) for c in info["classes"]):
-        raise bad("names classes that are no text")
-    return info
+_AGAIN = "Copy the run's folder anew, or train again."
+_WANTED = {"framework": str, "backbone": dict, "classes": list, "model_sha256": str}
 
 
-# %% ../../nbs/engine/runs.ipynb #22e3bc3c
 def _brief(value):
     return printable(str(value)[:60], one_line=True)
 
 
+def _wrong_with(info):
+    "What is wrong with the dict of run.json, or None."
+    for key, kind in _WANTED.items():
+        if not isinstance(info.get(key), kind):
+            return f"lacks '{key}', or it is not a {kind.__name__}"
+    if info["framework"] not in MODEL_FILES:
+        return f"names an unknown framework '{_brief(info['framework'])}'"
+    if not all(isinstance(c, str) for c in info["classes"]):
+        return "names classes that are no text"
+
+
+# %% ../../nbs/engine/runs.ipynb #22e3bc3c
+def _parse(text, folder):
+    "The dict in run.json, or Damaged."
+    shown = printable(folder / _RUN, True)
+    try:
+        info = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Damaged(f"{shown} is no JSON. {_AGAIN}") from None
+    if not isinstance(info, dict) or "format" not in info:
+        raise Damaged(f"{shown} does not describe a run. {_AGAIN}")
+    if info["format"] != 1:
+        raise Damaged(
+            f"{shown} has format {_brief(info['format'])}, and this version of "
+            "transfer_course reads format 1. Install a newer one."
+        )
+    if wrong := _wrong_with(info):
+        raise Damaged(f"{shown} {wrong}. {_AGAIN}")
+    return info
+
+
+# %% ../../nbs/engine/runs.ipynb #b67b1bb7
 def _plain(path, most: int) -> Path:
-    "The path of a regular file of at most `most` bytes; else FileNotFoundError or Damaged. A pipe would be waited for."
+    """The path of a regular file of at most `most` bytes.
+
+    FileNotFoundError or Damaged otherwise: opening a pipe would wait for ever.
+    """
     info = os.stat(path)
     if not stat.S_ISREG(info.st_mode):
-        raise Damaged(
-            f"{printable(path, True)} is no plain file. Copy the run's folder anew, or train again."
-        )
+        raise Damaged(f"{printable(path, True)} is no plain file. {_AGAIN}")
     if info.st_size > most:
         raise Damaged(
-            f"{printable(path, True)} is {info.st_size / 1e6:.0f} MB large; expected at most {most / 1e6:.0f}. Copy the run's folder anew, or train again."
+            f"{printable(path, True)} is {info.st_size / 1e6:.0f} MB large; "
+            f"expected at most {most / 1e6:.0f}. {_AGAIN}"
         )
     return Path(path)
 
 
-# %% ../../nbs/engine/runs.ipynb #b67b1bb7
-def _read(folder):
-    "run.json's text and where the model lies; on a disk that is read-only a complete new run is read where it is."
-    at = folder
+# %% ../../nbs/engine/runs.ipynb #e2a345eb
+def _place(folder) -> Path:
+    """Where run.json is.
+
+    On a disk that is read-only, a complete new run is read from `.ready`.
+    """
     try:
         _settle(folder)
     except OSError:
-        at = folder / _READY if (folder / _READY / _RUN).exists() else folder
-    try:
-        return _plain(at / _RUN, 200_000_000).read_text(
-            encoding="utf-8"
-        ), lambda name: at / name if (at / name).exists() else folder / name
-    except UnicodeDecodeError:
-        raise Damaged(
-            f"{printable(folder / _RUN, True)} is no text. Copy the run's folder anew, or train again."
-        ) from None
+        if (folder / _READY / _RUN).exists():
+            return folder / _READY
+    return folder
 
 
 # %% ../../nbs/engine/runs.ipynb #6050b35b
+def _text(folder, at) -> str:
+    "The text of run.json, which is in `at`."
+    shown = printable(folder / _RUN, True)
+    try:
+        return _plain(at / _RUN, 200_000_000).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise Damaged(f"{shown} is no text. {_AGAIN}") from None
+    except FileNotFoundError:
+        raise NotFound(
+            f"{printable(folder, True)} holds no run.json, "
+            "so it is no saved run, or one that has not finished."
+        ) from None
+    except OSError as e:
+        raise Damaged(f"{shown} can't be read: {os_reason(e)}.") from None
+
+
+# %% ../../nbs/engine/runs.ipynb #f0997bad
+def _has_sum(model, sha) -> bool:
+    "Whether the model file is there and has this checksum."
+    try:
+        return sha256_file(_plain(model, 10**12)) == sha
+    except FileNotFoundError:
+        return False
+    except OSError as e:
+        why = os_reason(e)
+        raise Damaged(f"{printable(model, True)} can't be read: {why}.") from None
+
+
+# %% ../../nbs/engine/runs.ipynb #7881ef5f
 def read_run(
     folder,  # as `save_run` wrote it
 ) -> tuple:  # the dict of run.json, and the path of the model file
     "What a saved run says, after its model file's checksum was compared."
     folder = Path(folder)
+    shown = printable(folder, True)
     if not os.path.exists(folder):
         raise NotFound(
-            f"There is no folder {printable(folder, True)}. Expected the folder of a saved run."
+            f"There is no folder {shown}. Expected the folder of a saved run."
         )
     if not os.path.isdir(folder):
-        raise NotFound(
-            f"{printable(folder, True)} is a file. Expected the folder of a saved run."
-        )
+        raise NotFound(f"{shown} is a file. Expected the folder of a saved run.")
     before = None
-    for _ in range(
-        20
-    ):  # another process may just be replacing the run: look again until it is still
-        try:
-            text, find = _read(folder)
-        except FileNotFoundError:
-            raise NotFound(
-                f"{printable(folder, True)} holds no run.json, so it is no saved run, or one that has not finished."
-            ) from None
-        except OSError as e:
-            raise Damaged(
-                f"{printable(folder / _RUN, True)} can't be read: {os_reason(e)}."
-            ) from None
+    for _ in range(20):
+        at = _place(folder)
+        text = _text(folder, at)
         info = _parse(text, folder)
-        model = find(MODEL_FILES[info["framework"]])
-        try:
-            if sha256_file(_plain(model, 10**12)) == info["model_sha256"]:
-                return info, model
-        except FileNotFoundError:
-            pass
-        except OSError as e:
-            raise Damaged(
-                f"{printable(model, True)} can't be read: {os_reason(e)}."
-            ) from None
+        name = MODEL_FILES[info["framework"]]
+        model = at / name if (at / name).exists() else folder / name
+        if _has_sum(model, info["model_sha256"]):
+            return info, model
+        # Another process may be replacing the run: look again until nothing changes.
         if text == before:
             break
         before = text
-    why = (
-        "is not the file that run.json describes: its checksum differs"
-        if model.exists()
-        else "is missing"
-    )
-    raise Damaged(
-        f"{printable(model, True)} {why}. Copy the run's folder anew, or train again."
-    )
+    differs = "is not the file that run.json describes: its checksum differs"
+    why = differs if model.exists() else "is missing"
+    raise Damaged(f"{printable(model, True)} {why}. {_AGAIN}")
