@@ -29,6 +29,7 @@ class _Tracer(torch.fx.Tracer):
         return len(sides) < 2
 
 
+# %% ../../nbs/trainer/torch_frozen.ipynb #bd3958d2
 def _split(body, moves):
     "The graph of `body` in two parts, `submod_0` and `submod_1`; the second moves."
     from torch.fx.passes.split_module import split_module
@@ -63,6 +64,7 @@ def _noisy(module) -> bool:
     )
 
 
+# %% ../../nbs/trainer/torch_frozen.ipynb #8049a69b
 def split_at(body: nn.Module, prefixes) -> tuple[nn.Module, nn.Module] | None:
     """(before, after) the first block with a parameter whose name starts with one of
     `prefixes`. Both share the tensors of `body`. None where it can't be cut there: its

@@ -30,6 +30,7 @@ def parts_of(batch: dict, parts: int):
             }
 
 
+# %% ../../nbs/trainer/torch_memory.ipynb #024d68d4
 def gradients(
     loss_of, batch: dict, backward, parts: int = 1, weight: float = 1.0
 ) -> tuple[float, int]:

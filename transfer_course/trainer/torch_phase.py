@@ -33,6 +33,11 @@ from transfer_course.trainer.start import (
     second_head,
     starting_head,
 )
+
+torch = load_torch()
+from torch import nn
+
+# %% ../../nbs/trainer/torch_phase.ipynb #9a5e0015
 from .torch_frozen import Kept, pays, split_at, versions
 from .torch_speed import Folded, Quick, compiled, on_device
 from transfer_course.vision.finetune_torch import (
@@ -43,9 +48,6 @@ from transfer_course.vision.finetune_torch import (
     linear,
     release,
 )
-
-torch = load_torch()
-from torch import nn
 
 
 # %% ../../nbs/trainer/torch_phase.ipynb #9a5e0006

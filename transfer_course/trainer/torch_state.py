@@ -81,6 +81,7 @@ def pack(model, optimizer, kept: dict) -> dict[str, np.ndarray]:
     return {k: v.detach().cpu().contiguous().numpy() for k, v in tensors.items()}
 
 
+# %% ../../nbs/trainer/torch_state.ipynb #164ab712
 def under(tensors: dict, prefix: str) -> dict:
     "The arrays whose names start with `prefix`, as tensors, by the rest of the name."
     return {
@@ -118,6 +119,7 @@ def _check_moments(moments: dict, names: set, params: list) -> None:
                 raise ValueError(f"moments of parameter {i}")
 
 
+# %% ../../nbs/trainer/torch_state.ipynb #31ba3718
 def unpack_optimizer(tensors: dict, optimizer) -> None:
     """Fill the optimizer's moments, each laid out in memory as its parameter is.
     ValueError or IndexError if they are not the moments of this optimizer."""
@@ -169,6 +171,7 @@ def _position(numbers: dict, total: int) -> Position:
     return at
 
 
+# %% ../../nbs/trainer/torch_state.ipynb #20ce1d12
 def _shapes(state: dict) -> dict:
     return {name: value.shape for name, value in state.items()}
 
@@ -218,6 +221,7 @@ class TorchResult(Result):
         save_file(tensors, str(path))
 
 
+# %% ../../nbs/trainer/torch_state.ipynb #131b57f8
 def restore(info: dict, path) -> TorchResult:
     """The network of a saved run from its `run.json` and `model.safetensors`. Raises
     Damaged if they don't fit each other."""
