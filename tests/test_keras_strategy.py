@@ -20,11 +20,11 @@ from transfer_course.vision.data import styles
 from transfer_course.trainer.batches import Epoch
 from transfer_course.trainer.recipe import Recipe
 from transfer_course.trainer.run import fine_tune
-from transfer_course.vision import loop_keras
+from transfer_course.trainer import keras_step
 
 mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])    # one for all: TensorFlow confuses the collectives of several
 seen = []
-step = loop_keras._gradients
+step = keras_step.gradients
 def watched(model, x, y, share):
     if len(x["images"].shape) == 4: tf.py_function(lambda i, s: seen.extend(i.numpy().ravel().tolist() if s > 0 else []), [y["labels"] * 0 + tf.cast(x["images"][:, 0, 0, 0], tf.int32), 1.0 if share is None else share], [])
     return step(model, x, y, share)
@@ -36,7 +36,7 @@ pixels[:, 0, 0, 0] = np.arange(len(data))                 # each image says whic
 from transfer_course.vision.data import ImageDataset
 data = ImageDataset(pixels, data.labels, data.classes)
 net = backbone("small_cnn", "keras", weights=None, seed=3)
-loop_keras._gradients = watched
+keras_step.gradients = watched
 out = {}
 base = dict(epochs=2, optimizer="adamw", lr=1e-4, head_lr=1e-3, schedule="constant", warmup=0.0, weight_decay=0.01)
 penalty = lambda s: 1e-3 * sum(keras.ops.sum(keras.ops.square(s.weights[k] - w)) for k, w in s.start.items())
