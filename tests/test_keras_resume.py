@@ -15,6 +15,7 @@ import pytest
 from transfer_course.engine.checkpoints import NAME
 from transfer_course.engine.errors import BadValue, UserMistake
 from transfer_course.engine.frameworks import load_keras
+from transfer_course.trainer import keras_frozen
 from transfer_course.trainer.recipe import Recipe
 from transfer_course.trainer.run import fine_tune, load_result
 from transfer_course.vision.backbones import KerasBackbone
@@ -123,7 +124,7 @@ def test_a_killed_run_ends_with_the_same_bits(case, net, data, tmp_path, monkeyp
             )
     assert (tmp_path / "cut" / NAME).exists()
     # A resumed run brings its head along.
-    monkeypatch.setattr("transfer_course.vision.features.probe_head", None)
+    monkeypatch.setattr("transfer_course.trainer.start.probe_head", None)
     again = tune(net, data, recipe, valid=valid, checkpoint=tmp_path / "cut", workers=2)
     assert same(whole, again)
     assert (
@@ -396,9 +397,7 @@ def test_what_is_frozen_runs_once_and_changes_nothing(changes, data, monkeypatch
         unlabelled=data,
         penalty=lambda step: keras.ops.mean(step.unlabelled_features) * 0.1,
     )
-    from transfer_course.vision import loop_keras
-
-    monkeypatch.setattr(loop_keras, "freeze_point", lambda body: None)
+    monkeypatch.setattr(keras_frozen, "freeze_point", lambda body: None)
     plain = tune(
         net,
         data,
@@ -421,20 +420,16 @@ def test_what_is_frozen_runs_once_and_changes_nothing(changes, data, monkeypatch
 
 
 def test_the_frozen_part_sees_each_image_once(data, monkeypatch):
-    from transfer_course.vision import loop_keras
+    seen, of = [], keras_frozen.Frozen.of
 
-    seen = []
-    call = loop_keras.Frozen.of
-    monkeypatch.setattr(
-        loop_keras.Frozen,
-        "of",
-        lambda self, key, n, images: call(
-            self,
-            key,
-            n,
-            lambda rows: (seen.extend((str(key), r) for r in rows), images(rows))[1],
-        ),
-    )
+    def watched(self, key, n, images):
+        def noted(rows):
+            seen.extend((str(key), row) for row in rows)
+            return images(rows)
+
+        return of(self, key, n, noted)
+
+    monkeypatch.setattr(keras_frozen.Frozen, "of", watched)
     tune(without_dropout(), data, GENTLE.but(train_from="late", epochs=3))
     assert len(seen) == len(set(seen)) == 2 * len(data)  # training and validation
 

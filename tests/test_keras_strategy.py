@@ -24,12 +24,12 @@ from transfer_course.vision.data import styles
 from transfer_course.trainer.batches import Epoch
 from transfer_course.trainer.recipe import Recipe
 from transfer_course.trainer.run import fine_tune
-from transfer_course.vision import loop_keras
+from transfer_course.trainer import keras_step
 
 # One for all: TensorFlow confuses the collectives of several.
 mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 seen = []
-step = loop_keras._gradients
+step = keras_step.gradients
 def note(numbers, share):
     if share > 0:
         seen.extend(numbers.numpy().ravel().tolist())
@@ -46,7 +46,7 @@ pixels[:, 0, 0, 0] = np.arange(len(data))  # each image says which one it is
 from transfer_course.vision.data import ImageDataset
 data = ImageDataset(pixels, data.labels, data.classes)
 net = backbone("small_cnn", "keras", weights=None, seed=3)
-loop_keras._gradients = watched
+keras_step.gradients = watched
 out = {}
 base = dict(
     epochs=2, optimizer="adamw", lr=1e-4, head_lr=1e-3, schedule="constant",
