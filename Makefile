@@ -7,7 +7,8 @@ STAMP := $(VENV)/.installed
 comma := ,
 CONSTRAINTS ?= constraints.txt
 PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
-NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with nbval_sanitize.cfg --nbval-cell-timeout 300
+COMPARE ?= --nbval
+NBVAL := $(COMPARE) --nbval-current-env --nbval-cell-timeout 300
 # Two test processes on two cores: one thread each, or they trample on each other.
 ONE_THREAD := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 
@@ -56,10 +57,11 @@ test-lessons: install
 stress: install
 	$(ONE_THREAD) $(BIN)/python -m pytest -q --timeout 3600 -m stress tests
 
-# The newest releases, without constraints, in an environment of their own.
+# The newest releases, without constraints, in an environment of their own. Their messages
+# and last digits may differ from the stored ones, so nothing is compared.
 test-newest:
 	rm -rf .venv-newest
-	$(MAKE) --no-print-directory test VENV=.venv-newest CONSTRAINTS=
+	$(MAKE) --no-print-directory test VENV=.venv-newest CONSTRAINTS= COMPARE=--nbval-lax
 
 lab: install
 	$(BIN)/transfer-course lab

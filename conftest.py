@@ -1,11 +1,11 @@
-"""nbval: skip what nbdev does not evaluate, and refuse a checked cell that has no stored output."""
+"""nbval: skip what nbdev does not evaluate, and compare what the other cells print."""
 
 import re
 
 import pytest
 
+pytest_plugins = ["compare_outputs"]  # in tools
 _NO_EVAL = re.compile(r"^#\|\s*eval\s*:?\s*false\s*$", re.MULTILINE)
-_CHECK = re.compile(r"^\s*#\s*NBVAL_CHECK_OUTPUT\s*$", re.MULTILINE)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -16,8 +16,6 @@ def pytest_collection_modifyitems(items):
             continue
         if _NO_EVAL.search(cell.source):
             item.options["skip"] = True
-        # nbdev-clean nulls the counts: without one, nbval refuses stored outputs and passes a check that has none.
-        if cell.get("execution_count") is None and (
-            cell.get("outputs") or _CHECK.search(cell.source)
-        ):
+        # nbdev-clean nulls the counts, and nbval compares nothing without one.
+        if cell.get("execution_count") is None:
             cell["execution_count"] = 1
