@@ -256,6 +256,7 @@ def test_a_run_folder_in_use_is_refused(folder, tmp_path):
             "--out",
             tmp_path / "busy",
             says="being written by another process",
+            command=run,
         )
 
 
