@@ -11,6 +11,9 @@ COMPARE ?= --nbval
 NBVAL := $(COMPARE) --nbval-current-env --nbval-cell-timeout 300
 # Two test processes on two cores: one thread each, or they trample on each other.
 ONE_THREAD := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
+# A lesson runs once, in tests/test_lessons.py: unsolved, then its solutions. nbval has the other notebooks.
+PYTEST := TRANSFER_COURSE_STRICT=1 $(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+  -p tools.slowest_files --timeout 900 -m "not stress" $(NBVAL) --ignore-glob='nbs/*/[0-9][0-9]_*.ipynb'
 
 .PHONY: help install demo test test-lib test-lessons stress test-newest lab bench study docs export clean
 
@@ -44,14 +47,14 @@ demo: install
 	$(BIN)/transfer-course demo --out runs/demo
 
 test: install
-	$(MAKE) --no-print-directory test-lib test-lessons
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(PYTEST) tests nbs
 
 test-lib: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout 900 -m "not stress" tests
+	$(PYTEST) tests --ignore tests/test_lessons.py
 
 test-lessons: install
-	TRANSFER_COURSE_STRICT=1 $(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(NBVAL) nbs
+	$(PYTEST) tests/test_lessons.py nbs
 
 # The long forms: a hundred kills, a thousand hostile files, two hundred altered bytes (about an hour).
 stress: install

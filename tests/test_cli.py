@@ -1,16 +1,23 @@
-"""The command line as a process, as a user runs it, on folders that are made here."""
+"""The command line as a process, as a user runs it, on folders that are made here.
 
+Where a message or an answer is looked at, and not the process, `main` runs in this one.
+"""
+
+import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from transfer_course import cli
 from transfer_course.vision.data import styles
 
 COMMAND = [str(Path(sys.executable).parent / "transfer-course")]
@@ -43,6 +50,22 @@ def run(*args, cwd=None, code=0, env=None):
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+def here(*args, code=0):
+    """The same without a process of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as stop,
+    ):
+        patch.setenv("TRANSFER_COURSE_STARTED", str(time.time()))
+        cli.main([*map(str, args)])
+    assert stop.value.code == code, f"{out.getvalue()}\n{err.getvalue()}"
+    assert "Traceback" not in err.getvalue(), err.getvalue()
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
 def last(done):
@@ -157,15 +180,16 @@ def test_predict_answers_each_file_on_a_line(framework, runs, folder, tmp_path):
 
 
 def test_predict_is_readable_for_people_and_pipes(runs, folder):
-    done = run("predict", runs["torch"][0], next((folder / "bird").glob("[0-9]*.png")))
+    picture = next((folder / "bird").glob("[0-9]*.png"))
+    done = here("predict", runs["torch"][0], picture)
     assert json.loads(done.stdout)["class"] in ("bird", "clothing", "drink", "music")
 
 
 # --- mistakes: exit code 2 and a sentence that says what to do ------------------------
 
 
-def mistake(*args, says, cwd=None, env=None):
-    done = run(*args, "--json", cwd=cwd, code=2, env=env)
+def mistake(*args, says, command=here, **how):
+    done = command(*args, "--json", code=2, **how)
     message = last(done)["error"]
     assert says in message and "\n" not in message, message
     return message
@@ -232,6 +256,7 @@ def test_a_run_folder_in_use_is_refused(folder, tmp_path):
             "--out",
             tmp_path / "busy",
             says="being written by another process",
+            command=run,
         )
 
 
@@ -252,6 +277,7 @@ def test_a_missing_extra_is_one_sentence(folder, tmp_path):
         "--out",
         tmp_path / "r",
         says="PyTorch is not installed",
+        command=run,
         env={"PYTHONPATH": str(hide)},
     )
     assert "transfer_course[torch]" in message
@@ -273,7 +299,6 @@ def test_unknown_commands_and_options(tmp_path):
 
 
 def test_a_fault_of_ours_is_exit_code_1(monkeypatch, capsys):
-    from transfer_course import cli
     from transfer_course.classroom import doctor
 
     monkeypatch.setattr(doctor, "examine", lambda: 1 / 0)
@@ -286,8 +311,6 @@ def test_a_fault_of_ours_is_exit_code_1(monkeypatch, capsys):
 
 
 def test_help_has_examples_and_starts_fast():
-    import time
-
     for command in ("fine-tune", "predict", "demo", "doctor", "lab"):
         text = run(command, "--help").stdout
         assert "Example" in text and "transfer-course" in text and "--json" in text

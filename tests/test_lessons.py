@@ -1,4 +1,12 @@
-"""Lessons as a learner has them: Run All of every unsolved copy, outside the repository, on a machine that has all but this package."""
+"""Lessons as a learner has them: Run All of every unsolved copy, outside the repository, on a machine that has all but this package.
+
+A lesson runs once. The copy and the solved lesson are the same cells, except for the
+exercises: there the copy has a stub, and the lesson has a solution and a cell of wrong
+answers. So the copy runs whole, unsolved, as a learner has it; then, in the same
+kernel, what only the lesson has. No later cell depends on an exercise, because all of
+them ran before any was solved; and that an exercise can be solved after Run All is
+what a learner does who comes back to it. nbval runs the other notebooks.
+"""
 
 import ast
 import json
@@ -13,9 +21,13 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import notebooks  # noqa: E402
+
 COPIES = sorted((ROOT / "transfer_course" / "lessons").glob("*.ipynb"))
 INSTALL = re.compile(r'"transfer_course\[([\w,]+)\] @ git\+[^"]+"')
 CHECK = re.compile(r"^check\(", re.MULTILINE)
+STRICT = 'import os\n\nos.environ["TRANSFER_COURSE_STRICT"] = "1"'
 
 
 @pytest.fixture(scope="session")
@@ -61,28 +73,69 @@ def said(cell):
     return "".join(o.get("text", "") for o in cell.outputs)
 
 
+def lesson_of(path):
+    """The solved lesson of a learner's copy."""
+    (lesson,) = (ROOT / "nbs").rglob(path.name)
+    return nbformat.read(lesson, as_version=4)
+
+
+def only_in_the_lesson(lesson, copy):
+    """The lesson's code cells that the copy lacks or has as stubs, and the checks between them."""
+    there = {c.id: c.source for c in copy.cells}
+    found = []
+    for cell in lesson.cells:
+        source = notebooks.DIRECTIVE.sub("", cell.source).strip("\n")
+        if (
+            cell.cell_type != "code"
+            or not source
+            or notebooks.NO_EVAL.search(cell.source)
+        ):
+            continue
+        if there.get(cell.id) != source or CHECK.search(source):
+            found.append(nbformat.v4.new_code_cell(source))
+    return found
+
+
+def verdicts(cell):
+    """The lines in which a check says what it found."""
+    lines = [x for x in said(cell).splitlines() if re.match(r"[✓…✗] ", x)]
+    assert len(lines) == len(CHECK.findall(cell.source)), said(cell)
+    return lines
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform == "win32", reason="the venv's paths are a Unix system's"
 )
 @pytest.mark.parametrize("path", COPIES, ids=lambda p: p.stem)
-def test_run_all_reaches_the_last_cell_and_nothing_is_solved(path, tmp_path, colab):
+def test_run_all_reaches_the_last_cell_and_each_exercise_can_be_solved_then(
+    path, tmp_path, colab, monkeypatch
+):
     from nbclient import NotebookClient
 
     kernel, site, source = colab
+    monkeypatch.setenv("TRANSFER_COURSE_RECORD", str(tmp_path / "claims.json"))
     nb = nbformat.read(path, as_version=4)
-    for c in nb.cells:
+    solutions = only_in_the_lesson(lesson_of(path), nb)
+    copy = [c for c in nb.cells if c.cell_type == "code"]
+    for c in copy:
         c.source = INSTALL.sub(rf'"{source}[\1]" --no-build-isolation', c.source)
+    nb.cells = [*copy, nbformat.v4.new_code_cell(STRICT), *solutions]
+    (tmp_path / "here").mkdir()
     NotebookClient(
-        nb, timeout=300, kernel_name=kernel, resources={"metadata": {"path": tmp_path}}
+        nb,
+        timeout=300,
+        kernel_name=kernel,
+        resources={"metadata": {"path": tmp_path / "here"}},
     ).execute()
-    code = [c for c in nb.cells if c.cell_type == "code"]
-    assert code[-1].execution_count == len(code), "a cell was not run"
-    for cell in code:
-        if CHECK.search(cell.source):
-            lines = [x for x in said(cell).splitlines() if re.match(r"[✓…✗] ", x)]
-            assert len(lines) == len(CHECK.findall(cell.source)) and not any(
-                x.startswith("✓") for x in lines
-            ), said(cell)
+    assert nb.cells[-1].execution_count == len(nb.cells), "a cell was not run"
+    for cell in filter(lambda c: CHECK.search(c.source), copy):
+        assert not any(x.startswith("✓") for x in verdicts(cell)), said(cell)
+    checks = [c for c in solutions if CHECK.search(c.source)]
+    assert len(checks) == sum(bool(CHECK.search(c.source)) for c in copy)
+    for cell in checks:
+        assert all(x.startswith("✓") for x in verdicts(cell)), said(cell)
+    as_expected(tmp_path / "claims.json")
     new = {p.name.split("-")[0] for p in site.iterdir()} - {
         "there_before.pth",
         "__pycache__",
@@ -92,15 +145,26 @@ def test_run_all_reaches_the_last_cell_and_nothing_is_solved(path, tmp_path, col
     )
 
 
+def as_expected(record):
+    """Every claim came out as the lesson says; a learner would only be told."""
+    claims = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    for name, found in claims.items():
+        assert found["outcome"] == found["expected"], (
+            f"{name}: expected {found['expected']!r}, found {found['outcome']!r}"
+        )
+
+
+def test_no_lesson_leaves_its_outputs_to_nbval():
+    """Lessons run here and not under nbval, so a marked output would be compared by nobody."""
+    for path in COPIES:
+        for cell in lesson_of(path).cells:
+            assert "NBVAL_" not in cell.source, path.name
+
+
 @pytest.mark.parametrize("path", COPIES, ids=lambda p: p.stem)
 def test_every_exercise_has_its_cells(path):
     """Each graded name is written by the learner, checked once, and has typical wrong answers in the lesson itself."""
-    (lesson,) = (ROOT / "nbs").rglob(path.name)
-    solved = "\n".join(
-        c.source
-        for c in nbformat.read(lesson, as_version=4).cells
-        if c.cell_type == "code"
-    )
+    solved = "\n".join(c.source for c in lesson_of(path).cells if c.cell_type == "code")
     names = re.findall(r"^@exercise\ndef (\w+)\(", solved, re.MULTILINE)
     copy = "\n".join(
         c.source
@@ -112,7 +176,7 @@ def test_every_exercise_has_its_cells(path):
     )
     for name in names:
         assert solved.count(f'check("{name}")') == 1 and re.search(
-            rf'^mistakes\("{name}", ', solved, re.MULTILINE
+            rf'^mistakes\(\s*"{name}",\s', solved, re.MULTILINE
         ), name
         assert re.search(
             rf"^(def {name}\(|{name} = |class {name}\b)", copy, re.MULTILINE
@@ -133,6 +197,13 @@ def test_nothing_is_installed_where_the_package_is():
         assert first and first.startswith(
             "try:\n    import transfer_course\nexcept ImportError:\n    %pip install"
         ), path.name
+
+
+def parsed(source):
+    """A cell's syntax tree, without what only IPython understands."""
+    return ast.parse(
+        re.sub(r"^( *)(?:%%?|!)\w.*$", r"\1pass", source, flags=re.MULTILINE)
+    )
 
 
 def names_in(tree, context, inside=True):
@@ -159,10 +230,7 @@ def names_in(tree, context, inside=True):
 
 def changed_later(cells):
     """(exercise, name) for every global that a grader or the learner's cell uses and that a later cell sets anew."""
-    trees = [
-        ast.parse(re.sub(r"^( *)[%!].*$", r"\1pass", source, flags=re.MULTILINE))
-        for source in cells
-    ]
+    trees = [parsed(source) for source in cells]
     sets = [names_in(t, ast.Store, inside=False) for t in trees]
     found = []
     for i, source in enumerate(cells):
@@ -210,6 +278,19 @@ def test_a_name_that_a_later_cell_takes_is_found():
     )
 
 
+def settings(source):
+    """The statements of a cell that set LIVE, ROOMY or EPOCHS."""
+    known = {"LIVE", "ROOMY", "EPOCHS"}
+    if not known & set(re.findall(r"\w+", source)):
+        return []
+    return [
+        ast.unparse(node)
+        for node in parsed(source).body
+        if isinstance(node, ast.Assign)
+        and known & {n.id for n in ast.walk(node.targets[0]) if isinstance(n, ast.Name)}
+    ]
+
+
 @pytest.mark.parametrize(
     ("kind", "wanted"),
     [("cpu", {"LIVE": 1, "EPOCHS": 2}), ("cuda", {"LIVE": 2, "EPOCHS": 8})],
@@ -219,12 +300,8 @@ def test_lessons_do_more_where_there_is_a_gpu(kind, wanted):
     found = {}
     for path in COPIES:
         for cell in nbformat.read(path, as_version=4).cells:
-            lines = [
-                x
-                for x in cell.source.splitlines()
-                if re.match(r"(LIVE|ROOMY|EPOCHS\b.*) = ", x)
-            ]
-            if lines and "torch_device" in cell.source:
+            lines = settings(cell.source) if "torch_device" in cell.source else []
+            if lines:
                 names = {
                     "torch_device": lambda: type("device", (), {"type": kind}),
                     "SEEDS": (0, 1),
