@@ -22,6 +22,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
+import compare_outputs  # noqa: E402
 import notebooks  # noqa: E402
 
 COPIES = sorted((ROOT / "transfer_course" / "lessons").glob("*.ipynb"))
@@ -92,8 +93,27 @@ def only_in_the_lesson(lesson, copy):
         ):
             continue
         if there.get(cell.id) != source or CHECK.search(source):
-            found.append(nbformat.v4.new_code_cell(source))
+            new = nbformat.v4.new_code_cell(source, metadata={"lesson_cell": cell.id})
+            found.append(new)
     return found
+
+
+def stale(lesson, cells):
+    """What these cells printed and the lesson has stored otherwise.
+
+    Cells that differ from the lesson's (stubs, the first cell) and cells that are
+    tagged `varies` are left out.
+    """
+    stored = {c.id: c for c in lesson.cells if c.cell_type == "code"}
+    found = []
+    for cell in cells:
+        old = stored.get(cell.metadata.get("lesson_cell", cell.id))
+        if old is None or compare_outputs.varies(old):
+            continue
+        if cell.source == notebooks.DIRECTIVE.sub("", old.source).strip("\n"):
+            lines = compare_outputs.differences(old.outputs, cell.outputs)
+            found += [f"cell {old.id}", *lines] if lines else []
+    return "\n".join(found)
 
 
 def verdicts(cell):
@@ -116,7 +136,8 @@ def test_run_all_reaches_the_last_cell_and_each_exercise_can_be_solved_then(
     kernel, site, source = colab
     monkeypatch.setenv("TRANSFER_COURSE_RECORD", str(tmp_path / "claims.json"))
     nb = nbformat.read(path, as_version=4)
-    solutions = only_in_the_lesson(lesson_of(path), nb)
+    lesson = lesson_of(path)
+    solutions = only_in_the_lesson(lesson, nb)
     copy = [c for c in nb.cells if c.cell_type == "code"]
     for c in copy:
         c.source = INSTALL.sub(rf'"{source}[\1]" --no-build-isolation', c.source)
@@ -136,6 +157,8 @@ def test_run_all_reaches_the_last_cell_and_each_exercise_can_be_solved_then(
     for cell in checks:
         assert all(x.startswith("✓") for x in verdicts(cell)), said(cell)
     as_expected(tmp_path / "claims.json")
+    unsolved = [c for c in copy if not CHECK.search(c.source)]
+    assert not stale(lesson, [*unsolved, *solutions])
     new = {p.name.split("-")[0] for p in site.iterdir()} - {
         "there_before.pth",
         "__pycache__",
