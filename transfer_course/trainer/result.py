@@ -181,6 +181,7 @@ def match_classes(dataset, classes) -> np.ndarray:
     return table[dataset.labels]
 
 
+# %% ../../nbs/trainer/result.ipynb #29bcdee4
 def _about(result) -> dict:
     "What `run.json` says about a result."
     net = result.backbone
@@ -209,6 +210,7 @@ def score_row(result, valid, logits=None) -> dict:
     return {"valid_loss": loss, "valid_accuracy": accuracy}
 
 
+# %% ../../nbs/trainer/result.ipynb #97a71f92
 @dataclass
 class EpochEnd:
     "What a callback gets after each epoch; `stop` ends training after it."
@@ -223,6 +225,7 @@ class EpochEnd:
         self.why = why
 
 
+# %% ../../nbs/trainer/result.ipynb #a9b0409a
 def diverged(result, epoch: int, best: Best):
     """Note in the result, and warn, that loss or weights are no longer finite.
 
@@ -278,6 +281,7 @@ def check_head(info, path, net, head):
         )
 
 
+# %% ../../nbs/trainer/result.ipynb #3a57fcf1
 def rebuild(info: dict):
     """The backbone of a `run.json`, with random weights, and the fields of its Result.
 
@@ -305,6 +309,7 @@ def rebuild(info: dict):
     )
 
 
+# %% ../../nbs/trainer/result.ipynb #1192da0a
 def _described(info):
     "Backbone and recipe of a `run.json`; fields of later versions are left out."
     config = {k: info["backbone"]["config"][k] for k in ("name", "seed")}

@@ -32,6 +32,7 @@ def fine_tune(backbone, train, valid=None, recipe=None, **kwargs) -> Result:
     return result
 
 
+# %% ../../nbs/trainer/run.ipynb #924cf6d6
 def load_result(folder) -> Result:
     """A saved run, in the framework that wrote it.
 

@@ -47,6 +47,7 @@ def starting_head(
     return probe_head(net, train)
 
 
+# %% ../../nbs/trainer/start.ipynb #0f049d13
 def second_head(
     net, train, source, recipe: Recipe
 ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -56,6 +57,7 @@ def second_head(
     return initial_head(net.feature_dim, len(source.classes), recipe.seed + 1)
 
 
+# %% ../../nbs/trainer/start.ipynb #e8a82080
 def fresh_model(net, seed: int):
     "The backbone's architecture with random weights from `seed`."
     return backbone(**{**net.config, "weights": None, "seed": seed}).model
@@ -78,6 +80,7 @@ def check_data(backbone, framework, train, valid=None, source=None, unlabelled=N
         match_classes(valid, train.classes)
 
 
+# %% ../../nbs/trainer/start.ipynb #bf7cd120
 def _check_labelled(name, data):
     "BadValue unless every image of the set has a label and there are two classes."
     if not len(data):
@@ -103,6 +106,7 @@ def tell_what_moves(net, recipe: Recipe, classes: int):
         print(what_moves(net.stages, sizes, phase.stages, head), file=sys.stderr)
 
 
+# %% ../../nbs/trainer/start.ipynb #160690bd
 def prepared(
     backbone,
     framework,

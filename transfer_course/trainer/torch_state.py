@@ -176,6 +176,7 @@ def _shapes(state: dict) -> dict:
     return {name: value.shape for name, value in state.items()}
 
 
+# %% ../../nbs/trainer/torch_state.ipynb #669ce6ea
 def take_up(found, loop) -> None:
     """Fill a run from a checkpoint, but for the optimizer, which each phase makes anew.
     Raises TypeError, ValueError or KeyError if it does not fit."""

@@ -30,6 +30,7 @@ def snapshot(model) -> dict[str, np.ndarray]:
     return arrays
 
 
+# %% ../../nbs/2_vision/freezing.ipynb #550b3a3b
 def moved(before: dict, after: dict) -> list[str]:
     "Names whose bits differ between two snapshots."
     if before.keys() != after.keys():
@@ -80,6 +81,7 @@ def what_moves(stages: dict, sizes: dict[str, int], moving, head: int) -> str:
     return "\n".join(lines)
 
 
+# %% ../../nbs/2_vision/freezing.ipynb #4dd0c146
 def stage_sizes(net) -> dict[str, int]:
     "Parameters of each stage of a Backbone; running statistics are no parameters."
     if net.framework == "torch":
@@ -93,6 +95,7 @@ def stage_sizes(net) -> dict[str, int]:
     return counts
 
 
+# %% ../../nbs/2_vision/freezing.ipynb #0502608f
 def _keras_parameters(model):
     "A Keras model's variables without running statistics and random generators."
     others = ("moving_", "seed_generator")
