@@ -123,6 +123,8 @@ def _identities(sums, counts):
     off = sums - sums.sum() / total * counts
     share = counts.sum(0) / total
     influence = off.sum(0) / total / np.sqrt(np.maximum(1 - share, 1e-9))
+    # Identities with one mean leave rounding errors, and those have a kurtosis, too.
+    influence[np.abs(influence) < 1e-12] = 0
     squares = share * (influence / share) ** 2
     fourth = (share * (influence / share) ** 4).sum()
     rows = counts.sum(1, keepdims=True)
