@@ -1526,6 +1526,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'transfer_course/trainer/keras_fit.py'),
                                                    'transfer_course.trainer.keras_fit.Watch._row': ( 'trainer/keras_fit.html#watch._row',
                                                                                                      'transfer_course/trainer/keras_fit.py'),
+                                                   'transfer_course.trainer.keras_fit.Watch._show': ( 'trainer/keras_fit.html#watch._show',
+                                                                                                      'transfer_course/trainer/keras_fit.py'),
                                                    'transfer_course.trainer.keras_fit.Watch.on_epoch_begin': ( 'trainer/keras_fit.html#watch.on_epoch_begin',
                                                                                                                'transfer_course/trainer/keras_fit.py'),
                                                    'transfer_course.trainer.keras_fit.Watch.on_epoch_end': ( 'trainer/keras_fit.html#watch.on_epoch_end',

@@ -40,7 +40,7 @@ from keras import layers
 # %% ../../nbs/trainer/keras_fit.ipynb #2b7a91e4
 @dataclass
 class Data:
-    "The data sets of one run."
+    "The data sets of one run, each an ImageDataset; None where it is not given."
 
     train: object
     valid: object = None
@@ -160,7 +160,7 @@ class Training(Run):
         return frozen_part(body, head, *about, room=not begun)
 
     def after_callbacks(self, moved_before):
-        "Trace the step anew, and leave the frozen part, where a callback asks for it."
+        "Discard the traced step and the frozen part if a callback changed what moves."
         stale = self.part is not None and self.part.stale()
         if stale:
             self.part = self.trainer.settings.tail = None
@@ -219,6 +219,7 @@ class Watch(keras.callbacks.Callback):
             return run.keep()
         row = self._row(epoch + 1, scores)
         result.history.append(row)
+        self._show(row)
         if not run.best.offer(epoch + 1, row, result.model.get_weights):
             patience = result.recipe.patience
             result.stopped = f"no better validation score for {patience} epochs"
@@ -228,7 +229,7 @@ class Watch(keras.callbacks.Callback):
         run.keep()
 
     def _row(self, number, scores) -> dict:
-        row = dict(
+        return dict(
             epoch=number,
             loss=self.total / sum(map(len, self.run.batches.data.parts)),
             accuracy=float(self.model.hits.result()),
@@ -237,10 +238,11 @@ class Watch(keras.callbacks.Callback):
             trainable=self.run.result.trainable,
             seconds=time.perf_counter() - self.began,
         )
+
+    def _show(self, row):
         shown = {k: row[k] for k in ("loss", "valid_accuracy")}
         told = {k: f"{v:.3f}" for k, v in shown.items() if v is not None}
         self.run.bar.set_postfix(told)
-        return row
 
     def _call(self, end):
         moved_before, callbacks = self.run.moving(), self.run.job.callbacks
@@ -254,7 +256,7 @@ class Watch(keras.callbacks.Callback):
 
 # %% ../../nbs/trainer/keras_fit.ipynb #911255ef
 def _set_moving(run, phase):
-    "Freeze the body, then thaw the phase's stages; heads always move."
+    "Freeze the body, then thaw the stages of the phase; heads always move."
     trainer, result = run.trainer, run.result
     batch_norm = run.job.plan.batch_norm or result.recipe.batch_norm
     freeze(trainer.body)
