@@ -1,4 +1,8 @@
-"""A real browser for the tests: Chromium through playwright, a page that notes what goes wrong, a web server for the site, and JupyterLab."""
+"""A real browser for the tests.
+
+Chromium through playwright, a page that notes what goes wrong, a web server for the
+site, and JupyterLab.
+"""
 
 import contextlib
 import functools
@@ -19,9 +23,15 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 CELL = ".jp-NotebookPanel .jp-Notebook .jp-Cell"
 PICTURES = Path(__file__).resolve().parent.parent / "out" / "browser"
 LOCAL = {"127.0.0.1", "localhost", ""}
@@ -77,7 +87,10 @@ class Watched:
 
 @contextlib.contextmanager
 def watching(window, height=1000):
-    """A watched page; where the test fails, a picture of it is left in out/browser/, with the time as its name."""
+    """A watched page; where the test fails, a picture of it is left in out/browser/.
+
+    With the time as its name.
+    """
     watched = Watched(window, height)
     try:
         yield watched
@@ -128,7 +141,10 @@ def _free_port():
 
 
 def wait(what, seconds, until, pause=0.5):
-    """Ask `until()` again and again; its first true value, or an error that names `what`."""
+    """Ask `until()` again and again.
+
+    Its first true value, or an error that names `what`.
+    """
     end = time.monotonic() + seconds
     while True:
         value = until()
@@ -170,13 +186,16 @@ class Lab:
             / "notebook-extension"
             / "tracker.jupyterlab-settings"
         )
-        self._write(
-            tracker, {"windowingMode": "none"}
-        )  # every cell is in the page, seen or not
+        # Every cell is in the page, seen or not.
+        self._write(tracker, {"windowingMode": "none"})
         command = [
-            sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={urlsplit(self.base).port}",
-            "--ServerApp.port_retries=0", f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={folder}", "--LabApp.extension_manager=readonly",
-        ]  # fmt: skip
+            *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+            *("--ip=127.0.0.1", f"--port={urlsplit(self.base).port}"),
+            "--ServerApp.port_retries=0",
+            f"--IdentityProvider.token={self.token}",
+            f"--ServerApp.root_dir={folder}",
+            "--LabApp.extension_manager=readonly",
+        ]
         self.log = open(home / "server.log", "w+b")  # noqa: SIM115
         self.process = subprocess.Popen(
             command, env=env, stdout=self.log, stderr=subprocess.STDOUT
@@ -286,7 +305,10 @@ class Notebook:
             ).first.click()
 
     def run_all(self, seconds):
-        """Run All Cells, wait for the last one, save; returns the cells as they were stored."""
+        """Run All Cells, wait for the last one, save.
+
+        Returns the cells as they were stored.
+        """
         self.menu("Run", "Run All Cells")
         last = max(
             i
@@ -303,7 +325,9 @@ class Notebook:
         return self.save()
 
     def _stopped(self):
-        """A cell raised: the cells after it keep an empty prompt while the kernel is idle."""
+        """A cell raised: the cells after it keep an empty prompt while the kernel is
+        idle.
+        """
         return (
             self.page.locator(".jp-OutputArea-output")
             .filter(has_text=re.compile("Error"))
@@ -339,7 +363,10 @@ class Notebook:
         assert shown.strip() == source.strip(), f"the editor holds {shown!r}"
 
     def run(self, i, says="", seconds=60):
-        """Run cell i in place; its output as text, once that holds the pattern `says`."""
+        """Run cell i in place.
+
+        Its output as text, once that holds the pattern `says`.
+        """
         before = self.prompt(i)
         self.cell(i).locator(".cm-content").click()
         self.page.keyboard.press("Control+Enter")
@@ -362,18 +389,25 @@ class Notebook:
         )
 
     def widgets(self):
-        """Numbers of the cells that show a picture or a text and something that changes it."""
+        """Numbers of the cells that show a picture or a text and something that changes
+        it.
+        """
         script = """cells => cells.map((c, i) => {
             const out = c.querySelector('.jp-OutputArea');
-            const moves = out && out.querySelector('.noUi-handle, .jupyter-widgets select, .widget-toggle-button, .widget-radio input');
+            const moves = out && out.querySelector(
+                '.noUi-handle, .jupyter-widgets select, .widget-toggle-button, '
+                + '.widget-radio input');
             return moves && out.querySelector('img, .widget-html pre') ? i : -1;
         }).filter(i => i >= 0)"""
         return self.page.locator(CELL).evaluate_all(script)
 
     def move(self, i, seconds=20):
-        """Move the first thing under cell i that moves and wait until the picture (or text) there is another one."""
+        """Move the first thing under cell i that moves and wait until the picture (or
+        text) there is another one.
+        """
         area = self.cell(i).locator(".jp-OutputArea").first
-        pictures = "el => [...el.querySelectorAll('img, .widget-html pre')].map(x => x.src || x.innerText).join()"
+        pictures = """el => [...el.querySelectorAll('img, .widget-html pre')]
+            .map(x => x.src || x.innerText).join()"""
         before = area.evaluate(pictures)
         handle, select = (
             area.locator(".noUi-handle[role=slider]"),
@@ -394,7 +428,8 @@ class Notebook:
             select.first.select_option(index=1 if chosen == 0 else 0)
         else:
             area.locator(
-                ".widget-toggle-button:not(.mod-active), .widget-radio input:not(:checked)"
+                ".widget-toggle-button:not(.mod-active), "
+                ".widget-radio input:not(:checked)"
             ).first.click()
         wait(
             f"another picture under cell {i} of {self.name}",

@@ -1,4 +1,7 @@
-"""vision.networks, catalogue and backbones: two frameworks see the same, weights are whole or refused, nothing is left behind."""
+"""vision.networks, catalogue and backbones.
+
+Two frameworks see the same, weights are whole or refused, nothing is left behind.
+"""
 
 import errno
 import gc
@@ -71,7 +74,9 @@ def noise(n=4, size=64, seed=0):
 
 
 def names_and_sizes(b):
-    """(name, trainable numbers) of each parameter (torch) or layer with weights (keras), in the network's order."""
+    """(name, trainable numbers) of each parameter (torch) or layer with weights
+    (keras), in the network's order.
+    """
     if b.framework == "torch":
         return [(name, p.numel()) for name, p in b.model.named_parameters()]
     return [
@@ -81,7 +86,7 @@ def names_and_sizes(b):
     ]
 
 
-# --- one file of weights, two frameworks ------------------------------------------------------------------------------
+# --- one file of weights, two frameworks ----------------------------------------------
 
 
 @pytest.mark.parametrize("size", [64, 96, 97, 128, 224])
@@ -144,7 +149,10 @@ def test_the_bundled_file_is_what_timm_means(t, photos):
 
 
 def test_batchnorm_means_the_same_when_it_is_trained(keras):
-    """One training step on one batch moves the running mean equally; the variance by PyTorch's n / (n - 1) more."""
+    """One training step on one batch moves the running mean equally.
+
+    The variance by PyTorch's n / (n - 1) more.
+    """
     torch = load_torch()
     a, b = backbone(LITE0, "torch"), backbone(LITE0, "keras")
     images = noise(4, 32)
@@ -216,7 +224,7 @@ def test_copying_into_a_dense_and_a_norm_layer(keras):
             copy_torch_to_keras(state, twin)
 
 
-# --- preprocessing ----------------------------------------------------------------------------------------------------
+# --- preprocessing --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -310,7 +318,7 @@ def test_another_preprocessing_is_another_answer(t, photos):
     assert t.class_names[int(other.classify(photos)[0].argmax())] != "palace"
 
 
-# --- every network of the catalogue, offline --------------------------------------------------------------------------
+# --- every network of the catalogue, offline ------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "framework"), sorted(CATALOGUE))
@@ -447,7 +455,7 @@ def test_available_backbones():
     assert json.loads(json.dumps(available_backbones())) == available_backbones()
 
 
-# --- what features leaves behind --------------------------------------------------------------------------------------
+# --- what features leaves behind ------------------------------------------------------
 
 
 def test_torch_features_change_nothing(t):
@@ -570,7 +578,7 @@ def test_vit_says_which_size_it_needs():
         b.features(noise(1, 64))
 
 
-# --- seeds ------------------------------------------------------------------------------------------------------------
+# --- seeds ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("framework", ["torch", "keras"])
@@ -615,7 +623,7 @@ def test_lite0_starts_alike_in_both_frameworks(keras):
         )
 
 
-# --- config and files of weights --------------------------------------------------------------------------------------
+# --- config and files of weights ------------------------------------------------------
 
 
 @pytest.mark.parametrize("framework", ["torch", "keras"])
@@ -799,7 +807,7 @@ def test_pickles_are_never_opened(tmp_path, monkeypatch):
         backbone(LITE0, weights=tmp_path / "lite0.bin")
 
 
-# --- downloads --------------------------------------------------------------------------------------------------------
+# --- downloads ------------------------------------------------------------------------
 
 
 def fail(error):
@@ -909,7 +917,7 @@ def test_other_errors_stay_what_they_are(monkeypatch):
 
 
 def test_downloaded_weights_are_checked_and_not_unpickled(monkeypatch):
-    """What torchvision is asked for, and that its numbers arrive without the classifier."""
+    """What torchvision is asked for; its weights arrive without the classifier."""
     from torchvision import models
 
     torch, asked = load_torch(), {}
@@ -939,7 +947,7 @@ def test_downloaded_weights_are_checked_and_not_unpickled(monkeypatch):
         backbone("resnet50")
 
 
-# --- mistakes ---------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

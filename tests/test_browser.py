@@ -1,4 +1,7 @@
-"""What people meet, in a real browser: the site read from one machine only, and a lesson in JupyterLab: run, move, fail, pass."""
+"""What people meet, in a real browser.
+
+The site read from one machine only, and a lesson in JupyterLab: run, move, fail, pass.
+"""
 
 import ast
 import json
@@ -54,7 +57,7 @@ def test_pages_open_and_ask_nobody_else(site, window):
             "index.html": "Two commands",
             "nbs/2_vision/11_features.html": "linear_probe",
             "reference/index.html": "Every public name",
-            "reference/transfer_course.vision.recipes.html": "peak learning rate of the backbone",
+            "reference/transfer_course.trainer.recipe.html": "peak learning rate",
         }.items():
             assert page.goto(f"{address}/{name}").status == 200
             assert holds in page.inner_text("article"), name
@@ -62,7 +65,7 @@ def test_pages_open_and_ask_nobody_else(site, window):
         page.locator("article").get_by_role(
             "link", name="fine_tune", exact=True
         ).click()
-        page.locator("dt[id='transfer_course.vision.recipes.fine_tune']").wait_for()
+        page.locator("dt[id='transfer_course.trainer.run.fine_tune']").wait_for()
         watched.clean()
 
 
@@ -141,15 +144,26 @@ def test_reference_shows_names_signatures_docstrings_and_comments(tmp_path):
     (package / "__init__.py").write_text("")
     (package / "thing.py").write_text(
         '"A thing."\n__all__ = ["f", "Made", "SIZE"]\nSIZE = 3\n\n'
-        'def f(x: int, # how many\n      y=(1, 2)): # a pair\n    "Says `so`."\n    return x # no parameter\n\n'
+        "def f(x: int, # how many\n      y=(1, 2)): # a pair\n"
+        '    "Says `so`."\n    return x # no parameter\n\n'
         'def _hidden(): "No."\n\n'
-        '@dataclass\nclass Made:\n    "A record."\n    a: int = 1  # the first\n    _b: int = 2\n\n'
-        '    @property\n    def twice(self) -> int:\n        "Two of it."\n        return 2\n'
+        '@dataclass\nclass Made:\n    "A record."\n'
+        "    a: int = 1  # the first\n    _b: int = 2\n\n"
+        "    @property\n    def twice(self) -> int:\n"
+        '        "Two of it."\n        return 2\n'
     )
     (module,) = docs_reference.modules(tmp_path)
     text = docs_reference.page(module, {})
-    for wanted in ("{py:function} f(x: int, y=(1, 2))", "Says `so`.", ":param x: how many", ":param y: a pair", "{py:data} SIZE",
-                   "{py:class} Made(a: int = 1)", ":param a: the first", "{py:property} twice"):  # fmt: skip
+    for wanted in (
+        "{py:function} f(x: int, y=(1, 2))",
+        "Says `so`.",
+        ":param x: how many",
+        ":param y: a pair",
+        "{py:data} SIZE",
+        "{py:class} Made(a: int = 1)",
+        ":param a: the first",
+        "{py:property} twice",
+    ):
         assert wanted in text, wanted
     assert "hidden" not in text and "no parameter" not in text and "_b" not in text
 
@@ -165,7 +179,10 @@ def test_claims_and_glossary_become_tables(tmp_path):
         "about": "accuracy | gain",
     }
     (tmp_path / "claims.json").write_text(json.dumps({"11 a beats b": record}))
-    wanted = "| 11 a beats b | accuracy \\| gain | above 0 | +0.100 | +0.020 to +0.200 | holds | **holds** |"
+    wanted = (
+        "| 11 a beats b | accuracy \\| gain | above 0 | +0.100 | +0.020 to +0.200 "
+        "| holds | **holds** |"
+    )
     assert wanted in docs_site.claims_page(tmp_path / "claims.json")
     (tmp_path / "glossary.csv").write_text(
         "term,zh,meaning\nhead,头,the last layer | new\n", encoding="utf-8"
@@ -197,9 +214,9 @@ def test_links_to_files_that_are_no_pages_lead_to_the_repository(tmp_path):
         "https://host/repo",
         tmp_path,
     )
-    assert (
-        text
-        == "[a](page.md) [b](https://host/repo/blob/main/LICENSE) [c](https://x.org) [d](#part)"
+    assert text == (
+        "[a](page.md) [b](https://host/repo/blob/main/LICENSE) "
+        "[c](https://x.org) [d](#part)"
     )
 
 
@@ -231,7 +248,10 @@ def source(cell):
 
 
 def learner_cell(cells, check):
-    """The cell that the learner fills in for the exercise checked in cell `check`, and the exercise's name; None where nothing is left open."""
+    """The cell that the learner fills in for the exercise checked in cell `check`.
+
+    And the exercise's name; None where nothing is left open.
+    """
     (name,) = re.findall(
         r"""^check\(["'](\w+)["']\)""", source(cells[check]), re.MULTILINE
     )[:1]
@@ -251,7 +271,10 @@ def learner_cell(cells, check):
 
 
 def wrong_answer(solved, name):
-    """A typical mistake and the words its hint has to hold, from the solved notebook's hidden `mistakes(name, {words: answer})`."""
+    """A typical mistake and the words its hint has to hold.
+
+    From the solved notebook's hidden `mistakes(name, {words: answer})`.
+    """
     for cell in solved:
         if cell["cell_type"] != "code" or f'mistakes("{name}"' not in source(cell):
             continue
@@ -271,7 +294,10 @@ def wrong_answer(solved, name):
 
 
 def meet(book, solved):
-    """Run a lesson, move its widget, do its first open exercise wrong and right; returns what was met."""
+    """Run a lesson, move its widget, do its first open exercise wrong and right.
+
+    Returns what was met.
+    """
     cells = book.run_all(seconds=300)
     met = {"run"}
     for cell in cells:

@@ -1,4 +1,4 @@
-"""Scores against scikit-learn, and intervals against brute force and against simulated truth."""
+"""Scores against scikit-learn; intervals against brute force and simulated truth."""
 
 import time
 
@@ -144,7 +144,7 @@ def test_shape_and_text():
 
 
 def test_one_model_is_the_textbooks():
-    """Losses: Student's t over identities. Right and wrong: Wilson's interval, as scipy has it."""
+    """Losses get Student's t over identities, right and wrong get Wilson's interval."""
     rng = np.random.default_rng(0)
     losses = rng.exponential(2, 40)
     half = stats.t.ppf(0.975, 39) * losses.std(ddof=1) / 40**0.5
@@ -162,7 +162,7 @@ def test_one_model_is_the_textbooks():
 
 
 def test_unpaired():
-    """The difference of 0.97 and 0.92 on 400 images each is above zero at 99 %, though their intervals overlap."""
+    """0.97 and 0.92 on 400 images each: their intervals overlap, and they differ."""
     a, b = np.arange(400) < 388, np.arange(400) < 368
     d, back = unpaired_interval(a, b), unpaired_interval(b, a)
     assert interval(a).low < interval(b).high and d.low > 0
@@ -178,7 +178,10 @@ def test_unpaired():
 
 
 def test_many_rows_are_variance_components():
-    """With many models the prior no longer matters: the classical estimate comes out."""
+    """With many models the prior no longer matters.
+
+    The classical estimate comes out.
+    """
     from transfer_course.practice.coverage import components
 
     rng, groups = np.random.default_rng(2), np.arange(80)
@@ -353,7 +356,10 @@ ROWS = [
 
 @pytest.mark.parametrize("design, question", ROWS, ids=str)
 def test_coverage(design, question):
-    """The short form of `study_coverage`: 400 worlds, so a share of 0.95 is found between 0.91 and 0.985."""
+    """The short form of `study_coverage`.
+
+    400 worlds, so a share of 0.95 is found between 0.91 and 0.985.
+    """
     rows = coverage(Design(*design), question, worlds=400, seed=1, rivals=0)
     assert [r["level"] for r in rows] == [0.95, 0.99]
     assert 0.91 <= rows[0]["ours"]["coverage"] <= 0.985
@@ -361,7 +367,11 @@ def test_coverage(design, question):
 
 
 def test_coverage_finds_what_does_not_cover():
-    """The check above can fail: an interval that forgets the models is found out, and so is one that counts things twice."""
+    """The check above can fail.
+
+    An interval that forgets the models is found out, and so is one that counts things
+    twice.
+    """
     full = coverage(
         Design("full", 5, 120), "difference", worlds=200, seed=1, rivals=200
     )[0]

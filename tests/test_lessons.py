@@ -1,4 +1,7 @@
-"""Lessons as a learner has them: Run All of every unsolved copy, outside the repository, on a machine that has all but this package.
+"""Lessons as a learner has them.
+
+Run All of every unsolved copy, outside the repository, on a machine that has all but
+this package.
 
 A lesson runs once. The copy and the solved lesson are the same cells, except for the
 exercises: there the copy has a stub, and the lesson has a solution and a cell of wrong
@@ -33,7 +36,11 @@ STRICT = 'import os\n\nos.environ["TRANSFER_COURSE_STRICT"] = "1"'
 
 @pytest.fixture(scope="session")
 def colab(tmp_path_factory):
-    """A kernel like Colab's: torch, TensorFlow and Jupyter are there, this package is not. Returns (kernel name, its site-packages, a source tree)."""
+    """A kernel like Colab's.
+
+    Torch, TensorFlow and Jupyter are there, this package is not. Returns (kernel name,
+    its site-packages, a source tree).
+    """
     folder = tmp_path_factory.mktemp("colab")
     venv.create(folder / "venv", with_pip=False)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
@@ -81,7 +88,7 @@ def lesson_of(path):
 
 
 def only_in_the_lesson(lesson, copy):
-    """The lesson's code cells that the copy lacks or has as stubs, and the checks between them."""
+    """The lesson's code cells that the copy lacks or has as stubs, and the checks."""
     there = {c.id: c.source for c in copy.cells}
     found = []
     for cell in lesson.cells:
@@ -178,7 +185,7 @@ def as_expected(record):
 
 
 def test_no_lesson_leaves_its_outputs_to_nbval():
-    """Lessons run here and not under nbval, so a marked output would be compared by nobody."""
+    """Lessons do not run under nbval, so nobody would see such a mark."""
     for path in COPIES:
         for cell in lesson_of(path).cells:
             assert "NBVAL_" not in cell.source, path.name
@@ -186,7 +193,10 @@ def test_no_lesson_leaves_its_outputs_to_nbval():
 
 @pytest.mark.parametrize("path", COPIES, ids=lambda p: p.stem)
 def test_every_exercise_has_its_cells(path):
-    """Each graded name is written by the learner, checked once, and has typical wrong answers in the lesson itself."""
+    """Each graded name is written by the learner, checked once.
+
+    And has typical wrong answers in the lesson itself.
+    """
     solved = "\n".join(c.source for c in lesson_of(path).cells if c.cell_type == "code")
     names = re.findall(r"^@exercise\ndef (\w+)\(", solved, re.MULTILINE)
     copy = "\n".join(
@@ -230,7 +240,10 @@ def parsed(source):
 
 
 def names_in(tree, context, inside=True):
-    """Names that are read (`ast.Load`) or set (`ast.Store`) in a cell; without those set inside its functions and comprehensions if not `inside`."""
+    """Names that are read (`ast.Load`) or set (`ast.Store`) in a cell.
+
+    Without those set inside its functions and comprehensions if not `inside`.
+    """
     own = (
         ast.FunctionDef,
         ast.Lambda,
@@ -252,7 +265,9 @@ def names_in(tree, context, inside=True):
 
 
 def changed_later(cells):
-    """(exercise, name) for every global that a grader or the learner's cell uses and that a later cell sets anew."""
+    """(exercise, name) for every global that a grader or the learner's cell uses and
+    that a later cell sets anew.
+    """
     trees = [parsed(source) for source in cells]
     sets = [names_in(t, ast.Store, inside=False) for t in trees]
     found = []
@@ -278,7 +293,10 @@ def changed_later(cells):
 
 @pytest.mark.parametrize("path", COPIES, ids=lambda p: p.stem)
 def test_an_exercise_can_still_be_done_after_run_all(path):
-    """A learner who ran everything comes back to an exercise: what it uses is still what it was."""
+    """A learner who ran everything comes back to an exercise.
+
+    What it uses is still what it was.
+    """
     cells = nbformat.read(path, as_version=4).cells
     assert changed_later([c.source for c in cells if c.cell_type == "code"]) == []
 
@@ -319,7 +337,10 @@ def settings(source):
     [("cpu", {"LIVE": 1, "EPOCHS": 2}), ("cuda", {"LIVE": 2, "EPOCHS": 8})],
 )
 def test_lessons_do_more_where_there_is_a_gpu(kind, wanted):
-    """The cell in which a lesson looks at the device, told that there is one; 11 reruns all its seeds then, 12 and 13 train longer."""
+    """The cell in which a lesson looks at the device, told that there is one.
+
+    11 reruns all its seeds then, 12 and 13 train longer.
+    """
     found = {}
     for path in COPIES:
         for cell in nbformat.read(path, as_version=4).cells:

@@ -1,4 +1,8 @@
-"""vision.networks and practice.halves: twins stay twins, a load copies what fits and says so, what is frozen stays, the record belongs to the data."""
+"""vision.networks and practice.halves.
+
+Twins stay twins, a load copies what fits and says so, what is frozen stays, the record
+belongs to the data.
+"""
 
 import numpy as np
 import pytest
@@ -55,7 +59,7 @@ def copies(net):
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
 
-# --- twins --------------------------------------------------------------------------------------------------------------
+# --- twins ----------------------------------------------------------------------------
 
 
 @FEW
@@ -211,7 +215,7 @@ def test_bad_input_is_told_in_a_sentence(call, words):
         call()
 
 
-# --- what a load copies ---------------------------------------------------------------------------------------------------
+# --- what a load copies ---------------------------------------------------------------
 
 tensors = st.dictionaries(
     st.sampled_from("abcdef"),
@@ -281,7 +285,7 @@ def test_the_report_is_a_line_a_kind():
     ]
 
 
-# --- training -------------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------
 
 
 def test_training_learns_and_leaves_alone_what_is_frozen(torch):
@@ -309,7 +313,7 @@ def test_the_same_seed_trains_the_same_network(torch):
     assert not torch.equal(a.fc1.weight, c.fc1.weight)
 
 
-# --- the study ------------------------------------------------------------------------------------------------------------
+# --- the study ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""A pytest plugin for `make test`: the slowest files begin first, and the ten slowest are told at the end.
+"""A pytest plugin for `make test`.
+
+The slowest files begin first, and the ten slowest are told at the end.
 
 Each file goes to one of two processes. A long one that begins last leaves the other
 process without work, so put here what the table shows.
@@ -32,7 +34,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_logreport(report):
-    """Add one phase of one test to its file; under xdist the controller hears of all."""
+    """Add one phase of one test to its file.
+
+    Under xdist the controller hears of all.
+    """
     SECONDS[report.nodeid.split("::")[0]] += report.duration
 
 
