@@ -253,7 +253,7 @@ def learner_cell(cells, check):
 def wrong_answer(solved, name):
     """A typical mistake and the words its hint has to hold, from the solved notebook's hidden `mistakes(name, {words: answer})`."""
     for cell in solved:
-        if cell["cell_type"] != "code" or f'mistakes("{name}"' not in source(cell):
+        if cell["cell_type"] != "code" or "mistakes(" not in source(cell):
             continue
         tree = ast.parse(notebooks.DIRECTIVE.sub("", source(cell)))
         for call in ast.walk(tree):
@@ -340,7 +340,10 @@ def double(answer, hint):
     # END SOLUTION""",
     """check("double")""",
     """#| hide
-mistakes("double", {"half": lambda x: x / 2, "4": lambda x: x + 1})""",
+mistakes(
+    "double",
+    {"half": lambda x: x / 2, "4": lambda x: x + 1},
+)""",
     """print("the end")""",
 ]
 
