@@ -276,7 +276,7 @@ def wrong_answer(solved, name):
     From the solved notebook's hidden `mistakes(name, {words: answer})`.
     """
     for cell in solved:
-        if cell["cell_type"] != "code" or f'mistakes("{name}"' not in source(cell):
+        if cell["cell_type"] != "code" or "mistakes(" not in source(cell):
             continue
         tree = ast.parse(notebooks.DIRECTIVE.sub("", source(cell)))
         for call in ast.walk(tree):
@@ -366,7 +366,10 @@ def double(answer, hint):
     # END SOLUTION""",
     """check("double")""",
     """#| hide
-mistakes("double", {"half": lambda x: x / 2, "4": lambda x: x + 1})""",
+mistakes(
+    "double",
+    {"half": lambda x: x / 2, "4": lambda x: x + 1},
+)""",
     """print("the end")""",
 ]
 

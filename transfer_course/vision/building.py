@@ -263,7 +263,7 @@ def _in_torch(network):
 
 
 # %% ../../nbs/2_vision/building.ipynb #03cf261f
-def build_network(network: Network, online: bool, seed: int):
+def build_network(network, online: bool, seed: int):
     "The network with downloaded weights, or with random ones from `seed`."
     if network.name == "small_cnn":
         return small_cnn(network.framework, seed)
