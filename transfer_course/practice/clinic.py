@@ -6,6 +6,7 @@
 __all__ = ["what_happens", "mended", "Stop", "stops", "Counts", "counts"]
 
 # %% ../../nbs/6_practice/clinic.ipynb #3dcea1f1
+import ast
 import contextlib
 import inspect
 import io
@@ -99,17 +100,34 @@ def mended(
 
 
 # %% ../../nbs/6_practice/clinic.ipynb #494a11a7
-def _line(program, error):
-    "The program's own line at which it stopped."
+def _stopped_at(program, error) -> int | None:
+    "The line of the program's text, from 0, at which it stopped."
     code, at, trace = program.__code__, None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code is code:
             at = trace.tb_lineno
         trace = trace.tb_next
-    if at is None:
-        return "the call"
-    line = linecache.getline(code.co_filename, at).strip()
-    return line or _text(program).splitlines()[at - code.co_firstlineno].strip()
+    return None if at is None else at - code.co_firstlineno
+
+
+def _statement(text: str, at: int) -> str:
+    "The innermost statement around this line, in one line."
+    around = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.stmt) and node.lineno <= at + 1 <= node.end_lineno
+    ]
+    inner = max(around, key=lambda node: node.lineno)
+    last = at + 1 if hasattr(inner, "body") else inner.end_lineno
+    lines = [line.strip() for line in text.splitlines()[inner.lineno - 1 : last]]
+    joined = re.sub(r"([(\[{]) ", r"\1", " ".join(lines))
+    return re.sub(r",? ([)\]}])", r"\1", joined)
+
+
+def _line(program, error):
+    "The program's own statement at which it stopped."
+    at = _stopped_at(program, error)
+    return "the call" if at is None else _statement(_text(program), at)
 
 
 # %% ../../nbs/6_practice/clinic.ipynb #0958b263
