@@ -1,6 +1,6 @@
-"""The command line as a process, as a user runs it, on folders that are made here.
+"""The command line as a user runs it, on folders that are made here.
 
-Where a message or an answer is looked at, and not the process, `main` runs in this one.
+Where a test looks at a message and not at the process, `main` runs in this process.
 """
 
 import contextlib

@@ -1,14 +1,13 @@
-"""Lessons as a learner has them.
+"""Lessons as a learner has them: Run All of every unsolved copy, then the exercises.
 
-Run All of every unsolved copy, outside the repository, on a machine that has all but
-this package.
+The copies run outside the repository, on a machine that has all but this package.
 
-A lesson runs once. The copy and the solved lesson are the same cells, except for the
-exercises: there the copy has a stub, and the lesson has a solution and a cell of wrong
-answers. So the copy runs whole, unsolved, as a learner has it; then, in the same
-kernel, what only the lesson has. No later cell depends on an exercise, because all of
-them ran before any was solved; and that an exercise can be solved after Run All is
-what a learner does who comes back to it. nbval runs the other notebooks.
+Each lesson runs once. The copy and the solved lesson differ only in the exercises: the
+copy has a stub where the lesson has a solution and a cell of wrong answers. So the copy
+first runs to its end as a learner has it, and then the solutions, their checks and the
+wrong answers run in the same kernel. The first half shows that no later cell depends on
+an exercise, because nothing is solved yet. The second half is what a learner does who
+comes back to the exercises after Run All. nbval runs the other notebooks.
 """
 
 import ast
@@ -88,16 +87,13 @@ def lesson_of(path):
 
 
 def only_in_the_lesson(lesson, copy):
-    """The lesson's code cells that the copy lacks or has as stubs, and the checks."""
+    """The code cells that the copy lacks or has as stubs, and the checks after them."""
     there = {c.id: c.source for c in copy.cells}
     found = []
     for cell in lesson.cells:
         source = notebooks.DIRECTIVE.sub("", cell.source).strip("\n")
-        if (
-            cell.cell_type != "code"
-            or not source
-            or notebooks.NO_EVAL.search(cell.source)
-        ):
+        skipped = notebooks.NO_EVAL.search(cell.source)
+        if cell.cell_type != "code" or not source or skipped:
             continue
         if there.get(cell.id) != source or CHECK.search(source):
             new = nbformat.v4.new_code_cell(source, metadata={"lesson_cell": cell.id})
@@ -130,6 +126,17 @@ def verdicts(cell):
     return lines
 
 
+def whole(path, source):
+    """The notebook to run, and of its cells the copy's and those of the lesson alone."""
+    nb = nbformat.read(path, as_version=4)
+    solutions = only_in_the_lesson(lesson_of(path), nb)
+    copy = [c for c in nb.cells if c.cell_type == "code"]
+    for c in copy:
+        c.source = INSTALL.sub(rf'"{source}[\1]" --no-build-isolation', c.source)
+    nb.cells = [*copy, nbformat.v4.new_code_cell(STRICT), *solutions]
+    return nb, copy, solutions
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform == "win32", reason="the venv's paths are a Unix system's"
@@ -141,36 +148,24 @@ def test_run_all_reaches_the_last_cell_and_each_exercise_can_be_solved_then(
     from nbclient import NotebookClient
 
     kernel, site, source = colab
+    nb, copy, solutions = whole(path, source)
     monkeypatch.setenv("TRANSFER_COURSE_RECORD", str(tmp_path / "claims.json"))
-    nb = nbformat.read(path, as_version=4)
-    lesson = lesson_of(path)
-    solutions = only_in_the_lesson(lesson, nb)
-    copy = [c for c in nb.cells if c.cell_type == "code"]
-    for c in copy:
-        c.source = INSTALL.sub(rf'"{source}[\1]" --no-build-isolation', c.source)
-    nb.cells = [*copy, nbformat.v4.new_code_cell(STRICT), *solutions]
     (tmp_path / "here").mkdir()
-    NotebookClient(
-        nb,
-        timeout=300,
-        kernel_name=kernel,
-        resources={"metadata": {"path": tmp_path / "here"}},
-    ).execute()
+    where = {"metadata": {"path": tmp_path / "here"}}
+    NotebookClient(nb, timeout=300, kernel_name=kernel, resources=where).execute()
     assert nb.cells[-1].execution_count == len(nb.cells), "a cell was not run"
-    for cell in filter(lambda c: CHECK.search(c.source), copy):
+    before = [c for c in copy if CHECK.search(c.source)]
+    after = [c for c in solutions if CHECK.search(c.source)]
+    assert len(before) == len(after)
+    for cell in before:
         assert not any(x.startswith("✓") for x in verdicts(cell)), said(cell)
-    checks = [c for c in solutions if CHECK.search(c.source)]
-    assert len(checks) == sum(bool(CHECK.search(c.source)) for c in copy)
-    for cell in checks:
+    for cell in after:
         assert all(x.startswith("✓") for x in verdicts(cell)), said(cell)
     as_expected(tmp_path / "claims.json")
     unsolved = [c for c in copy if not CHECK.search(c.source)]
-    assert not stale(lesson, [*unsolved, *solutions])
-    new = {p.name.split("-")[0] for p in site.iterdir()} - {
-        "there_before.pth",
-        "__pycache__",
-    }
-    assert new == {"transfer_course"}, (
+    assert not stale(lesson_of(path), [*unsolved, *solutions])
+    new = {p.name.split("-")[0] for p in site.iterdir()}
+    assert new - {"there_before.pth", "__pycache__"} == {"transfer_course"}, (
         "the first cell installs the package and replaces nothing"
     )
 
@@ -185,7 +180,7 @@ def as_expected(record):
 
 
 def test_no_lesson_leaves_its_outputs_to_nbval():
-    """Lessons do not run under nbval, so nobody would see such a mark."""
+    """Lessons run here and not under nbval: nobody would compare a marked output."""
     for path in COPIES:
         for cell in lesson_of(path).cells:
             assert "NBVAL_" not in cell.source, path.name

@@ -1,9 +1,7 @@
-"""A pytest plugin for `make test`.
+"""A pytest plugin for `make test`: slow files begin first, and a table ends the run.
 
-The slowest files begin first, and the ten slowest are told at the end.
-
-Each file goes to one of two processes. A long one that begins last leaves the other
-process without work, so put here what the table shows.
+Each file goes to one of two processes. A slow file that begins last leaves the other
+process without work, so keep `FIRST` in the order of the table.
 """
 
 from collections import Counter
@@ -18,10 +16,10 @@ FIRST = [
     "test_cli.py",
     "test_extract.py",
     "test_keras_resume.py",
-    "test_bench.py",
-    "test_frameworks.py",
     "test_backbones.py",
+    "test_frameworks.py",
     "test_hostile_folder.py",
+    "test_bench.py",
 ]
 SECONDS = Counter()  # file → seconds of its tests, with what they set up
 
@@ -34,15 +32,12 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_logreport(report):
-    """Add one phase of one test to its file.
-
-    Under xdist the controller hears of all.
-    """
+    """Add one phase of one test to its file; under `-n 2` all reports arrive here."""
     SECONDS[report.nodeid.split("::")[0]] += report.duration
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print the table."""
+    """Print the ten slowest files and the sum of all."""
     terminalreporter.section("ten slowest files")
     for file, seconds in SECONDS.most_common(10):
         terminalreporter.write_line(f"{seconds:7.1f} s  {file}")
