@@ -127,7 +127,7 @@ def verdicts(cell):
 
 
 def whole(path, source):
-    """The notebook to run, and of its cells the copy's and those of the lesson alone."""
+    """The notebook to run; of its cells the copy's, and those of the lesson alone."""
     nb = nbformat.read(path, as_version=4)
     solutions = only_in_the_lesson(lesson_of(path), nb)
     copy = [c for c in nb.cells if c.cell_type == "code"]

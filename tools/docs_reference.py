@@ -57,13 +57,36 @@ def read_module(path: Path, root: Path) -> Module:
         for t in tokens
         if t.type == tokenize.COMMENT
     }
-    made_by = re.search(r"File to edit: (?:\.\./)*(nbs/\S+\.ipynb)", text)
     name = ".".join(path.relative_to(root).with_suffix("").parts)
+    _qualify(tree, name)
+    made_by = re.search(r"File to edit: (?:\.\./)*(nbs/\S+\.ipynb)", text)
     module = Module(name, tree, comments, made_by and made_by[1])
     module.public = _literal(tree, "__all__") or [
         n.name for n in _definitions(tree).values() if _shown(n)
     ]
     return module
+
+
+def _qualify(tree: ast.Module, module: str) -> None:
+    """Write imported names in annotations in full: several modules have a `Network`.
+
+    Sphinx shows the last part and links to the right one.
+    """
+    full = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: -node.level] if node.level else []
+            origin = ".".join([*above, *filter(None, [node.module])])
+            for alias in node.names if origin.startswith(PACKAGE) else ():
+                full[alias.asname or alias.name] = f"{origin}.{alias.name}"
+    for node in ast.walk(tree):
+        for annotation in (
+            getattr(node, "annotation", None),
+            getattr(node, "returns", None),
+        ):
+            for name in ast.walk(annotation) if annotation else ():
+                if isinstance(name, ast.Name):
+                    name.id = full.get(name.id, name.id)
 
 
 def _definitions(tree) -> dict[str, ast.AST]:
