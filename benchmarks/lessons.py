@@ -4,7 +4,7 @@ python benchmarks/lessons.py 10 11 12 13 [--out FILE]
 
 For machines without Jupyter, such as a borrowed GPU: the cells run in IPython inside
 this process. Keras lessons run on the backend that KERAS_BACKEND names. Results go to
-benchmarks/results/DEVICE-lessons.json.
+benchmarks/results/lessons/DEVICE.json.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main(argv=None) -> int:
     cuda = load_torch().cuda
     name = cuda.get_device_name() if cuda.is_available() else "no GPU"
     slug = name.lower().replace(" ", "-")
-    out = o.out or common.HERE / "results" / f"{slug}-lessons.json"
+    out = o.out or common.HERE / "results" / "lessons" / f"{slug}.json"
     out = out.resolve()
     results = {**about(), "device": name, "lessons": []}
     results["keras backend"] = os.environ.get("KERAS_BACKEND", "tensorflow")

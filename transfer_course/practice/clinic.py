@@ -110,6 +110,7 @@ def _stopped_at(program, error) -> int | None:
     return None if at is None else at - code.co_firstlineno
 
 
+# %% ../../nbs/6_practice/clinic.ipynb #0d874115
 def _statement(text: str, at: int) -> str:
     "The innermost statement around this line, in one line."
     around = [
@@ -124,6 +125,7 @@ def _statement(text: str, at: int) -> str:
     return re.sub(r",? ([)\]}])", r"\1", joined)
 
 
+# %% ../../nbs/6_practice/clinic.ipynb #628a99c5
 def _line(program, error):
     "The program's own statement at which it stopped."
     at = _stopped_at(program, error)
