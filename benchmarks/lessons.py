@@ -68,6 +68,7 @@ def main(argv=None) -> int:
     slug = name.lower().replace(" ", "-")
     out = o.out or common.HERE / "results" / "lessons" / f"{slug}.json"
     out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
     results = {**about(), "device": name, "lessons": []}
     results["keras backend"] = os.environ.get("KERAS_BACKEND", "tensorflow")
     for number in o.numbers:
