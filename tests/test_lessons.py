@@ -143,7 +143,7 @@ def whole(path, source):
 )
 @pytest.mark.parametrize("path", COPIES, ids=lambda p: p.stem)
 def test_run_all_reaches_the_last_cell_and_each_exercise_can_be_solved_then(
-    path, tmp_path, colab, monkeypatch
+    path, tmp_path, colab, monkeypatch, request
 ):
     from nbclient import NotebookClient
 
@@ -162,8 +162,10 @@ def test_run_all_reaches_the_last_cell_and_each_exercise_can_be_solved_then(
     for cell in after:
         assert all(x.startswith("✓") for x in verdicts(cell)), said(cell)
     as_expected(tmp_path / "claims.json")
-    unsolved = [c for c in copy if not CHECK.search(c.source)]
-    assert not stale(lesson_of(path), [*unsolved, *solutions])
+    # `make test-newest` compares nothing: other releases word things differently.
+    if not request.config.option.nbval_lax:
+        unsolved = [c for c in copy if not CHECK.search(c.source)]
+        assert not stale(lesson_of(path), [*unsolved, *solutions])
     new = {p.name.split("-")[0] for p in site.iterdir()}
     assert new - {"there_before.pth", "__pycache__"} == {"transfer_course"}, (
         "the first cell installs the package and replaces nothing"
