@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from transfer_course.engine.frameworks import load_keras
-from transfer_course.trainer.keras_fit import Data
+from transfer_course.trainer.batches import Data
 from transfer_course.trainer.recipe import Recipe, plan
 from transfer_course.trainer.run import fine_tune
 from transfer_course.trainer.start import initial_head

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..engine.errors import BadValue
 from ..engine.frameworks import load_torch
-from ..vision.catalogue import as_found
 from ..vision.evaluate import confusion_matrix, scores
+from ..vision.state import as_found
 
 
 # %% ../../nbs/6_practice/34_clinic_torch.ipynb #33b48ff2

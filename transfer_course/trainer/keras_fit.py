@@ -5,7 +5,6 @@
 # %% auto #0
 __all__ = [
     "keras",
-    "Data",
     "Batches",
     "Job",
     "Place",
@@ -23,39 +22,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engine.frameworks import load_keras
-from .batches import Epoch, ahead
+from .batches import Data, ahead
 from .keras_frozen import Kept, frozen_part
 from .keras_optimizer import two_rates
 from .keras_speed import scaler, unchanged
 from .keras_state import Run
 from .keras_step import more_pieces, out_of_memory
 from .recipe import Phase, Plan, rate
-from .result import EpochEnd, diverged, score_row
+from .result import diverged, end_epoch, score_row
 from ..vision.finetune_keras import freeze, leaves, thaw
 
 keras = load_keras()
 from keras import layers
-
-
-# %% ../../nbs/trainer/keras_fit.ipynb #2b7a91e4
-@dataclass
-class Data:
-    "The data sets of one run, each an ImageDataset; None where it is not given."
-
-    train: object
-    valid: object = None
-    source: object = None
-    unlabelled: object = None
-
-    @property
-    def training(self) -> list:
-        "The sets that every epoch reads."
-        sets = (self.train, self.source, self.unlabelled)
-        return [data for data in sets if data is not None]
-
-    def epoch(self, recipe, number) -> Epoch:
-        "Epoch `number`, from 0, in the order that the recipe's seed decides."
-        return Epoch(self.train, recipe, number, self.source, self.unlabelled)
 
 
 # %% ../../nbs/trainer/keras_fit.ipynb #ff79676f
@@ -217,13 +195,11 @@ class Watch(keras.callbacks.Callback):
             self.model.stop_training = run.diverged = True
             diverged(result, epoch, run.best)
             return run.keep()
-        row = self._row(epoch + 1, scores)
-        result.history.append(row)
-        self._show(row)
-        if not run.best.offer(epoch + 1, row, result.model.get_weights):
-            patience = result.recipe.patience
-            result.stopped = f"no better validation score for {patience} epochs"
-        self._call(EpochEnd(epoch + 1, row, result))
+        row, callbacks = self._row(epoch + 1, scores), run.job.callbacks
+        moved_before, take = run.moving(), result.model.get_weights
+        end_epoch(result, run.best, row, take, run.bar, callbacks)
+        if callbacks:
+            run.after_callbacks(moved_before)
         if result.stopped:
             self.model.stop_training = True
         run.keep()
@@ -238,20 +214,6 @@ class Watch(keras.callbacks.Callback):
             trainable=self.run.result.trainable,
             seconds=time.perf_counter() - self.began,
         )
-
-    def _show(self, row):
-        shown = {k: row[k] for k in ("loss", "valid_accuracy")}
-        told = {k: f"{v:.3f}" for k, v in shown.items() if v is not None}
-        self.run.bar.set_postfix(told)
-
-    def _call(self, end):
-        moved_before, callbacks = self.run.moving(), self.run.job.callbacks
-        for callback in callbacks:
-            callback(end)
-        if callbacks:
-            self.run.after_callbacks(moved_before)
-        if end.why and not end.result.stopped:
-            end.result.stopped = end.why
 
 
 # %% ../../nbs/trainer/keras_fit.ipynb #911255ef

@@ -119,16 +119,16 @@ def _saves_work(recipe, epochs, data) -> bool:
     versions = recipe.views if recipe.augment else 1
     if versions is None or (versions > 1 and versions >= epochs):
         return False
-    kept = versions * sum(map(len, data.training))
+    kept = versions * sum(map(len, data.sets))
     # From each further set, an epoch takes as many images as from `train`.
-    return kept <= epochs * len(data.train) * len(data.training)
+    return kept <= epochs * len(data.train) * len(data.sets)
 
 
 def _images(recipe, data) -> int:
     "How many outputs are kept, the validation set's included."
     versions = recipe.views if recipe.augment else 1
     held_out = 0 if data.valid is None else len(data.valid)
-    return versions * sum(map(len, data.training)) + held_out
+    return versions * sum(map(len, data.sets)) + held_out
 
 
 # %% ../../nbs/trainer/keras_frozen.ipynb #cdaabc94

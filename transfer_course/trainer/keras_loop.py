@@ -9,10 +9,9 @@ __all__ = ["keras", "fine_tune"]
 import time
 from dataclasses import replace
 
-from ..engine.checkpoints import Checkpoint
 from ..engine.frameworks import load_keras
+from .batches import Data
 from transfer_course.trainer.keras_fit import (
-    Data,
     Job,
     Training,
     carry_out,
@@ -28,10 +27,9 @@ keras = load_keras()
 
 # %% ../../nbs/trainer/keras_loop.ipynb #30e9a5d7
 from transfer_course.trainer.start import (
-    about_run,
     fresh_model,
-    initial_head,
     prepared,
+    run_checkpoint,
     second_head,
     starting_head,
 )
@@ -41,10 +39,7 @@ from transfer_course.trainer.start import (
 def _untrained(net, train, recipe, todo, resumed) -> KerasResult:
     "The result of a run before its first step: a copy of the body, with a new head."
     body = net.model if todo.body == "given" else fresh_model(net, recipe.seed)
-    if resumed:
-        head = initial_head(net.feature_dim, len(train.classes), recipe.seed)
-    else:
-        head = starting_head(net, train, recipe, todo)
+    head = starting_head(net, train, recipe, todo, resumed)
     body, model = network(body, *head)
     return KerasResult(replace(net, model=body), model, list(train.classes), recipe)
 
@@ -58,17 +53,6 @@ def _trainer(result, data, penalty) -> Trainer:
         source_head = dense(*second, "source_head")
     body, recipe = result.backbone.model, result.recipe
     return Trainer(body, head, recipe, source_head, penalty)
-
-
-def _checkpoint(folder, backbone, recipe, todo, data) -> Checkpoint:
-    "The run's checkpoint. It knows what the run's weights depend on."
-    if not folder or not todo.phases:
-        return Checkpoint(folder, {})
-    others = dict(source=data.source, unlabelled=data.unlabelled)
-    about = about_run(
-        backbone, recipe, data.train, held_out_images=data.valid, **others
-    )
-    return Checkpoint(folder, about | {"Keras backend": keras.config.backend()})
 
 
 # %% ../../nbs/trainer/keras_loop.ipynb #1bf0849a
@@ -94,7 +78,8 @@ def fine_tune(
         backbone, "keras", train, valid, recipe, source, unlabelled, progress
     )
     began, data = time.perf_counter(), Data(train, valid, source, unlabelled)
-    kept = _checkpoint(checkpoint, backbone, recipe, todo, data)
+    more = {"Keras backend": keras.config.backend()}
+    kept = run_checkpoint(checkpoint, backbone, recipe, todo, data, **more)
     saved = kept.load() if todo.phases else None
     with working(repeatable=bool(checkpoint)):
         keras.utils.set_random_seed(recipe.seed)

@@ -20,8 +20,8 @@ from transfer_course.trainer.result import (
     check_state,
     rebuild,
 )
-from ..vision.catalogue import fill_layers, keras_weights
 from ..vision.finetune_keras import dense, leaves
+from ..vision.weights import fill_layers, keras_weights
 
 keras = load_keras()
 

@@ -11,6 +11,7 @@ __all__ = [
     "match_classes",
     "score_row",
     "EpochEnd",
+    "end_epoch",
     "diverged",
     "check_state",
     "check_head",
@@ -223,6 +224,26 @@ class EpochEnd:
     def stop(self, why: str = "a callback asked for it"):
         "End training after this epoch."
         self.why = why
+
+
+# %% ../../nbs/trainer/result.ipynb #9f15988e
+def end_epoch(result, best: Best, row: dict, take: Callable, bar, callbacks) -> None:
+    """Note an epoch that went well, and call the callbacks.
+
+    `row` goes into the history and onto the progress bar. The weights that `take()`
+    gives are kept if they are the best. `result.stopped` says why to stop, if so.
+    """
+    result.history.append(row)
+    shown = ((k, row[k]) for k in ("loss", "valid_accuracy"))
+    bar.set_postfix({k: f"{v:.3f}" for k, v in shown if v is not None})
+    if not best.offer(row["epoch"], row, take):
+        patience = result.recipe.patience
+        result.stopped = f"no better validation score for {patience} epochs"
+    end = EpochEnd(row["epoch"], row, result)
+    for callback in callbacks:
+        callback(end)
+    if end.why and not result.stopped:
+        result.stopped = end.why
 
 
 # %% ../../nbs/trainer/result.ipynb #a9b0409a

@@ -12,6 +12,7 @@ __all__ = [
     "tell_what_moves",
     "prepared",
     "about_run",
+    "run_checkpoint",
 ]
 
 # %% ../../nbs/trainer/start.ipynb #376cef57
@@ -21,7 +22,9 @@ import sys
 
 import numpy as np
 
+from ..engine.checkpoints import Checkpoint
 from ..engine.errors import BadValue
+from .batches import Data
 from .recipe import Plan, Recipe, plan
 from .result import match_classes
 from ..vision.backbones import backbone
@@ -39,10 +42,13 @@ def initial_head(dim: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndar
 
 # %% ../../nbs/trainer/start.ipynb #5519dc60
 def starting_head(
-    net, train, recipe: Recipe, todo: Plan
+    net, train, recipe: Recipe, todo: Plan, known: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    "The head of the plan: random from the seed, or a probe on `train`'s features."
-    if todo.head == "random":
+    """The head of the plan: random from the seed, or a probe on `train`'s features.
+
+    No probe is fitted if the head is `known`: a checkpoint will replace what is here.
+    """
+    if known or todo.head == "random":
         return initial_head(net.feature_dim, len(train.classes), recipe.seed)
     return probe_head(net, train)
 
@@ -149,3 +155,17 @@ def _checksum(data) -> str:
     "sha256 over a data set's images, labels and classes."
     text = json.dumps([data.digests(), data.labels.tolist(), list(data.classes)])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+# %% ../../nbs/trainer/start.ipynb #f7e2c019
+def run_checkpoint(
+    folder, backbone, recipe: Recipe, todo: Plan, data: Data, **more
+) -> Checkpoint:
+    "The checkpoint of this run in `folder`; `more` is what else has to agree."
+    if not folder or not todo.phases:
+        return Checkpoint(folder, {})
+    others = dict(source=data.source, unlabelled=data.unlabelled)
+    about = about_run(
+        backbone, recipe, data.train, held_out_images=data.valid, **others
+    )
+    return Checkpoint(folder, about | more)

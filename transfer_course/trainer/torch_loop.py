@@ -12,17 +12,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..engine.checkpoints import Checkpoint
 from ..engine.frameworks import load_torch
-from .batches import Epoch
+from .batches import Data, Epoch
 from .recipe import Phase, Plan, Recipe, rate
-from .result import Best, EpochEnd, diverged, score_row
-from .start import about_run, prepared
+from .result import Best, diverged, end_epoch, score_row
+from .start import prepared, run_checkpoint
 
 torch = load_torch()
 
 # %% ../../nbs/trainer/torch_loop.ipynb #e6045757
-from .torch_phase import Data, new_network
+from .torch_phase import new_network
 from transfer_course.trainer.torch_processes import (
     gathered,
     own_share,
@@ -105,20 +104,10 @@ class Bookkeeping:
 
     def note(self, row: dict) -> None:
         "Keep an epoch's row, and its weights if they are the best; then call back."
-        result = self.result
-        result.history.append(row)
-        shown = ((k, row[k]) for k in ("loss", "valid_accuracy"))
-        self.bar.set_postfix({k: f"{v:.3f}" for k, v in shown if v is not None})
-        if not self.best.offer(row["epoch"], row, self._weights):
-            patience = result.recipe.patience
-            result.stopped = f"no better validation score for {patience} epochs"
-        end = EpochEnd(row["epoch"], row, result)
-        for callback in self.callbacks:
-            callback(end)
+        about = self._weights, self.bar, self.callbacks
+        end_epoch(self.result, self.best, row, *about)
         if self.callbacks:
             self.steps.look_again(self.data.train)
-        if end.why and not result.stopped:
-            result.stopped = end.why
 
     def save(self, now: bool = False) -> None:
         "Write a checkpoint if one is due, or `now`; the first process does so for all."
@@ -185,7 +174,8 @@ class Loop(Bookkeeping):
     def run_epoch(self) -> None:
         "Train for an epoch, or for the rest of one, and note how it went."
         at, network, accelerator = self.at, self.result.model, self.steps.accelerator
-        epoch = self.data.epoch(self.result.recipe, at.epoch, accelerator)
+        share = accelerator.process_index, accelerator.num_processes
+        epoch = self.data.epoch(self.result.recipe, at.epoch, *share)
         began = time.perf_counter()
         network.train()
         loss, accuracy = self._train(epoch)
@@ -227,22 +217,6 @@ class Loop(Bookkeeping):
         return at.loss / at.seen, at.right / at.seen
 
 
-# %% ../../nbs/trainer/torch_loop.ipynb #297defd4
-def _checkpoint(folder, net, recipe: Recipe, plan: Plan, data: Data) -> Checkpoint:
-    "The checkpoint of this run in `folder`; nothing is kept without a phase."
-    if not folder or not plan.phases:
-        return Checkpoint(folder, {})
-    about = about_run(
-        net,
-        recipe,
-        data.train,
-        held_out_images=data.valid,
-        source=data.source,
-        unlabelled=data.unlabelled,
-    )
-    return Checkpoint(folder, about)
-
-
 # %% ../../nbs/trainer/torch_loop.ipynb #297defd5
 def _untrained(net, data: Data, recipe: Recipe, plan: Plan, accelerator, known: bool):
     "The Result before the first step, its network on the device."
@@ -282,7 +256,7 @@ def fine_tune(
     )
     began, accelerator = time.perf_counter(), start_accelerator()
     data = Data(train, valid, source, unlabelled)
-    kept = _checkpoint(checkpoint, backbone, recipe, plan, data)
+    kept = run_checkpoint(checkpoint, backbone, recipe, plan, data)
     found = kept.load() if plan.phases else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

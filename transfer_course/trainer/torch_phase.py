@@ -5,7 +5,6 @@
 # %% auto #0
 __all__ = [
     "torch",
-    "Data",
     "TrainingNetwork",
     "new_network",
     "make_optimizer",
@@ -19,17 +18,15 @@ __all__ = [
 # %% ../../nbs/trainer/torch_phase.ipynb #9a5e0003
 import contextlib
 import copy
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 
 from ..engine.frameworks import load_torch
-from .batches import Epoch, ahead
+from .batches import Data, Epoch, ahead
 from .recipe import Phase, Plan, Recipe
 from transfer_course.trainer.start import (
     fresh_model,
-    initial_head,
     second_head,
     starting_head,
 )
@@ -48,35 +45,6 @@ from transfer_course.vision.finetune_torch import (
     linear,
     release,
 )
-
-
-# %% ../../nbs/trainer/torch_phase.ipynb #9a5e0006
-@dataclass
-class Data:
-    "The data sets of a run; all but `train` may be None."
-
-    train: object
-    valid: object = None
-    source: object = None
-    unlabelled: object = None
-
-    @property
-    def sets(self) -> list:
-        "The data sets that an epoch takes its batches from, the training set first."
-        every = (self.train, self.source, self.unlabelled)
-        return [data for data in every if data is not None]
-
-    def epoch(self, recipe: Recipe, number: int, accelerator) -> Epoch:
-        "The batches of one epoch, or this process's share of them."
-        return Epoch(
-            self.train,
-            recipe,
-            number,
-            self.source,
-            self.unlabelled,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
 
 
 # %% ../../nbs/trainer/torch_phase.ipynb #9a5e0009
@@ -111,10 +79,7 @@ def new_network(net, data: Data, recipe: Recipe, plan: Plan, known: bool = False
     because a checkpoint has them, no probe is fitted."""
     given = plan.body == "given"
     body = copy.deepcopy(net.model) if given else fresh_model(net, recipe.seed)
-    if known:
-        head = initial_head(net.feature_dim, len(data.train.classes), 0)
-    else:
-        head = starting_head(net, data.train, recipe, plan)
+    head = starting_head(net, data.train, recipe, plan, known)
     second = second_head(net, data.train, data.source, recipe)
     source_head = linear(*second) if second else None
     network = TrainingNetwork(body, linear(*head), source_head)

@@ -25,8 +25,8 @@ from ..engine.files import printable
 from ..engine.frameworks import load_torch, torch_device
 from .result import Result, check_head, check_state, rebuild
 from .torch_speed import on_device
-from ..vision.catalogue import fill, torch_tensors
 from ..vision.finetune_torch import Network
+from ..vision.weights import fill, torch_tensors
 
 torch = load_torch()
 from torch import nn

@@ -4,7 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "scaled",
     "Backbone",
     "KerasBackbone",
     "TorchBackbone",
@@ -31,15 +30,3 @@ _all_ = [
     "available_backbones",
     "backbone",
 ]
-
-
-# %% ../../nbs/2_vision/10_backbones.ipynb #3966aa5c
-def scaled(
-    images: np.ndarray,  # uint8 (N, H, W, 3), RGB
-    mean,  # of each channel in the network's order, 0 to 255
-    std,  # the same
-    channels: str = "RGB",  # the network's order, "RGB" or "BGR"
-) -> np.ndarray:  # float32 (N, H, W, 3)
-    "Channels in the network's order, then `(x - mean) / std`."
-    x = images[..., ::-1] if channels == "BGR" else images
-    return (x.astype(np.float32) - np.float32(mean)) / np.float32(std)

@@ -8,14 +8,6 @@ __all__ = ["CATALOGUE", "Network"]
 # %% ../../nbs/2_vision/catalogue.ipynb #156709f7
 from dataclasses import dataclass
 
-from .state import as_found, described, digest
-from transfer_course.vision.weights import (
-    fill,
-    fill_layers,
-    keras_weights,
-    torch_tensors,
-)
-
 
 # %% ../../nbs/2_vision/catalogue.ipynb #6688a873
 @dataclass(eq=False)
