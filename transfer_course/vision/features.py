@@ -182,14 +182,13 @@ def probe_head(
     backbone,
     train,  # ImageDataset; unlabelled images are left out
     progress: bool = False,
-    class_weights="balanced",  # as in `linear_probe`
+    class_weights=None,  # as in `linear_probe`; None: "balanced"
 ) -> tuple[np.ndarray, np.ndarray]:
     "A probe trained on `train` as a linear layer: weights (D, C), biases (C,)."
-    train_labelled = train.subset(np.flatnonzero(train.labels >= 0))
-    Z = extract(backbone, train_labelled, progress=progress)
-    probe = linear_probe(
-        Z, train_labelled.labels, train_labelled.groups, class_weights=class_weights
-    )
+    labelled = train.subset(np.flatnonzero(train.labels >= 0))
+    Z = extract(backbone, labelled, progress=progress)
+    weights = "balanced" if class_weights is None else class_weights
+    probe = linear_probe(Z, labelled.labels, labelled.groups, class_weights=weights)
     return head_from_probe(probe, len(train.classes))
 
 
