@@ -425,7 +425,7 @@ def _columns(r) -> dict:
         "95 % interval": f"{r['low']:.2f} to {r['high']:.2f}",
         "models": r["models"],
         "of them live": r["live_models"],
-        "seconds per model": r["seconds"],
+        "seconds, live": r["seconds"] if r["live_models"] else "–",
         "trained parameters": f"{r['trainable']:,}",
     }
 
