@@ -13,7 +13,7 @@ from transfer_course.engine.frameworks import load_keras, load_torch
 from transfer_course.trainer.batches import Data
 from transfer_course.trainer.recipe import Recipe
 from transfer_course.trainer.run import fine_tune, load_result
-from transfer_course.trainer.start import initial_head
+from transfer_course.trainer.start import initial_head, prepared
 from transfer_course.vision.backbones import backbone
 from transfer_course.vision.data import ImageDataset
 from transfer_course.vision.features import extract, linear_probe
@@ -111,6 +111,9 @@ def test_weights_that_do_not_fit_the_training_set_are_refused(framework, nets, d
         recipe = RECIPE.but(strategy=strategy, class_weights="balanced")
         with pytest.raises(BadValue, match="'blue' has no training image"):
             tuned(nets[framework], data.subset(np.arange(20)), recipe)
+    # Before anything is loaded or copied.
+    with pytest.raises(BadValue, match="'blue' has no training image"):
+        prepared(nets[framework], framework, data.subset(np.arange(20)), None, recipe)
 
 
 # --- the loss -------------------------------------------------------------------------
