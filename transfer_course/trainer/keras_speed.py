@@ -11,8 +11,8 @@ __all__ = [
     "working",
     "unchanged",
     "scaler",
-    "Folded",
-    "folds",
+    "Quick",
+    "quick",
     "Forward",
 ]
 
@@ -20,6 +20,7 @@ __all__ = [
 import contextlib
 import functools
 import importlib
+import math
 
 import numpy as np
 
@@ -151,6 +152,68 @@ def scaler(net):
 
 
 # %% ../../nbs/trainer/keras_speed.ipynb #f01d0002
+def _padding(conv, shape) -> list:
+    "The padding of each axis of `shape` (B, H, W, C) as (before, after), in one list."
+    pads = []
+    for side, k, stride in zip(shape[1:3], conv.kernel_size, conv.strides):
+        total = 0
+        if conv.padding == "same":
+            total = max(0, (math.ceil(side / stride) - 1) * stride + k - side)
+        pads += [total // 2, total - total // 2]
+    return [0, 0, *pads, 0, 0]
+
+
+def _by_tensorflow(conv, x, kernel):
+    "The depthwise convolution, the gradient of its kernel without oneDNN."
+    tf, raw = tensorflow(), tensorflow().raw_ops
+    how = dict(strides=[1, *conv.strides, 1], padding=conv.padding.upper())
+    pads = dict(padding="EXPLICIT", explicit_paddings=_padding(conv, x.shape))
+
+    @tf.custom_gradient
+    def convolved(x, kernel):
+        def gradient(g):
+            sizes = dict(input_sizes=tf.shape(x), out_backprop=g)
+            of_x = raw.DepthwiseConv2dNativeBackpropInput(filter=kernel, **sizes, **how)
+            sizes = dict(filter_sizes=kernel.shape, out_backprop=g)
+            of_kernel = raw.DepthwiseConv2dNativeBackpropFilter(
+                input=x, **sizes, **how | pads
+            )
+            return of_x, of_kernel
+
+        return raw.DepthwiseConv2dNative(input=x, filter=kernel, **how), gradient
+
+    # A variable would not count as an argument of the function.
+    return convolved(x, tf.convert_to_tensor(kernel))
+
+
+# %% ../../nbs/trainer/keras_speed.ipynb #f01d0003
+def _convolved(conv, x, kernel):
+    "What the layer's convolution gives with this kernel in the place of its own."
+    how = dict(strides=conv.strides, padding=conv.padding)
+    how |= dict(dilation_rate=conv.dilation_rate, data_format=conv.data_format)
+    if not isinstance(conv, layers.DepthwiseConv2D):
+        return ops.conv(x, kernel, **how)
+    known = None not in x.shape[1:] and tensorflow() is not None
+    if known and tuple(conv.dilation_rate) == (1, 1) and len({*conv.strides}) == 1:
+        return _by_tensorflow(conv, x, kernel)
+    return ops.depthwise_conv(x, kernel, **how)
+
+
+def _biased(y, bias):
+    "The map `y` plus a number per channel, in the form that TensorFlow fuses."
+    tf = tensorflow()
+    return tf.nn.bias_add(y, bias) if tf else y + bias
+
+
+def _alone(conv, x):
+    "The output of a convolution as it is."
+    y = _convolved(conv, x, ops.convert_to_tensor(conv.kernel))
+    if conv.use_bias:
+        y = _biased(y, ops.convert_to_tensor(conv.bias))
+    return conv.activation(y)
+
+
+# %% ../../nbs/trainer/keras_speed.ipynb #f01d0005
 def _folded(conv, norm, x):
     "The output of `conv`, with the scale and the shift of `norm` in its kernel."
     scale = ops.rsqrt(norm.moving_variance + norm.epsilon)
@@ -161,15 +224,9 @@ def _folded(conv, norm, x):
         shift = shift + norm.beta
     if conv.use_bias:
         shift = shift + conv.bias * scale
-    how = dict(strides=conv.strides, padding=conv.padding)
-    how |= dict(dilation_rate=conv.dilation_rate, data_format=conv.data_format)
     if isinstance(conv, layers.DepthwiseConv2D):
-        by_channel = ops.reshape(scale, conv.kernel.shape[2:])
-        y = ops.depthwise_conv(x, conv.kernel * by_channel, **how)
-    else:
-        y = ops.conv(x, conv.kernel * scale, **how)
-    tf = tensorflow()
-    return tf.nn.bias_add(y, shift) if tf else y + shift
+        scale = ops.reshape(scale, conv.kernel.shape[2:])
+    return _biased(_convolved(conv, x, conv.kernel * scale), shift)
 
 
 def _passed(x, *args, **kwargs):
@@ -177,69 +234,78 @@ def _passed(x, *args, **kwargs):
     return x
 
 
-# %% ../../nbs/trainer/keras_speed.ipynb #f01d0003
+# %% ../../nbs/trainer/keras_speed.ipynb #f01d0006
+def _plain(conv) -> bool:
+    "Whether this is one of Keras's own convolutions of a map, in float32."
+    known = type(conv) in (layers.Conv2D, layers.DepthwiseConv2D)
+    if not known or "call" in vars(conv):
+        return False
+    return conv.data_format == "channels_last" and conv.compute_dtype == "float32"
+
+
 def _fits(conv, norm) -> bool:
-    "Whether `norm` can be a part of `conv`: plain layers, and the norm is held."
-    plain = type(conv) in (layers.Conv2D, layers.DepthwiseConv2D)
-    if not plain or type(norm) is not layers.BatchNormalization:
+    "Whether `norm` is held and can be a part of `conv`."
+    if not _plain(conv) or type(norm) is not layers.BatchNormalization:
         return False
     linear = conv.activation is keras.activations.linear
-    last = conv.data_format == "channels_last" and norm.axis in (-1, 3)
-    full = conv.compute_dtype == norm.compute_dtype == "float32"
-    own = not {"call"} & {*vars(conv), *vars(norm)}
-    return linear and last and full and own and not norm.trainable
+    usual = norm.axis in (-1, 3) and norm.compute_dtype == "float32"
+    return linear and usual and not norm.trainable and "call" not in vars(norm)
 
 
-def _pairs(body) -> list:
-    "(layer, BatchNorm) wherever nothing but the BatchNorm reads the layer's output."
-    nodes = [n for depth in body._nodes_by_depth.values() for n in depth]
-    readers = {}
+def _followed(body) -> list:
+    "(layer, reader) wherever a single other layer reads a layer's output."
+    nodes = [node for depth in body._nodes_by_depth.values() for node in depth]
+    calls = [node.operation for node in nodes]
+    readers = {id(tensor): ["the caller"] for tensor in body.outputs}
     for node in nodes:
         for tensor in node.input_tensors:
             readers.setdefault(id(tensor), []).append(node.operation)
-    calls = [node.operation for node in nodes]
-    kept = {id(tensor) for tensor in body.outputs}
     pairs = []
     for node in nodes:
-        read = readers.get(id(node.outputs[0]), [])
-        alone = len(read) == len(node.outputs) == 1 and id(node.outputs[0]) not in kept
-        if alone and calls.count(node.operation) == calls.count(read[0]) == 1:
-            pairs.append((node.operation, read[0]))
+        pair = [node.operation, *readers.get(id(node.outputs[0]), [])]
+        if len(pair) == 2 and all(calls.count(layer) == 1 for layer in pair):
+            pairs.append(tuple(pair))
     return pairs
 
 
-# %% ../../nbs/trainer/keras_speed.ipynb #f01d0004
-class Folded:
-    """A context in which each held BatchNorm of `body` is a part of its convolution.
+# %% ../../nbs/trainer/keras_speed.ipynb #f01d0007
+class Quick:
+    """A context in which a call of `body` costs less on a CPU and gives the same.
 
-    What is held is looked up at every entrance.
+    Which BatchNorm is held is looked up at every entrance.
     """
 
     def __init__(self, body):
         functional = hasattr(body, "_nodes_by_depth")
-        norms = layers.BatchNormalization
-        found = _pairs(body) if functional else []
-        self.pairs = [pair for pair in found if isinstance(pair[1], norms)]
+        self.pairs = _followed(body) if functional else []
+        depthwise = layers.DepthwiseConv2D
+        every = body._flatten_layers()
+        self.depthwise = [layer for layer in every if type(layer) is depthwise]
 
     def __enter__(self):
-        self.entered = [pair for pair in self.pairs if _fits(*pair)]
-        for conv, norm in self.entered:
+        self.calls = {}
+        for conv, norm in self.pairs:
+            if _fits(conv, norm):
+                self.calls[conv] = functools.partial(_folded, conv, norm)
+                self.calls[norm] = _passed
+        for conv in self.depthwise:
+            if conv not in self.calls and _plain(conv):
+                self.calls[conv] = functools.partial(_alone, conv)
+        for layer, call in self.calls.items():
             # Past Keras, which would track what is set as an attribute.
-            vars(conv)["call"] = functools.partial(_folded, conv, norm)
-            vars(norm)["call"] = _passed
+            vars(layer)["call"] = call
 
     def __exit__(self, *error):
-        for conv, norm in self.entered:
-            del vars(conv)["call"], vars(norm)["call"]
+        for layer in self.calls:
+            del vars(layer)["call"]
 
 
-# %% ../../nbs/trainer/keras_speed.ipynb #f01d0007
-def folds() -> bool:
-    "Whether a run folds: on one CPU."
+def quick(body):
+    "A `Quick` where it pays, on a single CPU; elsewhere a context that does nothing."
     tf = tensorflow()
-    if tf is not None:
-        return replicas() == 1 and not tf.config.list_logical_devices("GPU")
-    return keras.config.backend() == "torch" and not load_torch().cuda.is_available()
+    if tf is None or replicas() > 1 or tf.config.list_logical_devices("GPU"):
+        return contextlib.nullcontext()
+    return Quick(body)
 
 
 # %% ../../nbs/trainer/keras_speed.ipynb #9c8968ec

@@ -38,7 +38,7 @@ class Settings:
     pieces: int = 1  # how many pieces a batch is cut into
     device: Callable = unchanged  # what the graph does to the images first
     tail: Callable | None = None  # takes the output of a frozen part, not images
-    folded: object = contextlib.nullcontext()  # entered around the body's call
+    quick: object = contextlib.nullcontext()  # entered around the body's call
 
 
 # %% ../../nbs/trainer/keras_step.ipynb #cc79f6b5
@@ -59,7 +59,7 @@ class Steps(keras.Model):
 
     def features(self, images, training=False):
         "(B, D) for a batch of images, or of what the frozen part made of them."
-        with self.settings.folded:
+        with self.settings.quick:
             if self.settings.tail is not None:
                 return self.settings.tail(images, training=training)
             return self.body(self.settings.device(images), training=training)
