@@ -163,6 +163,7 @@ def _padding(conv, shape) -> list:
     return [0, 0, *pads, 0, 0]
 
 
+# %% ../../nbs/trainer/keras_speed.ipynb #f01d0012
 def _by_tensorflow(conv, x, kernel):
     "The depthwise convolution, the gradient of its kernel without oneDNN."
     tf, raw = tensorflow(), tensorflow().raw_ops
@@ -199,6 +200,7 @@ def _convolved(conv, x, kernel):
     return ops.depthwise_conv(x, kernel, **how)
 
 
+# %% ../../nbs/trainer/keras_speed.ipynb #f01d0013
 def _biased(y, bias):
     "The map `y` plus a number per channel, in the form that TensorFlow fuses."
     tf = tensorflow()
@@ -229,6 +231,7 @@ def _folded(conv, norm, x):
     return _biased(_convolved(conv, x, conv.kernel * scale), shift)
 
 
+# %% ../../nbs/trainer/keras_speed.ipynb #f01d0014
 def _passed(x, *args, **kwargs):
     "What is left of the BatchNorm."
     return x
@@ -243,6 +246,7 @@ def _plain(conv) -> bool:
     return conv.data_format == "channels_last" and conv.compute_dtype == "float32"
 
 
+# %% ../../nbs/trainer/keras_speed.ipynb #f01d0015
 def _fits(conv, norm) -> bool:
     "Whether `norm` is held and can be a part of `conv`."
     if not _plain(conv) or type(norm) is not layers.BatchNormalization:
@@ -252,6 +256,7 @@ def _fits(conv, norm) -> bool:
     return linear and usual and not norm.trainable and "call" not in vars(norm)
 
 
+# %% ../../nbs/trainer/keras_speed.ipynb #f01d0016
 def _followed(body) -> list:
     "(layer, reader) wherever a single other layer reads a layer's output."
     nodes = [node for depth in body._nodes_by_depth.values() for node in depth]
@@ -300,6 +305,7 @@ class Quick:
             del vars(layer)["call"]
 
 
+# %% ../../nbs/trainer/keras_speed.ipynb #f01d0017
 def quick(body):
     "A `Quick` where it pays, on a single CPU; elsewhere a context that does nothing."
     tf = tensorflow()
