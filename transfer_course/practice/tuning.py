@@ -251,7 +251,7 @@ def _probed(features, images, where, k):
     first = next(iter(images))
     rows = where[first] != k
     labels, groups = images[first].labels[rows], images[first].groups[rows]
-    probe = linear_probe(features[first][rows], labels, groups, balanced=False)
+    probe = linear_probe(features[first][rows], labels, groups, class_weights=None)
     trained = (features[first].shape[1] + 1) * len(images[first].classes)
     return {t: probe.predict(Z[where[t] == k]) for t, Z in features.items()}, trained
 
