@@ -69,7 +69,7 @@ STUDIES = {
         tests=("cutout", "scene"),
         size=112,
         folds=4,
-        repeats=dict(majority=20, random_probe=5, scratch=2, probe=20, fine_tune=5),
+        repeats=dict(majority=20, random_probe=5, scratch=1, probe=20, fine_tune=3),
         fine_tune=Recipe(
             "lp_ft",
             epochs=5,
