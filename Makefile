@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 EXTRAS ?= torch,keras,lessons,fast,dev
 STAMP := $(VENV)/.installed
 comma := ,
+CPU ?=
+SIZE := $(if $(filter 1,$(CPU)),Setting up .venv: about 1.5 GB to download and 4 GB on disk if PyTorch's CPU build can be had.,\
+  Setting up .venv: about 4 GB to download and 8.5 GB on disk, since PyTorch brings its GPU libraries. CPU=1 asks for its CPU build.)
 CONSTRAINTS ?= constraints.txt
 PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 COMPARE ?= --nbval
@@ -36,10 +39,21 @@ define with_extras
 	fi
 endef
 
+# `make install CPU=1` takes PyTorch's CPU build, a third of the download. Only uv knows where it lies.
+define cpu_build
+	@if ! $(BIN)/uv --version >/dev/null 2>&1; then \
+	  echo "CPU=1 needs uv, which could not be installed; PyTorch's ordinary build is installed instead."; \
+	elif ! UV_HTTP_TIMEOUT=60 $(BIN)/uv pip install --torch-backend cpu --quiet --compile-bytecode --python $(BIN)/python $(PINS) torch torchvision 2>/dev/null; then \
+	  echo "PyTorch's CPU builds can't be reached from here; the ordinary build is installed instead."; \
+	fi
+endef
+
 $(STAMP): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Say which one to use: make install PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu the package python3-venv brings it."; exit 2; }
-	$(BIN)/python -m pip install --quiet uv || true
+	@echo "$(SIZE)"
+	@$(BIN)/python -m pip install --quiet uv || true
+	$(if $(filter 1,$(CPU)),$(cpu_build))
 	$(call with_extras,$(EXTRAS))
 	@touch $(STAMP)
 

@@ -2,6 +2,7 @@
 
 import configparser
 import filecmp
+import json
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,22 @@ def test_graders_are_folded_and_wrong_answers_left_out():
         "print(1)",
     )
     assert grader.metadata.jupyter.source_hidden and after.source == "print(1)"
+
+
+def test_a_lesson_does_not_greet_a_learner_with_imports():
+    """The cells that set a lesson up are tagged, and folded in the learner's copy."""
+    for path in filter(notebooks.is_lesson, notebooks.notebooks()):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        setup = {c["id"] for c in cells if "setup" in c["metadata"].get("tags", [])}
+        copy = ROOT / "transfer_course" / "lessons" / path.name
+        first = []  # code before the second text, which begins the lesson
+        for c in json.loads(copy.read_text(encoding="utf-8"))["cells"]:
+            if c["cell_type"] == "markdown" and first:
+                break
+            if c["cell_type"] == "code":
+                first.append(c)
+        assert {c["id"] for c in first} <= setup, path.stem
+        assert all(c["metadata"]["jupyter"]["source_hidden"] for c in first), path.stem
 
 
 def test_learners_copies_open_in_colab():

@@ -58,6 +58,9 @@ def site_notebook(nb, named=frozenset()) -> nbformat.NotebookNode:
                     if solved
                     else "Show what is checked"
                 }
+            elif "setup" in tags:
+                tags.add("hide-input")
+                c.metadata["mystnb"] = {"code_prompt_show": "Show the set-up"}
             c.source = MARKS.sub("", c.source)
         c.source = DIRECTIVE.sub("", c.source).strip("\n")
         if tags:
