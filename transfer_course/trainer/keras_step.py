@@ -185,21 +185,30 @@ def _step_torch(model, x, y):
 
 
 # %% ../../nbs/trainer/keras_step.ipynb #0dc6595b
-def cross_entropy(labels, logits, smoothing):
-    "Mean categorical cross-entropy from logits, in nats, with label smoothing."
+def cross_entropy(labels, logits, smoothing, weights=None):
+    """Mean categorical cross-entropy from logits, in nats, with label smoothing.
+
+    `weights` (C,) say what an image of a class counts; the mean divides by the images.
+    """
     logits = ops.cast(logits, "float32")
     classes = logits.shape[-1]
-    target = ops.one_hot(ops.cast(labels, "int32"), classes)
-    target = target * (1 - smoothing) + smoothing / classes
-    return -ops.mean(ops.sum(target * ops.log_softmax(logits, axis=-1), axis=-1))
+    hot = ops.one_hot(ops.cast(labels, "int32"), classes)
+    target = hot * (1 - smoothing) + smoothing / classes
+    each = ops.sum(target * ops.log_softmax(logits, axis=-1), axis=-1)
+    if weights is not None:
+        each = each * ops.sum(hot * ops.convert_to_tensor(weights), axis=-1)
+    return -ops.mean(each)
 
 
 # %% ../../nbs/trainer/keras_step.ipynb #ece376c6
 class Trainer(Steps):
     "A body and its heads; `objective` is what is minimised."
 
-    def __init__(self, body, head, recipe, source_head=None, penalty=None):
+    def __init__(
+        self, body, head, recipe, source_head=None, penalty=None, class_weights=None
+    ):
         super().__init__("trainer")
+        self.class_weights = class_weights  # (C,) or None
         self.body, self.head, self.source_head = body, head, source_head
         self.recipe, self.penalty = recipe, penalty
         self.start = {}
@@ -223,7 +232,8 @@ class Trainer(Steps):
     def objective(self, y, out):
         "The target's loss, plus the source's, plus the penalty."
         smoothing = self.recipe.label_smoothing
-        loss = cross_entropy(y["labels"], out["logits"], smoothing)
+        weights = self.class_weights
+        loss = cross_entropy(y["labels"], out["logits"], smoothing, weights)
         if "source_logits" in out:
             more = cross_entropy(y["source_labels"], out["source_logits"], smoothing)
             loss = loss + self.recipe.source_weight * more

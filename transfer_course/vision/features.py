@@ -64,6 +64,7 @@ def linear_probe(
     grid=GRID,  # values of C to choose from
     roots: bool = False,  # of the features' square roots, centred only; for features of at least 0, such as means after ReLU
     balanced: bool = True,  # every class weighs the same; without it every image does, as plain accuracy counts
+    class_weights=None,  # "balanced" or (C,) numbers, as in `Recipe`; None: as `balanced` says
 ):  # a fitted scikit-learn pipeline, its last two steps a scaler and a classifier
     "Logistic regression on standardised features; C by cross-validated log-loss inside the given data, unless the grid has one value."
     from sklearn.linear_model import LogisticRegression
@@ -86,9 +87,14 @@ def linear_probe(
     Z = np.sqrt(Z) if roots else Z
     scaler = StandardScaler(with_std=not roots).fit(Z)
 
+    if class_weights is None:
+        class_weights = "balanced" if balanced else None
+    elif not isinstance(class_weights, str):
+        class_weights = dict(enumerate(class_weights))
+
     def fit(i, C):
         return LogisticRegression(
-            C=C, max_iter=500, tol=1e-4, class_weight="balanced" if balanced else None
+            C=C, max_iter=500, tol=1e-4, class_weight=class_weights
         ).fit(X[i], y[i])
 
     with threadpool_limits(
@@ -148,7 +154,7 @@ def head_from_probe(probe, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../nbs/2_vision/11_features.ipynb #582e8b4c
 def probe_head(
-    backbone, train, progress: bool = False
+    backbone, train, progress: bool = False, class_weights=None
 ) -> tuple[np.ndarray, np.ndarray]:
     "A probe trained on `train` (labelled images only), as a linear layer (D, C), (C,)."
     labelled = (
@@ -157,7 +163,10 @@ def probe_head(
         else train
     )
     probe = linear_probe(
-        extract(backbone, labelled, progress=progress), labelled.labels, labelled.groups
+        extract(backbone, labelled, progress=progress),
+        labelled.labels,
+        labelled.groups,
+        class_weights=class_weights,
     )
     return head_from_probe(probe, len(train.classes))
 
