@@ -1,4 +1,4 @@
-"""`make install` in a place where nothing is really installed: uv only notes its call."""
+"""`make install` where nothing is really installed: uv only notes its calls."""
 
 import os
 import shutil

@@ -213,7 +213,8 @@ def toctree(caption: str, entries: list[str]) -> str:
 
 def write_source(source: Path) -> None:
     """The folder that Sphinx reads."""
-    cfg, alts, pages, taught = settings(), {}, {True: [], False: []}, coverage()
+    cfg, alts, taught = settings(), {}, coverage()
+    pages = {"lesson": [], "about": [], "made": []}
     for path in sorted(
         notebooks(), key=lambda p: p.name if is_lesson(p) else p.as_posix()
     ):
@@ -228,9 +229,10 @@ def write_source(source: Path) -> None:
             to,
         )
         page = path.relative_to(ROOT).with_suffix("").as_posix()
-        pages[is_lesson(path)].append(
-            f"{path.name[:2]} {title(nb)} <{page}>" if is_lesson(path) else page
-        )
+        if is_lesson(path):
+            pages["lesson"].append(f"{path.name[:2]} {title(nb)} <{page}>")
+        else:
+            pages["about" if path.parent.name == "about" else "made"].append(page)
     shutil.copytree(ROOT / "nbs" / "images", source / "nbs" / "images")
     shutil.copytree(ROOT / "tools" / "docs_static", source / "_static")
     shutil.copy(ROOT / "tools" / "docs_conf.py", source / "conf.py")
@@ -256,10 +258,10 @@ def write_source(source: Path) -> None:
     text = absolute_links(
         (ROOT / "README.md").read_text(encoding="utf-8"), cfg["git_url"], source
     )
-    text += toctree("Lessons", pages[True]) + toctree("Library", ["reference/index"])
-    text += toctree("Results and words", [*more, "questions"]) + toctree(
-        "How the library is made", pages[False]
-    )
+    text += toctree("Lessons", pages["lesson"]) + toctree("About", pages["about"])
+    text += toctree("Library", ["reference/index"])
+    text += toctree("Results and words", [*more, "questions"])
+    text += toctree("How the library is made", pages["made"])
     (source / "index.md").write_text(text, encoding="utf-8")
 
 
