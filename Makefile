@@ -21,7 +21,7 @@ PYTEST := TRANSFER_COURSE_STRICT=1 $(ONE_THREAD) $(BIN)/python -m pytest -q -n 2
 .PHONY: help install demo test test-lib test-lessons stress test-newest lab bench study docs export clean
 
 help:
-	@echo "make demo     set up, then fine-tune on the bundled images in PyTorch and Keras (about 8 minutes)"
+	@echo "make demo     set up, then fine-tune on the bundled photographs in PyTorch and Keras (about 3 minutes)"
 	@echo "make test     set up, then run every test and every lesson"
 	@echo "make install  set up only (.venv)        make lab    the lessons in JupyterLab"
 	@echo "make study    recompute the records      make bench  speed, ours beside the tutorials'"
@@ -93,7 +93,8 @@ bench: $(VENV)/.bench
 
 # FINAL=1 opens the sealed part, once, for the claims page.
 study: install
-	$(BIN)/python -c "from transfer_course.practice.demo import study; print(study(final=$(if $(FINAL),True,False)))"
+	$(BIN)/python -c "from transfer_course.practice.tuning import study_tuning; print(study_tuning('photos', final=$(if $(FINAL),True,False)))"
+	$(BIN)/python -c "from transfer_course.practice.tuning import study_tuning; print(study_tuning('drawings', final=$(if $(FINAL),True,False)))"
 	$(BIN)/python -c "from transfer_course.practice.budget import study_budget; print(study_budget())"
 	$(BIN)/python -c "from transfer_course.practice.halves import study_halves; print(study_halves())"
 	$(BIN)/python -c "from transfer_course.practice.photo_budget import study_photo_budget; print(study_photo_budget())"

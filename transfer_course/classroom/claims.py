@@ -63,7 +63,7 @@ def _row(ax, y, entry):
     colour = "#767676" if unclear else COLOURS["fine_tune"]
     ax.hlines(y, low, high, color=colour, lw=2.5)
     ax.plot(mean, y, "o", color=colour, markerfacecolor="white" if unclear else colour)
-    ax.vlines(entry["at_least"], y - 0.4, y + 0.4, color="black", lw=0.8, ls=":")
+    ax.vlines(entry["at_least"], y - 0.5, y + 0.5, color="black", lw=0.8, ls=":")
     ax.annotate(
         entry["outcome"],
         (1, y),

@@ -67,21 +67,24 @@ class Study(NamedTuple):
 STUDIES = {
     "photos": Study(
         tests=("cutout", "scene"),
-        size=128,
+        size=112,
         folds=4,
-        repeats=dict(majority=20, random_probe=5, scratch=2, probe=20, fine_tune=3),
+        repeats=dict(majority=20, random_probe=5, scratch=2, probe=20, fine_tune=5),
         fine_tune=Recipe(
-            "fine_tune",
+            "lp_ft",
             epochs=5,
-            lr=3e-4,
-            head_lr=1e-3,
+            lr=1e-4,
             batch_size=16,
             train_from="stage3",
             **_REGULARISED,
         ),
         scratch={
-            "small_cnn": Recipe("scratch", epochs=18, lr=2e-3, **_REGULARISED),
-            "efficientnet_lite0": Recipe("scratch", epochs=18, lr=3e-3, **_REGULARISED),
+            "small_cnn": Recipe(
+                "scratch", epochs=30, lr=2e-3, batch_size=16, **_REGULARISED
+            ),
+            "efficientnet_lite0": Recipe(
+                "scratch", epochs=30, lr=3e-3, batch_size=16, **_REGULARISED
+            ),
         },
     ),
     "drawings": Study(
@@ -248,7 +251,7 @@ def _probed(features, images, where, k):
     first = next(iter(images))
     rows = where[first] != k
     labels, groups = images[first].labels[rows], images[first].groups[rows]
-    probe = linear_probe(features[first][rows], labels, groups)
+    probe = linear_probe(features[first][rows], labels, groups, balanced=False)
     trained = (features[first].shape[1] + 1) * len(images[first].classes)
     return {t: probe.predict(Z[where[t] == k]) for t, Z in features.items()}, trained
 
@@ -442,17 +445,25 @@ def on_validation(
     weights="bundled",
     framework: str = "torch",
     images: dict | None = None,
-) -> dict:  # test set → accuracy, and "seconds"
+) -> dict:  # test set → accuracy; "loss", "seconds"
     """Train outside the validation identities and test on them.
 
-    The settings are chosen by the accuracy on the domain that was trained on.
+    The settings are chosen by the mean log-loss in the domain that was trained on.
     """
     images = images or tuning_images(data)
     net = backbone(name, framework, weights=weights, seed=recipe.seed)
     fold = tuning_fold(images, _dealt(data, 0), VALIDATION)
-    predicted, _, seconds = _tuned(net, fold, recipe, False)
-    right = {t: (p == fold.tests[t].labels).mean() for t, p in predicted.items()}
-    return {t: round(float(v), 4) for t, v in right.items()} | {"seconds": seconds}
+    began = time.perf_counter()
+    result = fine_tune(net, fold.train, None, recipe, progress=False)
+    found = {"seconds": round(time.perf_counter() - began, 1)}
+    first = next(iter(images))
+    for test, d in fold.tests.items():
+        p = result.predict(d)
+        found[test] = round(float((p.argmax(1) == d.labels).mean()), 4)
+        if test == first:
+            own = p[np.arange(len(d)), d.labels]
+            found["loss"] = round(float(-np.log(own).mean()), 4)
+    return found
 
 
 # %% ../../nbs/6_practice/tuning.ipynb #c83ad7ff
@@ -466,9 +477,13 @@ def choose_scratch(data: str, say=print) -> dict:
 
 
 def best_scratch(data: str, candidates: dict) -> str:
-    "The candidate with the best accuracy in the domain that was trained on."
+    "The more accurate one in the domain that was trained on; if equal, by its loss."
     first = _study(data).tests[0]
-    return max(candidates, key=lambda name: candidates[name][first])
+
+    def merit(name):
+        return candidates[name][first], -candidates[name].get("loss", 0)
+
+    return max(candidates, key=merit)
 
 
 # %% ../../nbs/6_practice/tuning.ipynb #d730558c
@@ -493,15 +508,13 @@ def study_tuning(
     frameworks=("torch", "keras"),
     scratch: dict | None = None,  # what `choose_scratch` found; None: choose now
     final: bool = False,  # one fold that tests the sealed part, in a file of its own
+    resume: bool = False,  # keep the runs that the record already holds
     path=None,
     say=print,
 ) -> Path:
-    """Run all that a study plans, and store each run as it ends.
-
-    Runs that the record already holds are kept, so an interrupted study goes on.
-    """
+    "Run all that a study plans, and store each run as it ends."
     path = Path(path or record_path(f"tuning_{data}" + "_final" * final))
-    runs, about = load_tuning(data, path)
+    runs, about = load_tuning(data, path) if resume else ([], {})
     if final:
         about = load_tuning(data)[1]
     scratch = scratch or about.get("scratch_candidates") or choose_scratch(data, say)
@@ -518,8 +531,8 @@ def study_tuning(
     return path
 
 
-# %% ../../nbs/6_practice/tuning.ipynb #19dc3fae
-def _store(path, data, runs, candidates):
+# %% ../../nbs/6_practice/tuning.ipynb #4ff968e0
+def _store(path, data, runs, candidates, **about):
     "Write the runs so far with their settings."
     study, best = _study(data), best_scratch(data, candidates)
     recipes = dict(fine_tune=study.fine_tune, scratch=study.scratch[best])
@@ -532,13 +545,17 @@ def _store(path, data, runs, candidates):
         scratch=best,
         scratch_candidates=candidates,
         settings={k: recipe.to_dict() for k, recipe in recipes.items()},
+        **about,
     )
 
 
-def join_tuning(data: str, parts: list, path=None) -> Path:
-    "One record of the runs in `parts`, which several processes have written."
+def join_tuning(data: str, parts: list, path=None, **about) -> Path:
+    """One record of the runs in `parts`, which several processes have written.
+
+    `about` is stored with it, for example what was tried on the validation identities.
+    """
     found = [load_tuning(data, part) for part in parts]
     runs = sorted((r for part, _ in found for r in part), key=lambda r: r[:4])
     path = Path(path or record_path(f"tuning_{data}"))
-    _store(path, data, runs, found[0][1]["scratch_candidates"])
+    _store(path, data, runs, found[0][1]["scratch_candidates"], **about)
     return path
