@@ -69,7 +69,7 @@ STUDIES = {
         tests=("cutout", "scene"),
         size=112,
         folds=4,
-        repeats=dict(majority=20, random_probe=5, scratch=2, probe=20, fine_tune=5),
+        repeats=dict(majority=20, random_probe=5, scratch=1, probe=20, fine_tune=3),
         fine_tune=Recipe(
             "lp_ft",
             epochs=5,
@@ -251,7 +251,7 @@ def _probed(features, images, where, k):
     first = next(iter(images))
     rows = where[first] != k
     labels, groups = images[first].labels[rows], images[first].groups[rows]
-    probe = linear_probe(features[first][rows], labels, groups, balanced=False)
+    probe = linear_probe(features[first][rows], labels, groups, class_weights=None)
     trained = (features[first].shape[1] + 1) * len(images[first].classes)
     return {t: probe.predict(Z[where[t] == k]) for t, Z in features.items()}, trained
 
