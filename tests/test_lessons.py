@@ -355,10 +355,5 @@ def test_lessons_do_more_where_there_is_a_gpu(kind, wanted):
                 }
     assert found == {
         "11_features": {"LIVE": wanted["LIVE"]},
-<<<<<<< HEAD
         "12_finetune_torch": {"LIVE": wanted["LIVE"]},
-        "13_finetune_keras": {"EPOCHS": wanted["EPOCHS"]},
-=======
-        "12_finetune_torch": wanted,
->>>>>>> keras13
     }
