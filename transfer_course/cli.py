@@ -173,8 +173,8 @@ def fine_tune(
         int | None,
         typer.Option(
             help=(
-                "Passes over the training images; by default the strategy's. auto takes "
-                "6, and up to 6 more for its search."
+                "Passes over the training images; by default the strategy's. "
+                "auto takes 6, and up to 6 more for its search."
             )
         ),
     ] = None,

@@ -29,7 +29,12 @@ from ..engine.frameworks import processes
 
 # %% ../../nbs/trainer/auto.ipynb #auto3imp
 from .recipe import Recipe
-from .result import Result, loss_and_accuracy, match_classes, softmax
+from transfer_course.trainer.result import (
+    Result,
+    loss_and_accuracy,
+    match_classes,
+    softmax,
+)
 from .start import about_run
 from ..vision.evaluate import paired_interval
 
