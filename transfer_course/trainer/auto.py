@@ -80,9 +80,9 @@ def _hopeless(probe, valid) -> bool:
 
 def _why_skipped(probe) -> str:
     return (
-        f"The probe is kept: it gets {int(probe.sum())} of the {len(probe)} held-out "
-        "images right, and these are too few to show that any network is better. "
-        "Fine-tuning is skipped; the strategy lp_ft does it all the same."
+        f"The probe is kept: it gets {int(probe.sum())} of {len(probe)} held-out "
+        "images right, so no network can be clearly better on them. Fine-tuning is "
+        "skipped; the strategy lp_ft does it all the same."
     )
 
 
@@ -193,21 +193,24 @@ class Auto:
             name = f"{recipe.lr:g}"
             if name in losses:
                 continue
+            began = time.perf_counter()
             result = self.short_run(recipe)
+            took = time.perf_counter() - began
             losses[name] = _agreed(_losses(result, self.valid))
             if processes().is_main_process:
                 kept.save({}, {"losses": losses})
             if len(losses) == 1 and result.history:
-                self.say(self.forecast(result.history[0]["seconds"]))
+                self.say(self.forecast(took, result.history[-1]["seconds"]))
         return losses
 
-    def forecast(self, seconds: float) -> str:
-        "How long the rest takes if every epoch takes `seconds`."
-        epochs = sum(r.epochs for r in self.short[1:]) + self.recipe.epochs
+    def forecast(self, took: float, epoch: float) -> str:
+        "The time left after a short run that `took` so long, with epochs so long."
+        more = self.recipe.epochs - self.short[0].epochs
+        left = len(self.short) * took + more * epoch
         return (
-            f"one epoch takes about {seconds:.1f} s, so trying {len(FACTORS)} learning "
-            f"rates and fine-tuning with the best of them ends in about "
-            f"{max(1, round(epochs * seconds))} s"
+            f"one epoch takes about {epoch:.1f} s; trying {len(self.short)} learning "
+            "rates and fine-tuning with the one that is used ends in about "
+            f"{max(1, round(left))} s"
         )
 
     def tuned(self, losses: dict) -> tuple[Result, dict]:
@@ -252,6 +255,13 @@ def _finished(result: Result, job: Auto, about: dict) -> Result:
 
 
 # %% ../../nbs/trainer/auto.ipynb #auto15auto
+_NOT_TAKEN = {
+    "source": "source images",
+    "unlabelled": "unlabelled images",
+    "penalty": "penalty",
+}
+
+
 def auto(
     tune,  # the framework's `fine_tune`
     backbone,
@@ -269,10 +279,10 @@ def auto(
     `result.info["auto"]` says what was compared and why that one is kept. Raises
     BadValue for `source`, `unlabelled` and `penalty`, which no probe can use.
     """
-    for name in ("source", "unlabelled", "penalty"):
+    for name, what in _NOT_TAKEN.items():
         if how.pop(name, None) is not None:
             raise BadValue(
-                f"The strategy 'auto' takes no {name}, because a probe can't use it. "
+                f"The strategy 'auto' takes no {what}, because a probe can't use it. "
                 "Choose 'lp_ft' or 'fine_tune'."
             )
     say = say or (_on_stderr if progress else lambda text: None)
