@@ -57,7 +57,7 @@ def _why(gain, n: int, epoch) -> str:
     "The sentence that says which network is kept and why."
     if epoch == 0:
         return (
-            "The probe is kept: no epoch of fine-tuning gave a higher accuracy on the "
+            "The probe is kept: no epoch of fine-tuning was better on the "
             f"{n} held-out images."
         )
     if gain.low > 0:
@@ -93,11 +93,11 @@ ENOUGH_STEPS = 50  # with so many in an epoch, one epoch is enough
 
 def candidates(recipe: Recipe, n: int) -> list[Recipe]:
     "One short `lp_ft` on `n` images for each learning rate that the search tries."
-    recipe = recipe.but(strategy="lp_ft")
+    recipe, own = recipe.but(strategy="lp_ft"), recipe.lr
     epochs = 1 if n >= ENOUGH_STEPS * recipe.batch_size else 2
     return [
         recipe.but(
-            lr=float(f"{factor * recipe.lr:.2g}"),
+            lr=own if factor == 1 else float(f"{factor * own:.2g}"),
             head_lr=recipe.head_lr and factor * recipe.head_lr,
             epochs=min(epochs, recipe.epochs),
         )
@@ -165,10 +165,19 @@ class Auto:
         return self.tune(self.net, self.train, None, recipe, **how)
 
     def scored(self, result: Result, name: str, **more) -> tuple:
-        "(right or wrong (N,), what is noted of a candidate); says its accuracy."
+        """(right or wrong (N,), what is noted of a candidate); says its accuracy.
+
+        A fine-tuning that ended with the weights it began with is noted as its best
+        epoch was.
+        """
         labels = match_classes(self.valid, result.classes)
         logits = result.logits(self.valid)
         loss, accuracy = loss_and_accuracy(logits, labels)
+        if more.get("best_epoch") == 0 and result.history:
+            accuracy, loss = max(
+                (row["valid_accuracy"], -row["valid_loss"]) for row in result.history
+            )
+            loss = -loss
         seconds = round(time.perf_counter() - self.began, 1)
         self.say(f"{name} {accuracy:.2f} on the held-out images after {seconds:.0f} s")
         about = dict(accuracy=accuracy, loss=loss, seconds=seconds, **more)
@@ -181,6 +190,11 @@ class Auto:
         path = Path(self.folder) / PARTS / name
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def drop(self, name: str) -> None:
+        "Delete the checkpoint of a part that has ended."
+        if self.folder is not None:
+            shutil.rmtree(self.part(name), ignore_errors=True)
 
     def search(self) -> dict:
         "Held-out images' losses by learning rate; what a killed run found is kept."
@@ -199,6 +213,7 @@ class Auto:
             losses[name] = _agreed(_losses(result, self.valid))
             if processes().is_main_process:
                 kept.save({}, {"losses": losses})
+                self.drop(name)
             if len(losses) == 1 and result.history:
                 self.say(self.forecast(took, result.history[-1]["seconds"]))
         return losses
@@ -215,7 +230,7 @@ class Auto:
 
     def tuned(self, losses: dict) -> tuple[Result, dict]:
         "The network fine-tuned with the rate that is used, and what is noted of it."
-        name = best_rate(losses, f"{self.recipe.lr:g}", self.valid.groups)
+        name = best_rate(losses, f"{self.short[1].lr:g}", self.valid.groups)
         means = {rate: float(np.mean(values)) for rate, values in losses.items()}
         shown = ", ".join(f"{rate}: {loss:.2f}" for rate, loss in means.items())
         self.say(f"learning rate {name} is used (validation losses {shown})")
@@ -230,7 +245,7 @@ class Auto:
         right, noted = self.scored(probe, "probe")
         about = dict(chosen="probe", probe=noted)
         if _agreed(_hopeless(right, self.valid)):
-            return _finished(probe, self, about | dict(why=_why_skipped(right)))
+            return self.told(probe, about | dict(why=_why_skipped(right)))
         tuned, more = self.tuned(self.search())
         losses = more.pop("losses")
         tuned_right, noted = self.scored(tuned, "fine-tuned network", **more)
@@ -243,12 +258,16 @@ class Auto:
             gain=gain._asdict() | {"level": LEVEL},
             why=_why(gain, len(right), tuned.best_epoch),
         )
-        return _finished(tuned if better else probe, self, about)
+        return self.told(tuned if better else probe, about)
+
+    def told(self, result: Result, about: dict) -> Result:
+        "The result, after the reason for the choice was said."
+        self.say(about["why"])
+        return _finished(result, self, about)
 
 
 def _finished(result: Result, job: Auto, about: dict) -> Result:
     "The result with the recipe that was asked for and what the choice rests on."
-    job.say(about["why"])
     result.recipe, result.info["auto"] = job.recipe, about
     result.seconds = time.perf_counter() - job.began
     return result
@@ -285,7 +304,8 @@ def auto(
                 f"The strategy 'auto' takes no {what}, because a probe can't use it. "
                 "Choose 'lp_ft' or 'fine_tune'."
             )
-    say = say or (_on_stderr if progress else lambda text: None)
+    aloud = progress and processes().is_main_process
+    say = say or (_on_stderr if aloud else lambda text: None)
     how |= dict(progress=progress)
     if valid is not None and len(valid):
         job = Auto(tune, backbone, train, valid, recipe, say, checkpoint, **how)
@@ -302,9 +322,10 @@ def _on_all(job: Auto) -> Result:
         sets, inner = (parts.train, parts.valid), job.part("choice")
         chooser = Auto(job.tune, job.net, *sets, job.recipe, job.say, inner, **job.how)
         about = chooser.choice().info["auto"]
-        recipe = recipe.but(strategy=about["chosen"])
     if about["chosen"] == "lp_ft":
-        recipe = recipe.but(lr=about["tuned"]["lr"])
+        used = about["tuned"]["lr"]
+        recipe = next(r for r in job.short if r.lr == used).but(epochs=recipe.epochs)
+    job.say("The same is now trained on all images.")
     return _finished(job.run(recipe, job.folder), job, about)
 
 
