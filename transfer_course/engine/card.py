@@ -92,6 +92,7 @@ def _card_data(info):
     )
 
 
+# %% ../../nbs/engine/card.ipynb #cardtrain
 def _card_training(info):
     "Strategy, framework, time and recipe."
     strategy, framework = _md(_strategy(info) or "–"), _known(info, "framework")
@@ -100,6 +101,7 @@ def _card_training(info):
     return f"Strategy {strategy} in {framework}, {took}.\n\n{_choice(info)}{recipe}"
 
 
+# %% ../../nbs/engine/card.ipynb #cardchoice
 def _choice(info):
     "Both candidates of `auto`, and why one was kept; empty for another strategy."
     if not _auto(info):

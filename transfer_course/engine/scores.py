@@ -179,6 +179,7 @@ _CANDIDATE_HEADS = (
 )
 
 
+# %% ../../nbs/engine/scores.ipynb #chosenexp2b
 def _candidates(info) -> list:
     "A row of text for each candidate of `auto`, as `_CANDIDATE_HEADS` says."
     rows, auto = [], _auto(info)
@@ -199,6 +200,7 @@ def _candidates(info) -> list:
     return rows
 
 
+# %% ../../nbs/engine/scores.ipynb #chosenexp2c
 def _rates(info) -> str:
     "The learning rates that were tried, with their validation losses."
     losses = _auto(info).get("losses")

@@ -86,6 +86,7 @@ class AutoRun(NamedTuple):
     correct: dict  # method → (n,) right or wrong on the test set
 
 
+# %% ../../nbs/6_practice/auto_study.ipynb #ast8run
 def run_auto(name: str, framework: str, seed: int) -> AutoRun:
     "Train and test every method on one draw of labels."
     data, net = dataset(name), backbone("efficientnet_lite0", framework)
@@ -131,6 +132,7 @@ def load_auto(path=None) -> tuple[list[AutoRun], dict]:
     return load_runs(AutoRun, Path(path or record_path("auto")))
 
 
+# %% ../../nbs/6_practice/auto_study.ipynb #ast10study
 def study_auto(path=None, frameworks=FRAMEWORKS, seeds=SEEDS, say=print) -> Path:
     "Run what the record lacks and store each run; half an hour on two cores."
     path = Path(path or record_path("auto"))

@@ -407,6 +407,7 @@ def _note(recipe, auto) -> dict:
     return {"note": f"{told} little."}
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #metricsexp
 def _metrics(labels, guess, groups, n_classes) -> dict:
     "Scores on the held-out images, the accuracy with its 95 % interval."
     _, low, high = interval(guess == labels, groups, level=0.95)

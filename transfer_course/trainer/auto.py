@@ -81,8 +81,8 @@ def _hopeless(probe, valid) -> bool:
 def _why_skipped(probe) -> str:
     return (
         f"The probe is kept: it gets {int(probe.sum())} of {len(probe)} held-out "
-        "images right, so no network can be clearly better on them. Fine-tuning is "
-        "skipped; the strategy lp_ft does it all the same."
+        "images right, and on these no network could be shown to be better. "
+        "Fine-tuning is skipped; the strategy lp_ft does it all the same."
     )
 
 
@@ -113,6 +113,7 @@ def _losses(result: Result, valid) -> list:
     return [round(float(loss), 6) for loss in -np.log(np.maximum(right, 1e-12))]
 
 
+# %% ../../nbs/trainer/auto.ipynb #auto11best
 def best_rate(losses: dict, own: str, groups=None) -> str:
     """The rate with the lowest loss of those that are better than the rate `own`.
 
@@ -127,6 +128,7 @@ def best_rate(losses: dict, own: str, groups=None) -> str:
     return best
 
 
+# %% ../../nbs/trainer/auto.ipynb #auto11all
 def _agreed(value):
     "What the first process of `torchrun` has, in all of them."
     if processes().num_processes == 1:
@@ -136,14 +138,14 @@ def _agreed(value):
     return broadcast_object_list([value])[0]
 
 
+PARTS = ".auto"  # the folder of what a killed run has found so far
+
+
 def _on_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 # %% ../../nbs/trainer/auto.ipynb #auto13class
-PARTS = ".auto"  # the folder of what a killed run has found so far
-
-
 class Auto:
     "The parts of one run: probe, search, fine-tuning, and the choice."
 
@@ -266,6 +268,7 @@ class Auto:
         return _finished(result, self, about)
 
 
+# %% ../../nbs/trainer/auto.ipynb #auto13end
 def _finished(result: Result, job: Auto, about: dict) -> Result:
     "The result with the recipe that was asked for and what the choice rests on."
     result.recipe, result.info["auto"] = job.recipe, about
@@ -281,6 +284,7 @@ _NOT_TAKEN = {
 }
 
 
+# %% ../../nbs/trainer/auto.ipynb #auto15fn
 def auto(
     tune,  # the framework's `fine_tune`
     backbone,
@@ -313,6 +317,7 @@ def auto(
     return _on_all(Auto(tune, backbone, train, None, recipe, say, checkpoint, **how))
 
 
+# %% ../../nbs/trainer/auto.ipynb #auto15all
 def _on_all(job: Auto) -> Result:
     "Choose on a fifth of the training images, then train on all of them."
     parts = job.train.split(valid=0.2, test=0, seed=job.recipe.seed)
