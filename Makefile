@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 EXTRAS ?= torch,keras,lessons,fast,dev
 STAMP := $(VENV)/.installed
 comma := ,
+CPU ?=
+SIZE := $(if $(filter 1,$(CPU)),Setting up .venv: about 1.5 GB to download and 4 GB on disk if PyTorch's CPU build can be had.,\
+  Setting up .venv: about 4 GB to download and 8.5 GB on disk, since PyTorch brings its GPU libraries. CPU=1 asks for its CPU build.)
 CONSTRAINTS ?= constraints.txt
 PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 COMPARE ?= --nbval
@@ -18,7 +21,7 @@ PYTEST := TRANSFER_COURSE_STRICT=1 $(ONE_THREAD) $(BIN)/python -m pytest -q -n 2
 .PHONY: help install demo test test-lib test-lessons stress test-newest lab bench study docs export clean
 
 help:
-	@echo "make demo     set up, then fine-tune on the bundled images in PyTorch and Keras (about 8 minutes)"
+	@echo "make demo     set up, then fine-tune on the bundled photographs in PyTorch and Keras (about 3 minutes)"
 	@echo "make test     set up, then run every test and every lesson"
 	@echo "make install  set up only (.venv)        make lab    the lessons in JupyterLab"
 	@echo "make study    recompute the records      make bench  speed, ours beside the tutorials'"
@@ -36,10 +39,21 @@ define with_extras
 	fi
 endef
 
+# `make install CPU=1` takes PyTorch's CPU build, a third of the download. Only uv knows where it lies.
+define cpu_build
+	@if ! $(BIN)/uv --version >/dev/null 2>&1; then \
+	  echo "CPU=1 needs uv, which could not be installed; PyTorch's ordinary build is installed instead."; \
+	elif ! UV_HTTP_TIMEOUT=60 $(BIN)/uv pip install --torch-backend cpu --quiet --compile-bytecode --python $(BIN)/python $(PINS) torch torchvision 2>/dev/null; then \
+	  echo "PyTorch's CPU builds can't be reached from here; the ordinary build is installed instead."; \
+	fi
+endef
+
 $(STAMP): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Say which one to use: make install PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu the package python3-venv brings it."; exit 2; }
-	$(BIN)/python -m pip install --quiet uv || true
+	@echo "$(SIZE)"
+	@$(BIN)/python -m pip install --quiet uv || true
+	$(if $(filter 1,$(CPU)),$(cpu_build))
 	$(call with_extras,$(EXTRAS))
 	@touch $(STAMP)
 
@@ -79,7 +93,8 @@ bench: $(VENV)/.bench
 
 # FINAL=1 opens the sealed part, once, for the claims page.
 study: install
-	$(BIN)/python -c "from transfer_course.practice.demo import study; print(study(final=$(if $(FINAL),True,False)))"
+	$(BIN)/python -c "from transfer_course.practice.tuning import study_tuning; print(study_tuning('photos', final=$(if $(FINAL),True,False)))"
+	$(BIN)/python -c "from transfer_course.practice.tuning import study_tuning; print(study_tuning('drawings', final=$(if $(FINAL),True,False)))"
 	$(BIN)/python -c "from transfer_course.practice.budget import study_budget; print(study_budget())"
 	$(BIN)/python -c "from transfer_course.practice.halves import study_halves; print(study_halves())"
 	$(BIN)/python -c "from transfer_course.practice.photo_budget import study_photo_budget; print(study_photo_budget())"

@@ -1,4 +1,4 @@
-"""The table and the picture of the README, from benchmarks/results/*.json."""
+"""The table and the picture of the page on speed, from benchmarks/results/*.json."""
 
 from __future__ import annotations
 

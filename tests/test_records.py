@@ -5,22 +5,21 @@ A table of means is only as good as the runs behind it.
 
 from itertools import product
 
-from transfer_course.practice import budget, demo, halves
+import pytest
+
+from transfer_course.practice import budget, halves, tuning
 
 
-def test_demo():
-    runs, _ = demo.load_records()
-    wanted = set(product(("torch", "keras"), demo.STRATEGIES, demo.SEEDS))
-    assert {(r.framework, r.strategy, r.seed) for r in runs} == wanted and len(
-        runs
-    ) == len(wanted)
-    data = demo.everything(size=64)
-    tested = {
-        s: {k: len(i) for k, i in demo.fold(data, s).items.items()} for s in demo.SEEDS
-    }
-    assert all(
-        {k: len(c) for k, c in r.correct.items()} == tested[r.seed] for r in runs
-    )
+@pytest.mark.parametrize("data", tuning.STUDIES)
+def test_tuning(data):
+    runs, _ = tuning.load_tuning(data)
+    wanted = set(tuning.planned(data))
+    assert {r[:4] for r in runs} == wanted and len(runs) == len(wanted)
+    tested = {r: tuning._dealt(data, r) for r in {run.repeat for run in runs}}
+    for run in runs:
+        of = tested[run.repeat]
+        counts = {test: (of[test] == run.fold).sum() for test in of}
+        assert {test: len(c) for test, c in run.correct.items()} == counts
 
 
 def test_budget():

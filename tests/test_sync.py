@@ -2,6 +2,7 @@
 
 import configparser
 import filecmp
+import json
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,22 @@ def test_graders_are_folded_and_wrong_answers_left_out():
     assert grader.metadata.jupyter.source_hidden and after.source == "print(1)"
 
 
+def test_a_lesson_does_not_greet_a_learner_with_imports():
+    """The cells that set a lesson up are tagged, and folded in the learner's copy."""
+    for path in filter(notebooks.is_lesson, notebooks.notebooks()):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        setup = {c["id"] for c in cells if "setup" in c["metadata"].get("tags", [])}
+        copy = ROOT / "transfer_course" / "lessons" / path.name
+        first = []  # code before the second text, which begins the lesson
+        for c in json.loads(copy.read_text(encoding="utf-8"))["cells"]:
+            if c["cell_type"] == "markdown" and first:
+                break
+            if c["cell_type"] == "code":
+                first.append(c)
+        assert {c["id"] for c in first} <= setup, path.stem
+        assert all(c["metadata"]["jupyter"]["source_hidden"] for c in first), path.stem
+
+
 def test_learners_copies_open_in_colab():
     nb = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_markdown_cell("# A lesson")],
@@ -130,7 +147,8 @@ def test_versions_agree():
 def test_notebooks_are_stored_with_outputs_and_clean(path):
     nb = nbformat.read(path, as_version=4)
     code = [c for c in nb.cells if c.cell_type == "code"]
-    assert any(c.outputs for c in code), "run `python tools/notebooks.py run` on it"
+    # A page about the course may hold nothing but text.
+    assert not code or any(c.outputs for c in code), "run tools/notebooks.py on it"
     assert all(c.execution_count is None for c in code) and "widgets" not in nb.metadata
     errors = [o for c in code for o in c.outputs if o.output_type == "error"]
     assert not errors

@@ -58,6 +58,9 @@ def site_notebook(nb, named=frozenset()) -> nbformat.NotebookNode:
                     if solved
                     else "Show what is checked"
                 }
+            elif "setup" in tags:
+                tags.add("hide-input")
+                c.metadata["mystnb"] = {"code_prompt_show": "Show the set-up"}
             c.source = MARKS.sub("", c.source)
         c.source = DIRECTIVE.sub("", c.source).strip("\n")
         if tags:
@@ -114,10 +117,10 @@ def claims_page(path: Path) -> str:
     text = (
         "# Claims\n"
         "\n"
-        "Each lesson states what it expects to see as a difference and measures it "
-        "over seeds and identities, with a 99 % interval. *Holds*: all of the "
-        "interval is above what is claimed. *Fails*: all of it is below. *Unclear*: "
-        "neither; the data don't tell.\n"
+        "Each lesson states what it expects to see as a difference, and measures that "
+        "difference over seeds and identities with a 99 % interval. A claim *holds* if "
+        "the whole interval is above the claimed value, and it *fails* if the whole "
+        "interval is below. Otherwise it is *unclear*: our data cannot tell.\n"
         "\n"
     )
     return (
@@ -164,9 +167,9 @@ def questions_page(path: Path, taught: list[dict]) -> str:
     text = (
         "# Questions\n"
         "\n"
-        "What five popular posts on transfer learning ask, and what they hope for. "
-        "Each short answer leads to the cell that measures it, or names the lesson "
-        "that will.\n"
+        "These are the questions that five popular posts on transfer learning ask, and "
+        "the developments they hope for. Each short answer links to the cell that "
+        "measures it, or names the lesson that will.\n"
         "\n"
     )
     return text + table(["question", "short answer", "where"], rows) + "\n"
@@ -210,7 +213,8 @@ def toctree(caption: str, entries: list[str]) -> str:
 
 def write_source(source: Path) -> None:
     """The folder that Sphinx reads."""
-    cfg, alts, pages, taught = settings(), {}, {True: [], False: []}, coverage()
+    cfg, alts, taught = settings(), {}, coverage()
+    pages = {"lesson": [], "about": [], "made": []}
     for path in sorted(
         notebooks(), key=lambda p: p.name if is_lesson(p) else p.as_posix()
     ):
@@ -225,9 +229,10 @@ def write_source(source: Path) -> None:
             to,
         )
         page = path.relative_to(ROOT).with_suffix("").as_posix()
-        pages[is_lesson(path)].append(
-            f"{path.name[:2]} {title(nb)} <{page}>" if is_lesson(path) else page
-        )
+        if is_lesson(path):
+            pages["lesson"].append(f"{path.name[:2]} {title(nb)} <{page}>")
+        else:
+            pages["about" if path.parent.name == "about" else "made"].append(page)
     shutil.copytree(ROOT / "nbs" / "images", source / "nbs" / "images")
     shutil.copytree(ROOT / "tools" / "docs_static", source / "_static")
     shutil.copy(ROOT / "tools" / "docs_conf.py", source / "conf.py")
@@ -253,10 +258,10 @@ def write_source(source: Path) -> None:
     text = absolute_links(
         (ROOT / "README.md").read_text(encoding="utf-8"), cfg["git_url"], source
     )
-    text += toctree("Lessons", pages[True]) + toctree("Library", ["reference/index"])
-    text += toctree("Results and words", [*more, "questions"]) + toctree(
-        "How the library is made", pages[False]
-    )
+    text += toctree("Lessons", pages["lesson"]) + toctree("About", pages["about"])
+    text += toctree("Library", ["reference/index"])
+    text += toctree("Results and words", [*more, "questions"])
+    text += toctree("How the library is made", pages["made"])
     (source / "index.md").write_text(text, encoding="utf-8")
 
 

@@ -145,7 +145,8 @@ def colab_link(name: str) -> str:
 def unsolved(nb, name: str) -> nbformat.NotebookNode:
     """A lesson as a learner gets it.
 
-    No solutions, no outputs, no nbdev directives; graders are folded away.
+    No solutions, no outputs, no nbdev directives; set-up cells and graders are folded
+    away.
     """
     cells = []
     for c in nb.cells:
@@ -158,7 +159,7 @@ def unsolved(nb, name: str) -> nbformat.NotebookNode:
             new = nbformat.v4.new_markdown_cell(source)
         else:
             new = nbformat.v4.new_code_cell(stub(source))
-            if GRADER.search(source):
+            if GRADER.search(source) or "setup" in c.metadata.get("tags", []):
                 new.metadata["jupyter"] = {"source_hidden": True}
         new["id"] = c["id"]
         cells.append(new)

@@ -116,26 +116,25 @@ def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for table, figure and HTML report.")
     ] = Path("runs/demo"),
-    seed: Annotated[
+    fold: Annotated[
         int,
-        typer.Option(
-            min=0, max=4, help="Which of the study's five seeds is run live, 0 to 4."
-        ),
+        typer.Option(min=0, max=3, help="Which of the study's four folds runs now."),
     ] = 0,
-    minutes: Annotated[
-        float,
+    live: Annotated[
+        bool,
         typer.Option(
-            min=0, help="Rows that would end later are taken from the records."
+            "--live",
+            help="Train every model of the study now, and take none from the record.",
         ),
-    ] = 8,
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Bundled images: baselines, scratch, probe and fine-tuning, in PyTorch and in
-    Keras, in five styles (about 8 minutes)."""
+    """Bundled photographs: baselines, probe, fine-tuning and training from scratch, in
+    PyTorch and in Keras (about 3 minutes)."""
     from transfer_course.practice.demo import run_demo
 
     rows, report = run_demo(
-        out, seed=seed, minutes=minutes, say=lambda text="": say(text, as_json)
+        out, fold=fold, live=live, say=lambda text="": say(text, as_json)
     )
     if as_json:
         emit({"rows": rows, "report": str(report)})

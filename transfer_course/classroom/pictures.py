@@ -197,7 +197,7 @@ def readable(
 # %% ../../nbs/0_start/pictures.ipynb #cfb95a46
 def grid(
     images,  # (N, H, W, 3) uint8, or a list of images of any size; (H, W) is grey
-    titles=None,  # one title an image
+    titles=None,  # one title per image, of one line or two
     columns=8,
     alt="",
 ):
@@ -209,7 +209,9 @@ def grid(
     if titles is None:
         texts, pitch = [""] * len(images), 1.08
     else:
-        texts, pitch = [str(t) for t in titles], 1.3
+        texts = [str(t) for t in titles]
+        rows = max((t.count("\n") for t in texts), default=0)
+        pitch = 1.3 + 0.16 * rows
     if len(texts) != len(images):
         raise ValueError(f"grid got {len(images)} images and {len(texts)} titles.")
     show(_grid(images, texts, min(columns, len(images)), pitch), alt)
@@ -228,9 +230,9 @@ def _tile(ax, x, y, image, title):
     left, right, bottom, top = _fit(image)
     extent = (x + left, x + right, y + bottom, y + top)
     ax.imshow(image, extent=extent, cmap="gray", vmin=0, vmax=255, zorder=2)
-    short = title if len(title) < 15 else title[:13] + "…"
+    rows = [row if len(row) < 15 else row[:13] + "…" for row in title.split("\n")]
     font = dict(ha="center", va="bottom", size=8, family=_fonts())
-    ax.text(x + 0.5, y - 0.04, readable(short), **font)
+    ax.text(x + 0.5, y - 0.04, readable("\n".join(rows)), **font)
 
 
 # %% ../../nbs/0_start/pictures.ipynb #ed2e6d23

@@ -48,27 +48,31 @@ class Fold(NamedTuple):
     test: np.ndarray
 
 
-def _draw(labels, groups, pool, rng):
-    "Up to LABELS rows of `pool` per class; a second image of an identity comes last."
+def _draw(classes, groups, pool, rng, labels):
+    "Up to `labels` rows of `pool` per class; a second image of an identity comes last."
     drawn = []
-    for c in np.unique(labels[pool]):
-        mine = rng.permutation(pool[labels[pool] == c])
+    for c in np.unique(classes[pool]):
+        mine = rng.permutation(pool[classes[pool] == c])
         first = np.sort(np.unique(groups[mine], return_index=True)[1])
         order = np.concatenate([mine[first], np.delete(mine, first)])
-        drawn.append(order[:LABELS])
+        drawn.append(order[:labels])
     return np.concatenate(drawn)
 
 
 # %% ../../nbs/6_practice/photo_budget.ipynb #25583054
-def folds(data, seed: int) -> list[Fold]:
-    "The folds of one seed; together their test sets are the whole data set."
+def folds(data, seed: int, labels: int = LABELS) -> list[Fold]:
+    """The folds of one seed; together their test sets are the whole data set.
+
+    A fold has up to `labels` labelled images per class. The same seed with more labels
+    adds images to the same ones.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     deal = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     dealt = []
     for k, (pool, test) in enumerate(deal.split(data.labels, data.labels, data.groups)):
         rng = np.random.default_rng([seed, k])
-        labelled = _draw(data.labels, data.groups, pool, rng)
+        labelled = _draw(data.labels, data.groups, pool, rng, labels)
         known = np.isin(data.groups, data.groups[labelled])
         dealt.append(Fold(labelled, pool[~known[pool]], test))
     return dealt

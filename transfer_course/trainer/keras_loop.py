@@ -27,6 +27,7 @@ keras = load_keras()
 
 # %% ../../nbs/trainer/keras_loop.ipynb #30e9a5d7
 from transfer_course.trainer.start import (
+    class_weights,
     fresh_model,
     prepared,
     run_checkpoint,
@@ -52,7 +53,8 @@ def _trainer(result, data, penalty) -> Trainer:
     if second is not None:
         source_head = dense(*second, "source_head")
     body, recipe = result.backbone.model, result.recipe
-    return Trainer(body, head, recipe, source_head, penalty)
+    weights = class_weights(recipe, data.train)
+    return Trainer(body, head, recipe, source_head, penalty, weights)
 
 
 # %% ../../nbs/trainer/keras_loop.ipynb #1bf0849a

@@ -15,6 +15,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/trainer/keras_step.ipynb #9be26d40
+import contextlib
 import math
 import warnings
 from collections.abc import Callable
@@ -37,6 +38,7 @@ class Settings:
     pieces: int = 1  # how many pieces a batch is cut into
     device: Callable = unchanged  # what the graph does to the images first
     tail: Callable | None = None  # takes the output of a frozen part, not images
+    quick: object = contextlib.nullcontext()  # entered around the body's call
 
 
 # %% ../../nbs/trainer/keras_step.ipynb #cc79f6b5
@@ -57,9 +59,10 @@ class Steps(keras.Model):
 
     def features(self, images, training=False):
         "(B, D) for a batch of images, or of what the frozen part made of them."
-        if self.settings.tail is not None:
-            return self.settings.tail(images, training=training)
-        return self.body(self.settings.device(images), training=training)
+        with self.settings.quick:
+            if self.settings.tail is not None:
+                return self.settings.tail(images, training=training)
+            return self.body(self.settings.device(images), training=training)
 
     def train_step(self, *data):
         "One update. On backends other than TensorFlow and torch it is Keras's own."
@@ -185,21 +188,30 @@ def _step_torch(model, x, y):
 
 
 # %% ../../nbs/trainer/keras_step.ipynb #0dc6595b
-def cross_entropy(labels, logits, smoothing):
-    "Mean categorical cross-entropy from logits, in nats, with label smoothing."
+def cross_entropy(labels, logits, smoothing, weights=None):
+    """Mean categorical cross-entropy from logits, in nats, with label smoothing.
+
+    `weights` (C,) say what an image of a class counts; the mean divides by the images.
+    """
     logits = ops.cast(logits, "float32")
     classes = logits.shape[-1]
-    target = ops.one_hot(ops.cast(labels, "int32"), classes)
-    target = target * (1 - smoothing) + smoothing / classes
-    return -ops.mean(ops.sum(target * ops.log_softmax(logits, axis=-1), axis=-1))
+    hot = ops.one_hot(ops.cast(labels, "int32"), classes)
+    target = hot * (1 - smoothing) + smoothing / classes
+    each = ops.sum(target * ops.log_softmax(logits, axis=-1), axis=-1)
+    if weights is not None:
+        each = each * ops.sum(hot * ops.convert_to_tensor(weights), axis=-1)
+    return -ops.mean(each)
 
 
 # %% ../../nbs/trainer/keras_step.ipynb #ece376c6
 class Trainer(Steps):
     "A body and its heads; `objective` is what is minimised."
 
-    def __init__(self, body, head, recipe, source_head=None, penalty=None):
+    def __init__(
+        self, body, head, recipe, source_head=None, penalty=None, class_weights=None
+    ):
         super().__init__("trainer")
+        self.class_weights = class_weights  # (C,) or None
         self.body, self.head, self.source_head = body, head, source_head
         self.recipe, self.penalty = recipe, penalty
         self.start = {}
@@ -223,7 +235,8 @@ class Trainer(Steps):
     def objective(self, y, out):
         "The target's loss, plus the source's, plus the penalty."
         smoothing = self.recipe.label_smoothing
-        loss = cross_entropy(y["labels"], out["logits"], smoothing)
+        weights = self.class_weights
+        loss = cross_entropy(y["labels"], out["logits"], smoothing, weights)
         if "source_logits" in out:
             more = cross_entropy(y["source_labels"], out["source_logits"], smoothing)
             loss = loss + self.recipe.source_weight * more

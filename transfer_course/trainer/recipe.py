@@ -42,6 +42,23 @@ def _share(name, value, one=False):
         raise BadValue(f"{name} is {value}; it has to be below 1.")
 
 
+# %% ../../nbs/trainer/recipe.ipynb #c1a55e01
+def _class_weights(value):
+    'None, "balanced" or a tuple of floats; BadValue for anything else.'
+    if value is None or isinstance(value, str) and value == "balanced":
+        return value
+    if isinstance(value, str) or not hasattr(value, "__len__"):
+        hint = did_you_mean(str(value), ["balanced"])
+        raise BadValue(
+            f"class_weights is {value!r}; it has to be None, 'balanced' or a number "
+            f"above 0 for each class.{hint}"
+        )
+    weights = [w.item() if isinstance(w, np.generic) else w for w in value]
+    for i, weight in enumerate(weights):
+        _positive(f"class_weights[{i}]", weight)
+    return tuple(map(float, weights))
+
+
 # %% ../../nbs/trainer/recipe.ipynb #c7a32af9
 @dataclass(frozen=True)
 class Recipe:
@@ -51,6 +68,13 @@ class Recipe:
     probe. With `batch_norm="frozen"` the statistics, scale and shift of BatchNorm stay
     as they are. With `views=k` each image has k augmented versions that are used in
     turn, so a frozen part runs once for each of them; None draws a new one every epoch.
+
+    With `class_weights`, the loss is the mean over the batch of w[y] times the
+    cross-entropy of an image of class y; the weights are not normalised within the
+    batch. "balanced" is n / (C · n_c), computed from the training set as in
+    scikit-learn, so that the mean weight of its images is 1. A probe that the head
+    starts from gets the same weights; with None it is balanced, as `linear_probe` is.
+    The loss of a source and the validation scores are not weighted.
     """
 
     strategy: str = "fine_tune"  # a registered strategy; see `strategies()`
@@ -71,6 +95,7 @@ class Recipe:
     patience: int | None = None  # epochs without a better validation score; None: all
     source_weight: float = 1.0  # weight of the source's loss, when `source` is given
     views: int | None = None  # augmented versions of each image; None: one per epoch
+    class_weights: str | tuple | None = None  # "balanced" or C numbers above 0
 
     def __post_init__(self):
         _one_of("strategy", self.strategy, strategies())
@@ -88,10 +113,16 @@ class Recipe:
         _positive("seed", self.seed, int, strict=False)
         for name in ("augment", "label_smoothing", "momentum", "warmup"):
             _share(name, getattr(self, name), one=name == "augment")
+        # The record is frozen, so its own `__setattr__` would refuse.
+        weights = _class_weights(self.class_weights)
+        object.__setattr__(self, "class_weights", weights)
 
     def to_dict(self):
         "As plain values, for `run.json`."
-        return asdict(self)
+        weights = self.class_weights
+        if isinstance(weights, tuple):
+            weights = list(weights)
+        return asdict(self) | {"class_weights": weights}
 
     def but(self, **changes):
         "A copy with some fields changed."

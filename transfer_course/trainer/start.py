@@ -8,6 +8,7 @@ __all__ = [
     "starting_head",
     "second_head",
     "fresh_model",
+    "class_weights",
     "check_data",
     "tell_what_moves",
     "prepared",
@@ -50,7 +51,7 @@ def starting_head(
     """
     if known or todo.head == "random":
         return initial_head(net.feature_dim, len(train.classes), recipe.seed)
-    return probe_head(net, train)
+    return probe_head(net, train, class_weights=class_weights(recipe, train))
 
 
 # %% ../../nbs/trainer/start.ipynb #0f049d13
@@ -67,6 +68,42 @@ def second_head(
 def fresh_model(net, seed: int):
     "The backbone's architecture with random weights from `seed`."
     return backbone(**{**net.config, "weights": None, "seed": seed}).model
+
+
+# %% ../../nbs/trainer/start.ipynb #c1a55e12
+def class_weights(recipe: Recipe, train) -> np.ndarray | None:
+    """(C,) float32: what the loss of an image of each class counts, or None.
+
+    Raises BadValue if their number isn't that of the classes, or if "balanced" meets a
+    class without a training image.
+    """
+    weights, classes = recipe.class_weights, list(train.classes)
+    if weights is None:
+        return None
+    if weights == "balanced":
+        weights = _balanced(train.labels, classes)
+    if len(weights) != len(classes):
+        raise BadValue(
+            f"class_weights holds {len(weights)} numbers; the training set has "
+            f"{len(classes)} classes. Give one number for each class, in the order of "
+            "the data set's `classes`."
+        )
+    return np.array(weights, np.float32)
+
+
+# %% ../../nbs/trainer/start.ipynb #c1a55e15
+def _balanced(labels, classes) -> np.ndarray:
+    "(C,) n / (C · n_c), as in scikit-learn."
+    from sklearn.utils.class_weight import compute_class_weight
+
+    for i, name in enumerate(classes):
+        if not (labels == i).any():
+            raise BadValue(
+                f"The class '{name}' has no training image, so class_weights="
+                "'balanced' has no weight for it. Leave the class out, or give "
+                "class_weights as numbers."
+            )
+    return compute_class_weight("balanced", classes=np.arange(len(classes)), y=labels)
 
 
 # %% ../../nbs/trainer/start.ipynb #54e138b8
@@ -126,6 +163,7 @@ def prepared(
     "The recipe (the default one for None) and its plan, after the data were checked."
     recipe = recipe or Recipe()
     check_data(backbone, framework, train, valid, source, unlabelled)
+    class_weights(recipe, train)
     todo = plan(recipe, backbone.stages)
     if recipe.train_from and progress:
         tell_what_moves(backbone, recipe, len(train.classes))

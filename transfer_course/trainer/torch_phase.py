@@ -26,6 +26,7 @@ from ..engine.frameworks import load_torch
 from .batches import Data, Epoch, ahead
 from .recipe import Phase, Plan, Recipe
 from transfer_course.trainer.start import (
+    class_weights,
     fresh_model,
     second_head,
     starting_head,
@@ -151,6 +152,7 @@ class PhaseSetup:
         self.accelerator, self.device = accelerator, accelerator.device
         self.total = total  # steps of the whole run
         self.penalty = penalty
+        self.class_weights = None  # (C,) on the device, where the recipe has some
         self.kept = None  # the activations of the frozen part, while they are used
         self.resumed = {}  # what a checkpoint says of the phase that it belongs to
 
@@ -160,6 +162,9 @@ class PhaseSetup:
         resumed, self.resumed = self.resumed, {}
         if resumed:
             set_resting(self.network, resumed["moving"], resumed["held"])
+        weights = class_weights(self.recipe, data.train)
+        if weights is not None:
+            self.class_weights = torch.from_numpy(weights).to(self.device)
         optimizer = make_optimizer(self.network, self.recipe)
         self.optimizer = self.accelerator.prepare(optimizer)
         self.kept = None

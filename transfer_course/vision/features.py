@@ -30,99 +30,130 @@ from .extracting import extract, fingerprint
 
 _all_ = ["extract", "fingerprint"]
 
-
 # %% ../../nbs/2_vision/11_features.ipynb #aa487065
+GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # values of C that the probe chooses from
+
+
 def _folds(y, groups, most=3):
-    "Cross-validation splits that keep an identity on one side; None where a class is too small for any."
+    "Splits that keep an identity on one side; None if a class is too small for any."
     from sklearn.model_selection import StratifiedGroupKFold
 
-    g = (
-        np.arange(len(y))
-        if groups is None
-        else np.unique(groups, return_inverse=True)[1]
-    )
+    names = np.arange(len(y)) if groups is None else np.asarray(groups)
+    g = np.unique(names, return_inverse=True)[1]
     k = min(most, min(len(np.unique(g[y == c])) for c in np.unique(y)))
     if k < 2:
         return None
     return list(StratifiedGroupKFold(k, shuffle=True, random_state=0).split(y, y, g))
 
 
-# %% ../../nbs/2_vision/11_features.ipynb #408bf7f5
-GRID = (
-    1e-4,
-    1e-3,
-    1e-2,
-    1e-1,
-    1.0,
-)  # inverse strengths of regularisation that the probe chooses from
+# %% ../../nbs/2_vision/11_features.ipynb #eb56864e
+def _scaled(Z, roots):
+    "(scaler, rotation V, X): X is Z scaled and rotated onto the span of its rows."
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler(with_std=not roots).fit(Z)
+    X = scaler.transform(Z)
+    if len(X) >= X.shape[1]:  # nothing to gain
+        return scaler, np.eye(X.shape[1]), X
+    U, S, V = np.linalg.svd(X, full_matrices=False)
+    return scaler, V, U * S
 
 
-def linear_probe(
-    Z: np.ndarray,  # (N, D) features
-    y: np.ndarray,  # (N,) labels
-    groups=None,  # (N,) identities, kept together in cross-validation
-    grid=GRID,  # values of C to choose from
-    roots: bool = False,  # of the features' square roots, centred only; for features of at least 0, such as means after ReLU
-    balanced: bool = True,  # every class weighs the same; without it every image does, as plain accuracy counts
-):  # a fitted scikit-learn pipeline, its last two steps a scaler and a classifier
-    "Logistic regression on standardised features; C by cross-validated log-loss inside the given data, unless the grid has one value."
+def _logistic(X, y, C, weight):
+    "The classifier itself, fitted."
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer, StandardScaler
-    from threadpoolctl import threadpool_limits
 
-    Z, y = np.asarray(Z, np.float64), np.asarray(y)
+    return LogisticRegression(C=C, max_iter=500, class_weight=weight).fit(X, y)
+
+
+# %% ../../nbs/2_vision/11_features.ipynb #b3c01f7a
+def _best_c(Z, y, groups, grid, weight, roots):
+    """The C with the least log-loss on held-out identities.
+
+    A fold's scaler and rotation are fitted on its training images alone. The middle of
+    the grid is taken where a class has too few identities for any folds.
+    """
+    folds = _folds(y, groups) if len(grid) > 1 else None
+    if folds is None:
+        return grid[len(grid) // 2]
+    classes, total = np.unique(y), np.zeros(len(grid))
+    for train, held_out in folds:
+        scaler, V, X = _scaled(Z[train], roots)
+        X_out = scaler.transform(Z[held_out]) @ V.T
+        true = np.searchsorted(classes, y[held_out])
+        for i, C in enumerate(grid):
+            model = _logistic(X, y[train], C, weight)
+            P = np.zeros((len(held_out), len(classes)))
+            P[:, np.searchsorted(classes, model.classes_)] = model.predict_proba(X_out)
+            total[i] -= np.log(np.clip(P[np.arange(len(P)), true], 1e-12, 1)).sum()
+    return grid[total.argmin()]
+
+
+# %% ../../nbs/2_vision/11_features.ipynb #5d9e60b4
+def _class_weight(weights, y):
+    "What scikit-learn calls `class_weight`: None, 'balanced', or {class: weight}."
+    if weights is None or isinstance(weights, str) and weights == "balanced":
+        return weights
+    try:
+        w = np.asarray(weights, float)
+    except (TypeError, ValueError):
+        w = np.empty(0)
+    if w.ndim != 1 or len(w) <= max(y) or not (np.isfinite(w) & (w > 0)).all():
+        raise BadValue(
+            f"class_weights is {weights!r}; expected None, 'balanced' or a number above "
+            f"0 for each of the {max(y) + 1} classes."
+        )
+    return {c: w[c] for c in np.unique(y)}
+
+
+# %% ../../nbs/2_vision/11_features.ipynb #e1f27c93
+def _check_probe(Z, y, roots):
+    "BadValue if no probe can be fitted on these."
     if Z.ndim != 2 or len(Z) != len(y):
         raise BadValue(
-            f"Features {Z.shape} and labels {y.shape} don't belong together: (N, D) and (N,) are expected."
+            f"Features {Z.shape} and labels {y.shape} don't belong together: (N, D) and "
+            "(N,) are expected."
         )
     if len(np.unique(y)) < 2:
         raise BadValue("A probe needs at least two classes in its training data.")
     if roots and (Z < 0).any():
         raise BadValue(
-            f"Square roots need features of at least 0; the least is {Z.min():.3g}. Leave out roots=True."
+            f"Square roots need features of at least 0; the least is {Z.min():.3g}. "
+            "Leave out roots=True."
         )
+
+
+# %% ../../nbs/2_vision/11_features.ipynb #408bf7f5
+def linear_probe(
+    Z: np.ndarray,  # (N, D) features
+    y: np.ndarray,  # (N,) labels, 0 … C-1
+    groups=None,  # (N,) identities, kept together in cross-validation
+    class_weights="balanced",  # None: all images count the same; or C weights
+    grid=GRID,  # values of C to choose from; a single one is taken as it is
+    roots: bool = False,  # of the features' square roots, centred only
+):  # a fitted scikit-learn pipeline, its last two steps a scaler and a classifier
+    """Logistic regression on standardised features (Alain & Bengio 2016).
+
+    C is the one with the least log-loss in 3-fold cross-validation over identities.
+    "balanced" weights a class by N / (C · its images), as in scikit-learn. `roots`
+    needs features of at least 0, such as means after ReLU.
+    """
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+    from threadpoolctl import threadpool_limits
+
+    Z, y = np.asarray(Z, np.float64), np.asarray(y)
+    _check_probe(Z, y, roots)
+    weight = _class_weight(class_weights, y)
     first = [FunctionTransformer(np.sqrt)] if roots else []
     Z = np.sqrt(Z) if roots else Z
-    scaler = StandardScaler(with_std=not roots).fit(Z)
-
-    def fit(i, C):
-        return LogisticRegression(
-            C=C, max_iter=500, tol=1e-4, class_weight="balanced" if balanced else None
-        ).fit(X[i], y[i])
-
-    with threadpool_limits(
-        1 if Z.size < 1e7 else None
-    ):  # a small fit has its threads wait for each other longer than they work
-        U, S, V = np.linalg.svd(scaler.transform(Z), full_matrices=False)
-        X = U * S
-        best = fit(np.arange(len(y)), _best_c(X, y, _folds(y, groups), grid, fit))
-    best.coef_, best.n_features_in_ = best.coef_ @ V, Z.shape[1]
-    return make_pipeline(*first, scaler, best)
-
-
-# %% ../../nbs/2_vision/11_features.ipynb #eb56864e
-def _best_c(X, y, folds, grid, fit):
-    "The C with the least cross-validated log-loss; the middle of the grid where no folds are possible."
-    from sklearn.metrics import log_loss
-
-    if folds is None or len(grid) == 1:
-        return grid[len(grid) // 2]
-    classes = np.unique(y)
-
-    def loss(C):
-        "Mean log-loss of the held-out folds, times the number of images."
-        total = 0.0
-        for tr, va in folds:
-            m = fit(tr, C)
-            P = np.zeros((len(va), len(classes)))
-            P[:, np.searchsorted(classes, m.classes_)] = m.predict_proba(X[va])
-            total += log_loss(
-                y[va], np.clip(P, 1e-12, 1), labels=classes, sample_weight=None
-            ) * len(va)
-        return total
-
-    return min(grid, key=loss)
+    # in a small fit, threads wait for each other longer than they work
+    with threadpool_limits(1 if Z.size < 1e7 else None):
+        C = _best_c(Z, y, groups, grid, weight, roots)
+        scaler, V, X = _scaled(Z, roots)
+        model = _logistic(X, y, C, weight)
+    model.coef_, model.n_features_in_ = model.coef_ @ V, Z.shape[1]
+    return make_pipeline(*first, scaler, model)
 
 
 # %% ../../nbs/2_vision/11_features.ipynb #4bb3882b
@@ -148,17 +179,16 @@ def head_from_probe(probe, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../nbs/2_vision/11_features.ipynb #582e8b4c
 def probe_head(
-    backbone, train, progress: bool = False
+    backbone,
+    train,  # ImageDataset; unlabelled images are left out
+    progress: bool = False,
+    class_weights=None,  # as in `linear_probe`; None: "balanced"
 ) -> tuple[np.ndarray, np.ndarray]:
-    "A probe trained on `train` (labelled images only), as a linear layer (D, C), (C,)."
-    labelled = (
-        train.subset(np.flatnonzero(train.labels >= 0))
-        if (train.labels < 0).any()
-        else train
-    )
-    probe = linear_probe(
-        extract(backbone, labelled, progress=progress), labelled.labels, labelled.groups
-    )
+    "A probe trained on `train` as a linear layer: weights (D, C), biases (C,)."
+    labelled = train.subset(np.flatnonzero(train.labels >= 0))
+    Z = extract(backbone, labelled, progress=progress)
+    weights = "balanced" if class_weights is None else class_weights
+    probe = linear_probe(Z, labelled.labels, labelled.groups, class_weights=weights)
     return head_from_probe(probe, len(train.classes))
 
 
