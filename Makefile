@@ -100,6 +100,7 @@ study: install
 	$(BIN)/python -c "from transfer_course.practice.photo_budget import study_photo_budget; print(study_photo_budget())"
 	$(BIN)/python -c "from transfer_course.practice.coverage import study_coverage; print(study_coverage())"
 	$(BIN)/python -c "from transfer_course.practice.letters import study_letters; print(study_letters())"
+	$(BIN)/python -c "from transfer_course.practice.auto_study import study_auto; print(study_auto())"
 
 docs: install
 	$(BIN)/python tools/docs_site.py
