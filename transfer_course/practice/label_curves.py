@@ -17,6 +17,10 @@ __all__ = [
     "load_label_curves",
     "study_label_curves",
     "label_curve",
+    "rerun_fold",
+    "draw_curves",
+    "draw_map",
+    "labelled_sheet",
 ]
 
 # %% ../../nbs/6_practice/label_curves.ipynb #322c0d66
@@ -199,3 +203,66 @@ def label_curve(runs, name: str, method: str, seeds=None) -> Curve:
     budgets = (0,) if method == "majority" else STAGES[name].budgets
     tables = [np.stack([mine[b, seed] for seed in wanted]) * 1.0 for b in budgets]
     return Curve(budgets, tuple(tables), stage_data(name, SMALL).groups)
+
+
+# %% ../../nbs/6_practice/label_curves.ipynb #9cdad73b
+def rerun_fold(runs, name: str, method: str, budget: int, seed: int, fold: int = 0):
+    "(accuracy here, accuracy in the record, share of equal outcomes) in one fold."
+    data, one = stage_data(name, SMALL), folds(stage_data(name, SMALL), seed, budget)
+    test = one[fold].test
+    guess = _predicted(name, method, budget, seed, one[fold])
+    here = guess == data.labels[test]
+    key = (method, budget, seed)
+    found = [r.correct for r in runs if (r.method, r.budget, r.seed) == key]
+    return here.mean(), found[0][test].mean(), (here == found[0][test]).mean()
+
+
+# %% ../../nbs/6_practice/label_curves.ipynb #b0610375
+def draw_curves(ax, curves, level=0.95):
+    "Accuracy over labels per class on `ax`, with bands; `curves`: {method: Curve}."
+    from transfer_course.classroom.pictures import COLOURS, style
+
+    ticks = max((c.budgets for c in curves.values()), key=len)
+    for method, curve in curves.items():
+        mean, low, high = np.array(curve.bands(level)).T
+        if len(mean) == 1:
+            ax.axhline(mean[0], color=COLOURS[method], ls=":", label=method)
+            continue
+        ax.plot(curve.budgets, mean, **style(method))
+        ax.fill_between(
+            curve.budgets, low, high, color=COLOURS[method], alpha=0.15, lw=0
+        )
+    ax.set(xscale="log", ylim=(0, 1), xlabel="labels per class")
+    ax.set_xticks(ticks, ticks)
+    ax.minorticks_off()
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+# %% ../../nbs/6_practice/label_curves.ipynb #89015b9b
+def draw_map(points, names, title=""):
+    "Figure of points (N, 2), each name in a colour and marker of its own."
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(6.4, 4.2), layout="constrained")
+    ax = fig.subplots()
+    for i, name in enumerate(dict.fromkeys(sorted(names))):
+        mine = points[np.asarray(names) == name]
+        look = dict(color=f"C{i % 10}", marker="os^DvP"[i % 6], s=16, alpha=0.8)
+        ax.scatter(*mine.T, **look, label=name)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, size=10, loc="left")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
+    return fig
+
+
+# %% ../../nbs/6_practice/label_curves.ipynb #0ca95b6e
+def labelled_sheet(name: str, per_class: int, seed: int) -> np.ndarray:
+    "The labelled images of a seed's first fold, uint8 (H, W, 3), a row per class."
+    data = stage_data(name, SMALL)
+    rows = folds(data, seed, per_class)[0].labelled
+    shape = len(data.classes), per_class, SMALL, SMALL, 3
+    page = np.full(shape, 255, np.uint8)
+    for c in range(len(data.classes)):
+        mine = rows[data.labels[rows] == c]
+        page[c, : len(mine)] = data.batch(mine)
+    return page.swapaxes(1, 2).reshape(shape[0] * SMALL, per_class * SMALL, 3)
