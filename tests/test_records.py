@@ -5,7 +5,7 @@ A table of means is only as good as the runs behind it.
 
 from itertools import product
 
-from transfer_course.practice import budget, demo, halves
+from transfer_course.practice import demo, halves
 
 
 def test_demo():
@@ -20,14 +20,6 @@ def test_demo():
     }
     assert all(
         {k: len(c) for k, c in r.correct.items()} == tested[r.seed] for r in runs
-    )
-
-
-def test_budget():
-    runs, _ = budget.load_budget()
-    wanted = set(product(budget.METHODS, budget.BUDGETS, budget.SEEDS))
-    assert {(r.method, r.budget, r.seed) for r in runs} == wanted and len(runs) == len(
-        wanted
     )
 
 

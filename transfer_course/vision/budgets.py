@@ -7,6 +7,7 @@ __all__ = [
     "budget_indices",
     "Curve",
     "label_budget",
+    "common",
     "Labels",
     "between",
     "fine",
@@ -75,6 +76,23 @@ def label_budget(
     return Curve(tuple(budgets), tuple(correct), test.groups)
 
 
+# %% ../../nbs/2_vision/budgets.ipynb #551fe61d
+def common(a: Curve, b: Curve) -> tuple[Curve, Curve]:
+    "Both curves for the seeds and images that both have; BadValue if budgets differ."
+    if a.budgets != b.budgets:
+        raise BadValue(
+            f"The curves have budgets {a.budgets} and {b.budgets}; "
+            "expected the same ones."
+        )
+    tables = []
+    for mine, other in zip(a.correct, b.correct, strict=True):
+        n = min(len(mine), len(other))
+        untested = 0 * (mine[:n] + other[:n])  # NaN where one of them has not tested
+        tables.append((mine[:n] + untested, other[:n] + untested))
+    first, second = zip(*tables, strict=True)
+    return Curve(a.budgets, first, a.groups), Curve(b.budgets, second, b.groups)
+
+
 # %% ../../nbs/2_vision/budgets.ipynb #7dcbe68e
 class Labels(NamedTuple):
     """A number of labels per class with its interval.
@@ -141,7 +159,7 @@ def last(x, y) -> float:
     return first(x[i:], y[i:])
 
 
-# %% ../../nbs/2_vision/budgets.ipynb #f1344625
+# %% ../../nbs/2_vision/budgets.ipynb #3e3dd8a6
 def break_even(leader: Curve, challenger: Curve, level=0.95) -> Labels:
     """Labels per class at which `challenger` first does as well as `leader`.
 
@@ -149,16 +167,10 @@ def break_even(leader: Curve, challenger: Curve, level=0.95) -> Labels:
     difference contains 0 (Fieller 1954), for the seeds that both curves have.
     BadValue if the budgets differ.
     """
-    if leader.budgets != challenger.budgets:
-        raise BadValue(
-            f"The curves have budgets {leader.budgets} and {challenger.budgets}; "
-            "expected the same ones."
-        )
-    n = min(len(leader.correct[0]), len(challenger.correct[0]))
-    tables = [[t[:n] for t in curve.correct] for curve in (challenger, leader)]
+    ours, theirs = common(challenger, leader)
     x, gaps = fine(leader.budgets), []
     for v in x:
-        pair = [between(leader.budgets, t, v) for t in tables]
+        pair = [between(curve.budgets, curve.correct, v) for curve in (ours, theirs)]
         gaps.append(paired_interval(*pair, leader.groups, level))
     mean, low, high = np.array(gaps).T
     return Labels(first(x, mean), first(x, high), last(x, low), leader.budgets)
