@@ -195,8 +195,8 @@ def _untested(name, method, seed):
 def study_label_curves(name: str, path=None, wanted=None, say=print) -> Path:
     """Run what the record does not hold yet, and store the record after each run.
 
-    `wanted` lists (seed, method, budget); None is `expected_runs(name)`. About 15
-    minutes on one core for each data set, most of them for `scratch`.
+    `wanted` lists (seed, method, budget); None is `expected_runs(name)`. About 20
+    minutes on one quiet core for each data set, most of them for `scratch`.
     """
     path = Path(path or record_path(f"label_curves_{name}"))
     runs = load_label_curves(name, path)[0]
@@ -273,7 +273,8 @@ def draw_map(points, names, title=""):
     ax = fig.subplots()
     for i, name in enumerate(dict.fromkeys(sorted(names))):
         mine = points[np.asarray(names) == name]
-        look = dict(color=f"C{i % 10}", marker="os^DvP"[i % 6], s=16, alpha=0.8)
+        colour = f"C{i}" if i < 10 else ("black", "navy", "darkgreen")[i % 3]
+        look = dict(color=colour, marker="os^DvP"[i % 6], s=16, alpha=0.8)
         ax.scatter(*mine.T, **look, label=name)
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, size=10, loc="left")
@@ -283,12 +284,12 @@ def draw_map(points, names, title=""):
 
 # %% ../../nbs/6_practice/label_curves.ipynb #0ca95b6e
 def labelled_sheet(name: str, per_class: int, seed: int) -> np.ndarray:
-    "The labelled images of a seed's first fold, uint8 (H, W, 3), a row per class."
+    "The labelled images of a seed's first fold, uint8 (H, W, 3), a column per class."
     data = stage_data(name, SMALL)
     rows = folds(data, seed, per_class)[0].labelled
-    shape = len(data.classes), per_class, SMALL, SMALL, 3
+    shape = per_class, len(data.classes), SMALL, SMALL, 3
     page = np.full(shape, 255, np.uint8)
     for c in range(len(data.classes)):
         mine = rows[data.labels[rows] == c]
-        page[c, : len(mine)] = data.batch(mine)
-    return page.swapaxes(1, 2).reshape(shape[0] * SMALL, per_class * SMALL, 3)
+        page[: len(mine), c] = data.batch(mine)
+    return page.swapaxes(1, 2).reshape(per_class * SMALL, -1, 3)

@@ -93,7 +93,7 @@ def common(a: Curve, b: Curve) -> tuple[Curve, Curve]:
     return Curve(a.budgets, first, a.groups), Curve(b.budgets, second, b.groups)
 
 
-# %% ../../nbs/2_vision/budgets.ipynb #7dcbe68e
+# %% ../../nbs/2_vision/budgets.ipynb #b19762a9
 class Labels(NamedTuple):
     """A number of labels per class with its interval.
 
@@ -119,6 +119,13 @@ class Labels(NamedTuple):
     def saved(self, budget):
         "(mean, low, high) of `budget` less these labels."
         return budget - self.at, budget - self.high, budget - self.low
+
+    def saved_words(self, budget):
+        "What `saved` gives, as text."
+        if self.high <= self.budgets[0]:
+            return f"at least {budget - self.budgets[0]}"
+        mean, low, high = self.saved(budget)
+        return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
 # %% ../../nbs/2_vision/budgets.ipynb #94493c95

@@ -6,7 +6,6 @@
 __all__ = [
     "GRID",
     "linear_probe",
-    "head_from_probe",
     "probe_head",
     "random_probe",
     "extract",
@@ -17,6 +16,7 @@ __all__ = [
     "Labels",
     "break_even",
     "labels_needed",
+    "head_from_probe",
 ]
 
 # %% ../../nbs/2_vision/11_features.ipynb #e982199e
@@ -37,13 +37,14 @@ from .extracting import extract, fingerprint
 from transfer_course.vision.probing import (
     check_probe,
     class_weight,
+    head_from_probe,
     logistic,
     probe_folds,
     scaled,
 )
 
 _all_ = ["extract", "fingerprint", "budget_indices", "Curve", "label_budget"]
-_all_ += ["Labels", "break_even", "labels_needed"]
+_all_ += ["Labels", "break_even", "labels_needed", "head_from_probe"]
 
 # %% ../../nbs/2_vision/11_features.ipynb #b3c01f7a
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # values of C that the probe chooses from
@@ -100,29 +101,7 @@ def linear_probe(
     return make_pipeline(*first, scaler, model)
 
 
-# %% ../../nbs/2_vision/11_features.ipynb #4bb3882b
-def head_from_probe(probe, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """A fitted probe as one linear layer: weights (D, C) and biases (C,), float32.
-
-    Classes that the probe has not seen get a bias of -30. BadValue for a probe of
-    square roots, which is not linear in the features.
-    """
-    if len(probe) > 2:
-        raise BadValue(
-            "A probe of square roots is no linear layer of the features. "
-            "Fit it without roots=True."
-        )
-    scaler, model = probe[0], probe[-1]
-    coef, bias = model.coef_, model.intercept_
-    if len(coef) == 1:  # two classes
-        coef = np.concatenate([-coef, coef]) / 2
-        bias = np.concatenate([-bias, bias]) / 2
-    W = coef / scaler.scale_
-    full_W, full_b = np.zeros((n_classes, W.shape[1])), np.full(n_classes, -30.0)
-    full_W[model.classes_], full_b[model.classes_] = W, bias - W @ scaler.mean_
-    return full_W.T.astype("float32"), full_b.astype("float32")
-
-
+# %% ../../nbs/2_vision/11_features.ipynb #582e8b4c
 def probe_head(
     backbone,
     train,  # ImageDataset; unlabelled images are left out

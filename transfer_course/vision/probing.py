@@ -11,6 +11,7 @@ __all__ = [
     "floored_scaler",
     "scaled",
     "logistic",
+    "head_from_probe",
 ]
 
 # %% ../../nbs/2_vision/probing.ipynb #dfdc5839
@@ -97,3 +98,26 @@ def logistic(X, y, C, weight=None):
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(C=C, max_iter=500, class_weight=weight).fit(X, y)
+
+
+# %% ../../nbs/2_vision/probing.ipynb #4148c02c
+def head_from_probe(probe, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """A fitted probe as one linear layer: weights (D, C) and biases (C,), float32.
+
+    Classes that the probe has not seen get a bias of -30. BadValue for a probe of
+    square roots, which is not linear in the features.
+    """
+    if len(probe) > 2:
+        raise BadValue(
+            "A probe of square roots is no linear layer of the features. "
+            "Fit it without roots=True."
+        )
+    scaler, model = probe[0], probe[-1]
+    coef, bias = model.coef_, model.intercept_
+    if len(coef) == 1:  # two classes
+        coef = np.concatenate([-coef, coef]) / 2
+        bias = np.concatenate([-bias, bias]) / 2
+    W = coef / scaler.scale_
+    full_W, full_b = np.zeros((n_classes, W.shape[1])), np.full(n_classes, -30.0)
+    full_W[model.classes_], full_b[model.classes_] = W, bias - W @ scaler.mean_
+    return full_W.T.astype("float32"), full_b.astype("float32")
