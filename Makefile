@@ -93,13 +93,8 @@ bench: $(VENV)/.bench
 
 # FINAL=1 opens the sealed part, once, for the claims page.
 study: install
-<<<<<<< HEAD
 	$(BIN)/python -c "from transfer_course.practice.tuning import study_tuning; print(study_tuning('photos', final=$(if $(FINAL),True,False)))"
 	$(BIN)/python -c "from transfer_course.practice.tuning import study_tuning; print(study_tuning('drawings', final=$(if $(FINAL),True,False)))"
-	$(BIN)/python -c "from transfer_course.practice.budget import study_budget; print(study_budget())"
-=======
-	$(BIN)/python -c "from transfer_course.practice.demo import study; print(study(final=$(if $(FINAL),True,False)))"
->>>>>>> features
 	$(BIN)/python -c "from transfer_course.practice.halves import study_halves; print(study_halves())"
 	$(BIN)/python -c "from transfer_course.practice.photo_budget import study_photo_budget; print(study_photo_budget())"
 	$(BIN)/python -c "from transfer_course.practice.label_curves import study_label_curves; print(*map(study_label_curves, ('photos', 'drawings')))"

@@ -5,13 +5,9 @@ A table of means is only as good as the runs behind it.
 
 from itertools import product
 
-<<<<<<< HEAD
 import pytest
 
-from transfer_course.practice import budget, halves, tuning
-=======
-from transfer_course.practice import demo, halves
->>>>>>> features
+from transfer_course.practice import halves, tuning
 
 
 @pytest.mark.parametrize("data", tuning.STUDIES)
