@@ -123,6 +123,20 @@ def test_images_of_one_identity_count_together(net):
         assert result.info["auto"]["chosen"] == kept
 
 
+def test_class_weights_count_in_the_choice_too(net):
+    """Five more images of one class are right, and seven fewer of the other."""
+    probe = np.arange(40) >= 10  # the two classes take turns
+    tuned = probe.copy()
+    tuned[0:10:2], tuned[21:35:2] = True, False
+    for weights, kept in ((None, "probe"), ((1.8, 0.2), "lp_ft")):
+        recipe = RECIPE.but(class_weights=weights)
+        loop = MadeUp(probe, tuned)
+        result, said = chosen(net, loop, recipe=recipe)
+        assert result.info["auto"]["chosen"] == kept, said
+        assert all(call[0].class_weights == weights for call in loop.calls)
+        assert ("weighted accuracy" in said[-1]) == (weights is not None)
+
+
 def test_fine_tuning_is_skipped_only_where_nothing_could_win(net):
     for right, skipped in ((40, True), (39, True), (38, False)):
         loop = MadeUp(right, 40)

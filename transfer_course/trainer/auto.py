@@ -35,7 +35,7 @@ from transfer_course.trainer.result import (
     match_classes,
     softmax,
 )
-from .start import about_run
+from .start import about_run, class_weights
 from ..vision.evaluate import paired_interval
 
 # %% ../../nbs/trainer/auto.ipynb #auto5rule
@@ -43,7 +43,7 @@ LEVEL = 0.68  # of the interval: about one standard error on either side
 
 
 def _gain(tuned, probe, valid):
-    "The paired interval of tuned − probe; both are right or wrong (N,)."
+    "The paired interval of tuned − probe; both have 0 for each wrong image (N,)."
     return paired_interval(tuned, probe, valid.groups, level=LEVEL)
 
 
@@ -53,7 +53,7 @@ def _shown(gain) -> str:
     return f"{gain.mean:+.3f} ({LEVEL:.0%} interval {low} to {high})".replace("%", " %")
 
 
-def _why(gain, n: int, epoch) -> str:
+def _why(gain, n: int, epoch, accuracy: str = "accuracy") -> str:
     "The sentence that says which network is kept and why."
     if epoch == 0:
         return (
@@ -62,25 +62,25 @@ def _why(gain, n: int, epoch) -> str:
         )
     if gain.low > 0:
         return (
-            f"The fine-tuned network is kept: on the {n} held-out images its accuracy "
-            f"differs from the probe's by {_shown(gain)}."
+            f"The fine-tuned network is kept: on the {n} held-out images its "
+            f"{accuracy} differs from the probe's by {_shown(gain)}."
         )
     return (
-        f"The probe is kept: on the {n} held-out images the accuracy of the fine-tuned "
+        f"The probe is kept: on the {n} held-out images the {accuracy} of the tuned "
         f"network differs from the probe's by {_shown(gain)}, which does not show that "
         "it is better."
     )
 
 
 # %% ../../nbs/trainer/auto.ipynb #auto8skip
-def _hopeless(probe, valid) -> bool:
+def _hopeless(weights, probe, valid) -> bool:
     "Whether the rule would keep a probe that is so often right against any network."
-    return not _gain(np.ones(len(probe)), probe, valid).low > 0
+    return not _gain(weights, probe, valid).low > 0
 
 
-def _why_skipped(probe) -> str:
+def _why_skipped(right: int, n: int) -> str:
     return (
-        f"The probe is kept: it gets {int(probe.sum())} of {len(probe)} held-out "
+        f"The probe is kept: it gets {right} of {n} held-out "
         "images right, and on these no network could be shown to be better. "
         "Fine-tuning is skipped; the strategy lp_ft does it all the same."
     )
@@ -106,11 +106,12 @@ def candidates(recipe: Recipe, n: int) -> list[Recipe]:
 
 
 # %% ../../nbs/trainer/auto.ipynb #auto11agree
-def _losses(result: Result, valid) -> list:
-    "The cross-entropy in nats of each held-out image."
+def _losses(result: Result, valid, weights) -> list:
+    "The cross-entropy in nats of each held-out image, times its weight."
     labels, rows = match_classes(valid, result.classes), np.arange(len(valid))
     right = softmax(result.logits(valid))[rows, labels]
-    return [round(float(loss), 6) for loss in -np.log(np.maximum(right, 1e-12))]
+    losses = -weights * np.log(np.maximum(right, 1e-12))
+    return [round(float(loss), 6) for loss in losses]
 
 
 # %% ../../nbs/trainer/auto.ipynb #auto11best
@@ -146,6 +147,15 @@ def _on_stderr(text: str) -> None:
 
 
 # %% ../../nbs/trainer/auto.ipynb #auto13class
+def _weights(recipe: Recipe, train, valid) -> np.ndarray:
+    "How much each held-out image counts (N,): 1, or the weight of its class."
+    weights = class_weights(recipe, train)
+    if valid is None or weights is None:
+        return np.ones(0 if valid is None else len(valid))
+    return weights[match_classes(valid, train.classes)]
+
+
+# %% ../../nbs/trainer/auto.ipynb #auto13class2
 class Auto:
     "The parts of one run: probe, search, fine-tuning, and the choice."
 
@@ -154,6 +164,7 @@ class Auto:
         self.train, self.valid, self.say = train, valid, say
         self.folder, self.how = checkpoint, how
         self.short = candidates(recipe, len(train))
+        self.weights = _weights(recipe, train, valid)
         self.began = time.perf_counter()
 
     def run(self, recipe: Recipe, checkpoint=None) -> Result:
@@ -167,7 +178,7 @@ class Auto:
         return self.tune(self.net, self.train, None, recipe, **how)
 
     def scored(self, result: Result, name: str, **more) -> tuple:
-        """(right or wrong (N,), what is noted of a candidate); says its accuracy.
+        """(weight of each right image, else 0, (N,), and what is noted of a candidate).
 
         A fine-tuning that ended with the weights it began with is noted as its best
         epoch was.
@@ -183,7 +194,7 @@ class Auto:
         seconds = round(time.perf_counter() - self.began, 1)
         self.say(f"{name} {accuracy:.2f} on the held-out images after {seconds:.0f} s")
         about = dict(accuracy=accuracy, loss=loss, seconds=seconds, **more)
-        return (logits.argmax(1) == labels) * 1.0, about
+        return (logits.argmax(1) == labels) * self.weights, about
 
     def part(self, name: str):
         "The folder of a part's checkpoint, or None."
@@ -212,7 +223,7 @@ class Auto:
             began = time.perf_counter()
             result = self.short_run(recipe)
             took = time.perf_counter() - began
-            losses[name] = _agreed(_losses(result, self.valid))
+            losses[name] = _agreed(_losses(result, self.valid, self.weights))
             if processes().is_main_process:
                 kept.save({}, {"losses": losses})
                 self.drop(name)
@@ -246,19 +257,21 @@ class Auto:
         probe = self.run(self.recipe.but(strategy="probe"))
         right, noted = self.scored(probe, "probe")
         about = dict(chosen="probe", probe=noted)
-        if _agreed(_hopeless(right, self.valid)):
-            return self.told(probe, about | dict(why=_why_skipped(right)))
+        if _agreed(_hopeless(self.weights, right, self.valid)):
+            why = _why_skipped(np.count_nonzero(right), len(right))
+            return self.told(probe, about | dict(why=why))
         tuned, more = self.tuned(self.search())
         losses = more.pop("losses")
         tuned_right, noted = self.scored(tuned, "fine-tuned network", **more)
         gain = _gain(tuned_right, right, self.valid)
+        name = "accuracy" if np.ptp(self.weights) == 0 else "weighted accuracy"
         better = _agreed(gain.low > 0 and tuned.best_epoch != 0)
         about |= dict(
             chosen="lp_ft" if better else "probe",
             tuned=noted,
             losses=losses,
             gain=gain._asdict() | {"level": LEVEL},
-            why=_why(gain, len(right), tuned.best_epoch),
+            why=_why(gain, len(right), tuned.best_epoch, name),
         )
         return self.told(tuned if better else probe, about)
 
