@@ -5,7 +5,6 @@ The page on speed shows what it stored.
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path

@@ -338,6 +338,19 @@ def test_what_a_seed_did_not_test_is_left_out():
         interval([[1, np.nan], [0, np.nan]])
 
 
+def test_a_bootstrap_of_identities_gives_the_same_ends():
+    """What lesson 08 has the learner compute by hand is what `paired_interval` says."""
+    rng = np.random.default_rng(3)
+    easy = np.repeat(rng.beta(0.9, 0.6, 300) * 0.9, 4)
+    groups = np.repeat(np.arange(300), 4)
+    a, b = rng.random(1200) < easy + 0.06, rng.random(1200) < easy
+    each = (a * 1.0 - b).reshape(300, 4).mean(1)
+    means = each[rng.integers(0, 300, (4000, 300))].mean(1)
+    mean, low, high = paired_interval(a, b, groups, level=0.95)
+    near = 0.05 * (high - low)
+    assert np.percentile(means, [2.5, 97.5]) == pytest.approx((low, high), abs=near)
+
+
 def test_paired_refuses_other_shapes():
     with pytest.raises(BadValue, match="same items"):
         paired_interval([1, 0], [1, 0, 1])

@@ -147,7 +147,8 @@ def test_versions_agree():
 def test_notebooks_are_stored_with_outputs_and_clean(path):
     nb = nbformat.read(path, as_version=4)
     code = [c for c in nb.cells if c.cell_type == "code"]
-    assert any(c.outputs for c in code), "run `python tools/notebooks.py run` on it"
+    # A page about the course may hold nothing but text.
+    assert not code or any(c.outputs for c in code), "run tools/notebooks.py on it"
     assert all(c.execution_count is None for c in code) and "widgets" not in nb.metadata
     errors = [o for c in code for o in c.outputs if o.output_type == "error"]
     assert not errors

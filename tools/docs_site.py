@@ -117,10 +117,10 @@ def claims_page(path: Path) -> str:
     text = (
         "# Claims\n"
         "\n"
-        "Each lesson states what it expects to see as a difference and measures it "
-        "over seeds and identities, with a 99 % interval. *Holds*: all of the "
-        "interval is above what is claimed. *Fails*: all of it is below. *Unclear*: "
-        "neither; the data don't tell.\n"
+        "Each lesson states what it expects to see as a difference, and measures that "
+        "difference over seeds and identities with a 99 % interval. A claim *holds* if "
+        "the whole interval is above the claimed value, and it *fails* if the whole "
+        "interval is below. Otherwise it is *unclear*: our data cannot tell.\n"
         "\n"
     )
     return (
@@ -167,9 +167,9 @@ def questions_page(path: Path, taught: list[dict]) -> str:
     text = (
         "# Questions\n"
         "\n"
-        "What five popular posts on transfer learning ask, and what they hope for. "
-        "Each short answer leads to the cell that measures it, or names the lesson "
-        "that will.\n"
+        "These are the questions that five popular posts on transfer learning ask, and "
+        "the developments they hope for. Each short answer links to the cell that "
+        "measures it, or names the lesson that will.\n"
         "\n"
     )
     return text + table(["question", "short answer", "where"], rows) + "\n"

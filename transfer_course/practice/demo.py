@@ -39,6 +39,8 @@ import numpy as np
 
 from ..engine.errors import BadValue
 from ..engine.files import atomic_write
+
+# %% ../../nbs/6_practice/demo.ipynb #4631b896
 from transfer_course.practice.tuning import (
     STRATEGIES,
     STUDIES,
@@ -425,11 +427,12 @@ def _columns(r) -> dict:
         "95 % interval": f"{r['low']:.2f} to {r['high']:.2f}",
         "models": r["models"],
         "of them live": r["live_models"],
-        "seconds per model": r["seconds"],
+        "seconds, live": r["seconds"] if r["live_models"] else "–",
         "trained parameters": f"{r['trainable']:,}",
     }
 
 
+# %% ../../nbs/6_practice/demo.ipynb #2540932a
 def _html_table(rows) -> str:
     "All rows as an HTML table."
     import html

@@ -127,6 +127,7 @@ def _test_set(data, part, test, size):
     return photos(part=part, domain=test, size=size).only(classes)
 
 
+# %% ../../nbs/6_practice/tuning.ipynb #f0bae4ee
 def tuning_images(data: str, size: int | None = None, final: bool = False) -> dict:
     """test set → ImageDataset of the development part.
 
@@ -429,6 +430,7 @@ def tuned_row(data, runs, framework, strategy, test, live=()) -> dict:
     )
 
 
+# %% ../../nbs/6_practice/tuning.ipynb #b132c890
 def tuned_rows(data: str, runs: list, live=()) -> list[dict]:
     "`tuned_row` of each framework, strategy and test set."
     ran = {(r.framework, r.strategy) for r in runs}
@@ -549,6 +551,7 @@ def _store(path, data, runs, candidates, **about):
     )
 
 
+# %% ../../nbs/6_practice/tuning.ipynb #6aa2240a
 def join_tuning(data: str, parts: list, path=None, **about) -> Path:
     """One record of the runs in `parts`, which several processes have written.
 
