@@ -1352,6 +1352,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'transfer_course/practice/tuning.py'),
                                                  'transfer_course.practice.tuning._probed': ( '6_practice/tuning.html#_probed',
                                                                                               'transfer_course/practice/tuning.py'),
+                                                 'transfer_course.practice.tuning._small': ( '6_practice/tuning.html#_small',
+                                                                                             'transfer_course/practice/tuning.py'),
                                                  'transfer_course.practice.tuning._store': ( '6_practice/tuning.html#_store',
                                                                                              'transfer_course/practice/tuning.py'),
                                                  'transfer_course.practice.tuning._study': ( '6_practice/tuning.html#_study',

@@ -196,14 +196,20 @@ def tuning_fold(images: dict, where: dict, k: int) -> Fold:
     return Fold(images[first].subset(np.flatnonzero(where[first] != k)), tests)
 
 
+@lru_cache(maxsize=4)
+def _small(data, final=False):
+    "The images of a study at a size at which labels and identities are read fast."
+    return tuning_images(data, size=16, final=final)
+
+
 @lru_cache(maxsize=64)
 def _dealt(data, repeat, final=False):
     "`where_tested` of a study; `final`: the sealed part is fold 0, nothing else is."
-    images = tuning_images(data, size=16)
+    images = _small(data)
     if not final:
         return where_tested(images, _study(data).folds, repeat)
     n = {test: len(d) for test, d in images.items()}
-    images = tuning_images(data, size=16, final=True)
+    images = _small(data, final=True)
     return {t: np.where(np.arange(len(d)) < n[t], -1, 0) for t, d in images.items()}
 
 
@@ -343,8 +349,7 @@ def load_tuning(data: str, path=None) -> tuple[list[Run], dict]:
 @lru_cache(maxsize=4)
 def _identities(data, final=False):
     "test set → (N,) the identities of its images."
-    images = tuning_images(data, size=16, final=final)
-    return {test: d.groups for test, d in images.items()}
+    return {test: d.groups for test, d in _small(data, final).items()}
 
 
 # %% ../../nbs/6_practice/tuning.ipynb #a01c7be4
