@@ -23,6 +23,7 @@ def _plottable(value):
     value = _number(value)
     return value if value is not None and abs(value) < 1e30 else None
 
+
 # %% ../../nbs/engine/charts.ipynb #71dc54f1
 def _series(history, names):
     "(epochs, values) of the first of `names` that the rows have."
@@ -36,6 +37,7 @@ def _series(history, names):
     if None in epochs:
         epochs = list(range(1, len(history) + 1))
     return epochs, values
+
 
 # %% ../../nbs/engine/charts.ipynb #539bd86a
 def _step(span, n=4):
@@ -51,6 +53,7 @@ def _ticks(low, high, place, whole=False):
     first = math.ceil(low / step - 1e-9)
     last = int(high / step + 1e-9)
     return [(place(i * step), f"{i * step:.10g}") for i in range(first, last + 1)]
+
 
 # %% ../../nbs/engine/charts.ipynb #f2a15323
 def _path(x, y):
@@ -68,6 +71,7 @@ def _path(x, y):
 def _known(values):
     return [v for v in values if v is not None]
 
+
 # %% ../../nbs/engine/charts.ipynb #1b8c9c6d
 def _curve(kind, points):
     "One line, with a circle at each point if they are few."
@@ -79,6 +83,7 @@ def _curve(kind, points):
         for a, b in points
         if b is not None
     )
+
 
 # %% ../../nbs/engine/charts.ipynb #74c1852f
 def _lines(series, to_x, to_y):
@@ -98,6 +103,7 @@ def _lines(series, to_x, to_y):
         f"<text x=344 y={y + 4 - shift:.1f} class={kind}>{name} {_f(last)}</text>"
         for y, name, kind, last in ends
     )
+
 
 # %% ../../nbs/engine/charts.ipynb #20da5bfd
 def _axes(x_ticks, y_ticks):
@@ -120,6 +126,7 @@ def _words(title, series):
         for name, (_, values) in series.items()
     )
     return f"{title} by epoch: {said}."
+
 
 # %% ../../nbs/engine/charts.ipynb #dc89b93a
 def _chart(
@@ -152,6 +159,7 @@ def _chart(
         f"{_lines(series, to_x, to_y)}</svg>"
     )
 
+
 # %% ../../nbs/engine/charts.ipynb #2405e1b3
 def _history(history):
     "The rows as a table."
@@ -169,6 +177,7 @@ def _history(history):
     table = f"<table class=numbers><tr>{head}</tr>{body}</table>"
     return f"<div class=wide>{table}</div>"
 
+
 # %% ../../nbs/engine/charts.ipynb #c50cbbcb
 def _charts(history, best):
     "The charts of loss and accuracy that the history has values for."
@@ -183,6 +192,7 @@ def _charts(history, best):
             top = 1 if measure == "accuracy" else None
             charts += _chart(measure.capitalize(), series, top, _number(best))
     return charts
+
 
 # %% ../../nbs/engine/charts.ipynb #7ad469ef
 _DOTTED = "<p class=note>The dotted line marks the epoch whose weights were kept.</p>"

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 
 from PIL import Image, ImageFile
 
+
 # %% ../../nbs/engine/decoding.ipynb #19c4b849
 class _Refused(Exception):
     "A reason that has no file yet: `read_image` adds the file's name."
@@ -37,6 +38,7 @@ for _plugin in _FORMATS.values():
     with suppress(ImportError):
         importlib.import_module(f"PIL.{_plugin}ImagePlugin")
 
+
 # %% ../../nbs/engine/decoding.ipynb #52f19fdb
 def _format_of(head: bytes):
     """The first of our formats that accepts these first bytes, or None.
@@ -46,6 +48,7 @@ def _format_of(head: bytes):
     for name in _FORMATS:
         if name in Image.OPEN and (answer := Image.OPEN[name][1](head[:16])):
             return answer if isinstance(answer, str) else name
+
 
 # %% ../../nbs/engine/decoding.ipynb #778968d5
 _HEIC = "HEIC, which can't be read here: convert it to JPEG"
@@ -65,6 +68,7 @@ def _what_else(head: bytes):
         if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
             return reason
 
+
 # %% ../../nbs/engine/decoding.ipynb #1731520f
 def _reason(error: Exception) -> str:
     "A decoder's error as a short phrase."
@@ -74,6 +78,7 @@ def _reason(error: Exception) -> str:
     if ended or "truncated" in str(error).lower():
         return "truncated"
     return "damaged or truncated"
+
 
 # %% ../../nbs/engine/decoding.ipynb #c12c4ac3
 def _header(data: bytes) -> Image.Image:
@@ -91,6 +96,7 @@ def _header(data: bytes) -> Image.Image:
         return Image.OPEN[name][0](io.BytesIO(data), "")
     except Exception as e:
         raise _Refused("not an image" if name in _WEAK else _reason(e)) from e
+
 
 # %% ../../nbs/engine/decoding.ipynb #792cd636
 _lock = threading.Lock()
@@ -112,6 +118,7 @@ class _OnlyHere:
 
 _SILENT = ("ignore", None, Warning, _OnlyHere(), 0)
 
+
 # %% ../../nbs/engine/decoding.ipynb #256e886f
 def _enter():
     with _lock:
@@ -132,6 +139,7 @@ def _leave():
         if _decoding["threads"] == 0:
             ImageFile.LOAD_TRUNCATED_IMAGES = _decoding["lenient"]
 
+
 # %% ../../nbs/engine/decoding.ipynb #b298676e
 @contextmanager
 def _strictly():
@@ -142,6 +150,7 @@ def _strictly():
     finally:
         _leave()
 
+
 # %% ../../nbs/engine/decoding.ipynb #3ba79e3d
 def _small_enough(data: bytes, max_pixels: int) -> Image.Image:
     "The header's image; nothing is decoded."
@@ -149,6 +158,7 @@ def _small_enough(data: bytes, max_pixels: int) -> Image.Image:
     if im.width * im.height > max_pixels:
         raise _Refused(f"too many pixels ({im.width} × {im.height})")
     return im
+
 
 # %% ../../nbs/engine/decoding.ipynb #18b0d541
 def _decoded(im: Image.Image, least=None) -> Image.Image:
@@ -167,6 +177,7 @@ def _decoded(im: Image.Image, least=None) -> Image.Image:
     except Exception as e:
         raise _Refused(_reason(e)) from e
     return im
+
 
 # %% ../../nbs/engine/decoding.ipynb #5af6e681
 class _Allowance:
@@ -189,6 +200,7 @@ class _Allowance:
             with self.given_back:
                 self.free += n
                 self.given_back.notify_all()
+
 
 # %% ../../nbs/engine/decoding.ipynb #66c825ee
 _DECODING = _Allowance(100_000_000)  # pixels

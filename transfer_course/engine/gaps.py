@@ -14,6 +14,7 @@ from base64 import b64decode
 
 from .errors import BadValue, require
 
+
 # %% ../../nbs/engine/gaps.ipynb #ca95f9bb
 def _load_openvino():
     """The `openvino` module, loaded without its telemetry.
@@ -30,6 +31,7 @@ def _load_openvino():
         else:
             sys.modules["openvino_telemetry"] = there
 
+
 # %% ../../nbs/engine/gaps.ipynb #2bb246c8
 def _saved(model) -> tuple[str, bytes]:
     "OpenVINO's two files of a model: its description (XML) and its weights."
@@ -39,6 +41,7 @@ def _saved(model) -> tuple[str, bytes]:
             xml = f.read()
         with open(f"{folder}/m.bin", "rb") as f:
             return xml, f.read()
+
 
 # %% ../../nbs/engine/gaps.ipynb #0117c3be
 def _tensors(module) -> dict:
@@ -59,6 +62,7 @@ def _marked(torch, module):
                 tensor.copy_(torch.rand(tensor.shape, generator=draw) + 0.5)
     return module
 
+
 # %% ../../nbs/engine/gaps.ipynb #22d71218
 def _constants(xml: str) -> dict:
     "(offset, size) in bytes of each constant in a converted network's weights file."
@@ -69,6 +73,7 @@ def _constants(xml: str) -> dict:
         if "offset" in data.attrib:
             found[int(data.attrib["offset"]), int(data.attrib["size"])] = None
     return found
+
 
 # %% ../../nbs/engine/gaps.ipynb #da8cebc5
 def _gaps(xml: str, weights: bytes, tensors: dict) -> list:
@@ -85,6 +90,7 @@ def _gaps(xml: str, weights: bytes, tensors: dict) -> list:
     missing = set(tensors) - {name for name, _, _ in gaps}
     return [] if missing else gaps
 
+
 # %% ../../nbs/engine/gaps.ipynb #2cc3396a
 def _filled(kept: dict, tensors: dict) -> bytearray:
     "The weights file with `tensors` in its gaps."
@@ -98,6 +104,7 @@ def _filled(kept: dict, tensors: dict) -> bytearray:
             )
         weights[at : at + size] = data
     return weights
+
 
 # %% ../../nbs/engine/gaps.ipynb #d3f0cc8c
 def _streams(torch) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from .page import _duration, _f, _name, _number, _t
 
+
 # %% ../../nbs/engine/scores.ipynb #bf0b3d41
 def _ends(metrics):
     "(low, high) of the accuracy's interval, (None, None) where there is none."
@@ -27,6 +28,7 @@ def _constant(confusion, classes):
     i = int(confusion.sum(1).argmax())
     return classes[i], confusion.sum(1)[i] / confusion.sum()
 
+
 # %% ../../nbs/engine/scores.ipynb #05d2e5fd
 _UNKNOWN = (
     "No held-out images were scored, so nothing is known about how good this model is."
@@ -35,6 +37,7 @@ _NO_BETTER = (
     " <strong>The interval does not exclude that "
     "this model is no better than that.</strong>"
 )
+
 
 # %% ../../nbs/engine/scores.ipynb #4dbda93f
 def _verdict(metrics, confusion, classes):
@@ -54,6 +57,7 @@ def _verdict(metrics, confusion, classes):
     name, share = constant
     out += f" Always answering {_name(name)} would give {share:.2f}."
     return out if low is None or low > share else out + _NO_BETTER
+
 
 # %% ../../nbs/engine/scores.ipynb #d981758e
 def _baseline(value):
@@ -77,6 +81,7 @@ def _gain(name, difference):
         f"<small>({low:+.2f} to {high:+.2f})</small></li>"
     )
 
+
 # %% ../../nbs/engine/scores.ipynb #99e44a3c
 def _gains(baselines):
     "What was gained over each baseline on the same images, with its interval."
@@ -85,6 +90,7 @@ def _gains(baselines):
         return ""
     items = "".join(_gain(name, difference) for name, difference in pairs)
     return f"<p>Difference on the same images, with its interval:</p><ul>{items}</ul>"
+
 
 # %% ../../nbs/engine/scores.ipynb #86cd3f32
 def _bar(label, value, low=None, high=None, kind=""):
@@ -102,6 +108,7 @@ def _bar(label, value, low=None, high=None, kind=""):
         f"<span>{text}</span></div>"
     )
 
+
 # %% ../../nbs/engine/scores.ipynb #978be258
 _NAMES = {
     "accuracy": "Accuracy",
@@ -116,6 +123,7 @@ _PART = (
     "so a rare class counts as much as a frequent one."
 )
 
+
 # %% ../../nbs/engine/scores.ipynb #431241b6
 def _other_scores(metrics):
     "All scores as a list, and a note on where they are from."
@@ -127,6 +135,7 @@ def _other_scores(metrics):
     part = _PART.format(_t(metrics.get("part", "held-out")))
     note = f"{part} {_t(metrics.get('note') or '')}"
     return f"<dl class=scores>{items}</dl><p class=note>{note}</p>"
+
 
 # %% ../../nbs/engine/scores.ipynb #81945726
 def _scores(info, confusion, classes):
@@ -143,6 +152,7 @@ def _scores(info, confusion, classes):
         bars += _bar(f"always {_name(constant[0])}", constant[1])
     return f"<div class=bars>{bars}</div>{_gains(baselines)}{_other_scores(metrics)}"
 
+
 # %% ../../nbs/engine/scores.ipynb #chosenexp1
 def _auto(info) -> dict:
     "What `auto` noted of its choice; empty for another strategy."
@@ -157,6 +167,7 @@ def _strategy(info):
         f"{info.get('strategy')} (chose {chosen})" if chosen else info.get("strategy")
     )
 
+
 # %% ../../nbs/engine/scores.ipynb #chosenexp2
 _CANDIDATES = {"probe": "probe", "tuned": "fine-tuned network"}
 _CANDIDATE_HEADS = (
@@ -166,6 +177,7 @@ _CANDIDATE_HEADS = (
     "Learning rate",
     "Finished after",
 )
+
 
 # %% ../../nbs/engine/scores.ipynb #chosenexp2b
 def _candidates(info) -> list:
@@ -187,6 +199,7 @@ def _candidates(info) -> list:
         )
     return rows
 
+
 # %% ../../nbs/engine/scores.ipynb #chosenexp2c
 def _rates(info) -> str:
     "The learning rates that were tried, with their validation losses."
@@ -195,6 +208,7 @@ def _rates(info) -> str:
         return ""
     tried = ", ".join(f"{rate} ({_f(loss, 3)})" for rate, loss in losses.items())
     return f"Learning rates tried, with their validation loss: {tried}."
+
 
 # %% ../../nbs/engine/scores.ipynb #chosenexp3
 def _compared(info) -> str:
