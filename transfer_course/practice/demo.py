@@ -121,7 +121,7 @@ class _Clock:
 
     def rest(self) -> float:
         "Seconds to go."
-        pace = self.taken / self.foreseen if self.foreseen > 5 else 1.0
+        pace = self.taken / self.foreseen if self.foreseen > 30 else 1.0
         return pace * sum(self.left)
 
 
