@@ -198,11 +198,7 @@ def tuning_fold(images: dict, where: dict, k: int) -> Fold:
 
 @lru_cache(maxsize=4)
 def _small(data, final=False):
-<<<<<<< HEAD
-    "`tuning_images` at 16 px, which is enough to see identities and classes."
-=======
     "The images of a study at a size at which labels and identities are read fast."
->>>>>>> demo
     return tuning_images(data, size=16, final=final)
 
 
@@ -353,12 +349,7 @@ def load_tuning(data: str, path=None) -> tuple[list[Run], dict]:
 @lru_cache(maxsize=4)
 def _identities(data, final=False):
     "test set → (N,) the identities of its images."
-<<<<<<< HEAD
-    images = _small(data, final)
-    return {test: d.groups for test, d in images.items()}
-=======
     return {test: d.groups for test, d in _small(data, final).items()}
->>>>>>> demo
 
 
 # %% ../../nbs/6_practice/tuning.ipynb #a01c7be4
