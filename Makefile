@@ -95,11 +95,12 @@ bench: $(VENV)/.bench
 study: install
 	$(BIN)/python -c "from transfer_course.practice.tuning import study_tuning; print(study_tuning('photos', final=$(if $(FINAL),True,False)))"
 	$(BIN)/python -c "from transfer_course.practice.tuning import study_tuning; print(study_tuning('drawings', final=$(if $(FINAL),True,False)))"
-	$(BIN)/python -c "from transfer_course.practice.budget import study_budget; print(study_budget())"
 	$(BIN)/python -c "from transfer_course.practice.halves import study_halves; print(study_halves())"
 	$(BIN)/python -c "from transfer_course.practice.photo_budget import study_photo_budget; print(study_photo_budget())"
+	$(BIN)/python -c "from transfer_course.practice.label_curves import study_label_curves; print(*map(study_label_curves, ('photos', 'drawings')))"
 	$(BIN)/python -c "from transfer_course.practice.coverage import study_coverage; print(study_coverage())"
 	$(BIN)/python -c "from transfer_course.practice.letters import study_letters; print(study_letters())"
+	$(BIN)/python -c "from transfer_course.practice.auto_study import study_auto; print(study_auto())"
 
 docs: install
 	$(BIN)/python tools/docs_site.py

@@ -1029,6 +1029,8 @@ def test_resume_refuses_another_run_or_a_damaged_checkpoint(copy, tmp_path, caps
         str(tmp_path / "photos"),
         "--backbone",
         "small_cnn",
+        "--strategy",
+        "lp_ft",
         "--epochs",
         "1",
         "--size",

@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
 from transfer_course.engine.errors import BadValue
-from transfer_course.vision import features
+from transfer_course.vision import features, probing
 from transfer_course.vision.features import GRID, head_from_probe, linear_probe
 
 rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def test_c_is_chosen_as_by_a_pipeline_inside_the_cross_validation(data):
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)),
         {"logisticregression__C": GRID},
         scoring="neg_log_loss",
-        cv=features._folds(y, groups),
+        cv=probing.probe_folds(y, groups),
     ).fit(data, y)
     probe = linear_probe(data, y, groups, class_weights=None)
     assert search.best_params_["logisticregression__C"] == probe[-1].C
@@ -59,9 +59,9 @@ def test_c_is_chosen_as_by_a_pipeline_inside_the_cross_validation(data):
 def test_held_out_images_do_not_move_the_scaler(monkeypatch):
     """Each fold scales with its own training rows: no call sees all of them first."""
     seen = []
-    scaled = features._scaled
+    scaled = features.scaled
     monkeypatch.setattr(
-        features, "_scaled", lambda Z, roots: seen.append(len(Z)) or scaled(Z, roots)
+        features, "scaled", lambda Z, std: seen.append(len(Z)) or scaled(Z, std)
     )
     linear_probe(Z, y)
     assert len(seen) == 4 and seen[-1] == len(Z) and max(seen[:-1]) < len(Z)

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from transfer_course.practice import budget, halves, tuning
+from transfer_course.practice import halves, tuning
 
 
 @pytest.mark.parametrize("data", tuning.STUDIES)
@@ -20,14 +20,6 @@ def test_tuning(data):
         of = tested[run.repeat]
         counts = {test: (of[test] == run.fold).sum() for test in of}
         assert {test: len(c) for test, c in run.correct.items()} == counts
-
-
-def test_budget():
-    runs, _ = budget.load_budget()
-    wanted = set(product(budget.METHODS, budget.BUDGETS, budget.SEEDS))
-    assert {(r.method, r.budget, r.seed) for r in runs} == wanted and len(runs) == len(
-        wanted
-    )
 
 
 def test_halves():

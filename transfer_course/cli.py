@@ -158,17 +158,36 @@ def fine_tune(
     ] = Framework.torch,
     backbone: BackboneName = "efficientnet_lite0",
     strategy: Annotated[
-        str, typer.Option(help="lp_ft, fine_tune, gradual, head, probe or scratch.")
-    ] = "lp_ft",
+        str,
+        typer.Option(
+            help=(
+                "auto fits a probe, fine-tunes from it with a learning rate that a "
+                "short search picks, and keeps the network that is better on the "
+                "held-out images. Or one of probe, lp_ft, fine_tune, gradual, head, "
+                "scratch."
+            )
+        ),
+    ] = "auto",
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Passes over the training images; by default the strategy's."
+            help=(
+                "Passes over the training images; by default the strategy's. "
+                "auto takes 6, and up to 6 more for its search."
+            )
         ),
     ] = None,
     size: Annotated[
-        int, typer.Option(help="Side in pixels that images are resized to.")
-    ] = 128,
+        int | None,
+        typer.Option(
+            help=(
+                "Side in pixels that images are resized to. By default the images' "
+                "own: the median of their shorter sides, rounded down to a multiple "
+                "of 32, from 32 to 224. Time grows with its square: 224 takes about "
+                "three times as long as 128."
+            )
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(help="Decides split, order and new weights.")
     ] = 0,
@@ -192,7 +211,8 @@ def fine_tune(
     as_json: Json = False,
 ) -> None:
     """Train on your own images. Holds out a fifth of them and says how good the result
-    is on those."""
+    is on those. By default a probe and a fine-tuned network are compared, and the
+    better one is saved."""
     from transfer_course.engine.errors import BadValue
     from transfer_course.engine.frameworks import processes
     from transfer_course.practice.own_folder import default_out, tune_folder

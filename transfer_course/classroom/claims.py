@@ -56,6 +56,7 @@ def _ends(entry):
     return [entry["mean"], entry["low"], entry["high"]]
 
 
+# %% ../../nbs/0_start/claims.ipynb #1d68e284
 def _row(ax, y, entry):
     "One claim: its interval, and a tick where the claimed difference lies."
     mean, low, high = _ends(entry)

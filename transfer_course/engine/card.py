@@ -11,7 +11,15 @@ from pathlib import Path
 
 from .errors import printable
 from .page import _duration, _f, _number
-from .scores import _NAMES, _baselines, _ends
+from transfer_course.engine.scores import (
+    _NAMES,
+    _auto,
+    _baselines,
+    _candidates,
+    _ends,
+    _rates,
+    _strategy,
+)
 from .writing import atomic_write
 
 # %% ../../nbs/engine/card.ipynb #5660b89b
@@ -84,12 +92,23 @@ def _card_data(info):
     )
 
 
+# %% ../../nbs/engine/card.ipynb #cardtrain
 def _card_training(info):
     "Strategy, framework, time and recipe."
-    strategy, framework = _known(info, "strategy"), _known(info, "framework")
+    strategy, framework = _md(_strategy(info) or "–"), _known(info, "framework")
     recipe = _md_table(info.get("recipe") or {}, ("setting", "value"))
     took = _duration(info.get("seconds"))
-    return f"Strategy {strategy} in {framework}, {took}.\n\n{recipe}"
+    return f"Strategy {strategy} in {framework}, {took}.\n\n{_choice(info)}{recipe}"
+
+
+# %% ../../nbs/engine/card.ipynb #cardchoice
+def _choice(info):
+    "Both candidates of `auto`, and why one was kept; empty for another strategy."
+    if not _auto(info):
+        return ""
+    rows = [f"{name}: accuracy {cells[0]}" for name, *cells in _candidates(info)]
+    told = "; ".join(rows) + f" on the held-out images. {_auto(info).get('why', '')}"
+    return f"Candidates: {_md(told)} {_md(_rates(info))}\n\n"
 
 
 # %% ../../nbs/engine/card.ipynb #c682b183

@@ -30,7 +30,13 @@ from transfer_course.engine.page import (
     _t,
     write_page,
 )
-from .scores import _scores, _verdict
+from transfer_course.engine.scores import (
+    _auto,
+    _compared,
+    _scores,
+    _strategy,
+    _verdict,
+)
 
 
 # %% ../../nbs/engine/report.ipynb #54461e43
@@ -74,7 +80,7 @@ def _facts(info):
     framework = _t(info.get("framework", "–"))
     return [
         ("Network", f"{_t(net.get('name', '–'))}, in {framework}"),
-        ("Strategy", _t(info.get("strategy") or "–")),
+        ("Strategy", _t(_strategy(info) or "–")),
         ("Classes", _class_names(info)),
         ("Images", _image_count(info)),
         ("Image size", _image_size(info)),
@@ -330,6 +336,7 @@ def write_report(
     parts = [
         ("What was trained", _trained(info)),
         ("How good it is", _scores(info, counts, classes)),
+        *([("Probe or fine-tuning", _compared(info))] if _auto(info) else ()),
         ("Training curves", _curves(curves, info.get("best_epoch"))),
         ("Who is taken for whom", _confused(counts, classes)),
         ("The most confident mistakes", _mistakes(mistakes)),

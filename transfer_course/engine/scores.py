@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/engine/scores.ipynb #aaf54446
 import numpy as np
 
-from .page import _f, _name, _number, _t
+from .page import _duration, _f, _name, _number, _t
 
 
 # %% ../../nbs/engine/scores.ipynb #bf0b3d41
@@ -151,3 +151,73 @@ def _scores(info, confusion, classes):
     if constant and "majority" not in baselines:
         bars += _bar(f"always {_name(constant[0])}", constant[1])
     return f"<div class=bars>{bars}</div>{_gains(baselines)}{_other_scores(metrics)}"
+
+
+# %% ../../nbs/engine/scores.ipynb #chosenexp1
+def _auto(info) -> dict:
+    "What `auto` noted of its choice; empty for another strategy."
+    auto = info.get("auto")
+    return auto if isinstance(auto, dict) else {}
+
+
+def _strategy(info):
+    "The strategy, and what `auto` has chosen; None if unknown."
+    chosen = _auto(info).get("chosen")
+    return (
+        f"{info.get('strategy')} (chose {chosen})" if chosen else info.get("strategy")
+    )
+
+
+# %% ../../nbs/engine/scores.ipynb #chosenexp2
+_CANDIDATES = {"probe": "probe", "tuned": "fine-tuned network"}
+_CANDIDATE_HEADS = (
+    "Candidate",
+    "Accuracy",
+    "Log-loss",
+    "Learning rate",
+    "Finished after",
+)
+
+
+# %% ../../nbs/engine/scores.ipynb #chosenexp2b
+def _candidates(info) -> list:
+    "A row of text for each candidate of `auto`, as `_CANDIDATE_HEADS` says."
+    rows, auto = [], _auto(info)
+    for key, name in _CANDIDATES.items():
+        noted = auto.get(key)
+        if not isinstance(noted, dict):
+            continue
+        rate = _number(noted.get("lr"))
+        rows.append(
+            (
+                name,
+                _f(noted.get("accuracy"), 3),
+                _f(noted.get("loss"), 3),
+                "–" if rate is None else f"{rate:g}",
+                _duration(noted.get("seconds")) or "–",
+            )
+        )
+    return rows
+
+
+# %% ../../nbs/engine/scores.ipynb #chosenexp2c
+def _rates(info) -> str:
+    "The learning rates that were tried, with their validation losses."
+    losses = _auto(info).get("losses")
+    if not isinstance(losses, dict):
+        return ""
+    tried = ", ".join(f"{rate} ({_f(loss, 3)})" for rate, loss in losses.items())
+    return f"Learning rates tried, with their validation loss: {tried}."
+
+
+# %% ../../nbs/engine/scores.ipynb #chosenexp3
+def _compared(info) -> str:
+    "The candidates of `auto` as a table with the reason for the choice, as HTML."
+    heads = "".join(f"<th scope=col>{head}</th>" for head in _CANDIDATE_HEADS)
+    rows = ""
+    for name, *cells in _candidates(info):
+        values = "".join(f"<td>{_t(cell)}</td>" for cell in cells)
+        rows += f"<tr><th scope=row>{name}</th>{values}</tr>"
+    table = f"<table class=numbers><tr>{heads}</tr>{rows}</table>"
+    why, rates = _t(_auto(info).get("why") or ""), _t(_rates(info))
+    return f"<p>{why}</p><div class=wide>{table}</div><p class=note>{rates}</p>"

@@ -39,6 +39,8 @@ import numpy as np
 
 from ..engine.errors import BadValue
 from ..engine.files import atomic_write
+
+# %% ../../nbs/6_practice/demo.ipynb #4631b896
 from transfer_course.practice.tuning import (
     STRATEGIES,
     STUDIES,
@@ -430,6 +432,7 @@ def _columns(r) -> dict:
     }
 
 
+# %% ../../nbs/6_practice/demo.ipynb #2540932a
 def _html_table(rows) -> str:
     "All rows as an HTML table."
     import html

@@ -10,6 +10,7 @@ __all__ = [
     "SCRATCH",
     "EPOCHS",
     "Stage",
+    "tested_folds",
     "stage_data",
     "LabelRun",
     "run_labels",
@@ -17,6 +18,10 @@ __all__ = [
     "load_label_curves",
     "study_label_curves",
     "label_curve",
+    "rerun_fold",
+    "draw_curves",
+    "draw_map",
+    "labelled_sheet",
 ]
 
 # %% ../../nbs/6_practice/label_curves.ipynb #322c0d66
@@ -60,6 +65,11 @@ SEEDS = {
     "random_probe": tuple(range(20)),
     "scratch": tuple(range(10)),
 }
+
+
+def tested_folds(method: str, seed: int) -> list[int]:
+    "The folds in which a method is tested under a seed."
+    return [seed % 4, (seed + 1) % 4] if method == "scratch" else [0, 1, 2, 3]
 
 
 # %% ../../nbs/6_practice/label_curves.ipynb #8b94be58
@@ -135,23 +145,26 @@ def _predicted(name, method, budget, seed, fold):
 
 # %% ../../nbs/6_practice/label_curves.ipynb #77d5f51f
 class LabelRun(NamedTuple):
-    "One method with one budget under one seed, in all folds."
+    "One method with one budget under one seed."
 
     method: str
     budget: int  # labels per class; 0 for `majority`
     seed: int
-    seconds: float  # training and predicting in all folds
-    correct: np.ndarray  # (N,) bool, every image of the data set
+    seconds: float  # training and predicting in all tested folds
+    folds: list  # those that were tested
+    correct: np.ndarray  # (N,) bool, every image of the data set; False if not tested
 
 
 def run_labels(name: str, method: str, budget: int, seed: int) -> LabelRun:
-    "Train and test one method in every fold of a seed."
+    "Train and test one method in the folds of a seed."
     began, data = time.perf_counter(), stage_data(name, SMALL)
+    dealt, tested = folds(data, seed, budget), tested_folds(method, seed)
     correct = np.zeros(len(data), bool)
-    for fold in folds(data, seed, budget):
+    for fold in (dealt[k] for k in tested):
         predicted = _predicted(name, method, budget, seed, fold)
         correct[fold.test] = predicted == data.labels[fold.test]
-    return LabelRun(method, budget, seed, time.perf_counter() - began, correct)
+    seconds = time.perf_counter() - began
+    return LabelRun(method, budget, seed, seconds, tested, correct)
 
 
 # %% ../../nbs/6_practice/label_curves.ipynb #11cd1981
@@ -169,12 +182,21 @@ def load_label_curves(name: str, path=None) -> tuple[list[LabelRun], dict]:
     return load_runs(LabelRun, Path(path or record_path(f"label_curves_{name}")))
 
 
+# %% ../../nbs/6_practice/label_curves.ipynb #7d3b90ac
+@lru_cache(maxsize=64)
+def _untested(name, method, seed):
+    "The images that a method does not test under a seed."
+    dealt = folds(stage_data(name, SMALL), seed)
+    rest = set(range(len(dealt))) - set(tested_folds(method, seed))
+    return np.concatenate([np.empty(0, int), *(dealt[k].test for k in rest)])
+
+
 # %% ../../nbs/6_practice/label_curves.ipynb #4daf6bea
 def study_label_curves(name: str, path=None, wanted=None, say=print) -> Path:
     """Run what the record does not hold yet, and store the record after each run.
 
-    `wanted` lists (seed, method, budget); None is `expected_runs(name)`. About 25
-    minutes on one core for each data set, nearly all of them for `scratch`.
+    `wanted` lists (seed, method, budget); None is `expected_runs(name)`. About 20
+    minutes on one quiet core for each data set, most of them for `scratch`.
     """
     path = Path(path or record_path(f"label_curves_{name}"))
     runs = load_label_curves(name, path)[0]
@@ -187,15 +209,87 @@ def study_label_curves(name: str, path=None, wanted=None, say=print) -> Path:
         runs.append(run)
         store_runs(path, runs, **about)
         say(f"{name} seed {seed}: {method} with {budget} labels per class ", end="")
-        say(f"{run.correct.mean():.3f}, {run.seconds:.0f} s", flush=True)
+        tested = len(run.correct) - len(_untested(name, method, seed))
+        say(f"{run.correct.sum() / tested:.3f}, {run.seconds:.0f} s", flush=True)
     return path
 
 
 # %% ../../nbs/6_practice/label_curves.ipynb #95219359
-def label_curve(runs, name: str, method: str, seeds=None) -> Curve:
-    "All runs of a method as one Curve; `seeds`: only these."
+def label_curve(runs, name: str, method: str) -> Curve:
+    "All runs of a method as one Curve, NaN where a seed did not test an image."
     mine = {(run.budget, run.seed): run.correct for run in runs if run.method == method}
-    wanted = SEEDS[method] if seeds is None else seeds
     budgets = (0,) if method == "majority" else STAGES[name].budgets
-    tables = [np.stack([mine[b, seed] for seed in wanted]) * 1.0 for b in budgets]
+    tables = []
+    for budget in budgets:
+        rows = []
+        for seed in SEEDS[method]:
+            row = mine[budget, seed] * 1.0
+            row[_untested(name, method, seed)] = np.nan
+            rows.append(row)
+        tables.append(np.stack(rows))
     return Curve(budgets, tuple(tables), stage_data(name, SMALL).groups)
+
+
+# %% ../../nbs/6_practice/label_curves.ipynb #9cdad73b
+def rerun_fold(runs, name: str, method: str, budget: int, seed: int):
+    "(accuracy here, in the record, share of equal outcomes), first tested fold."
+    data, k = stage_data(name, SMALL), tested_folds(method, seed)[0]
+    one = folds(data, seed, budget)[k]
+    guess = _predicted(name, method, budget, seed, one)
+    here = guess == data.labels[one.test]
+    key = (method, budget, seed)
+    found = [r.correct for r in runs if (r.method, r.budget, r.seed) == key]
+    there = found[0][one.test]
+    return here.mean(), there.mean(), (here == there).mean()
+
+
+# %% ../../nbs/6_practice/label_curves.ipynb #b0610375
+def draw_curves(ax, curves, level=0.95):
+    "Accuracy over labels per class on `ax`, with bands; `curves`: {method: Curve}."
+    from transfer_course.classroom.pictures import COLOURS, style
+
+    ticks = max((c.budgets for c in curves.values()), key=len)
+    for method, curve in curves.items():
+        mean, low, high = np.array(curve.bands(level)).T
+        if len(mean) == 1:
+            ax.axhline(mean[0], color=COLOURS[method], ls=":", label=method)
+            continue
+        ax.plot(curve.budgets, mean, **style(method))
+        ax.fill_between(
+            curve.budgets, low, high, color=COLOURS[method], alpha=0.15, lw=0
+        )
+    ax.set(xscale="log", ylim=(0, 1), xlabel="labels per class")
+    ax.set_xticks(ticks, ticks)
+    ax.minorticks_off()
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+# %% ../../nbs/6_practice/label_curves.ipynb #89015b9b
+def draw_map(points, names, title=""):
+    "Figure of points (N, 2), each name in a colour and marker of its own."
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(6.4, 4.2), layout="constrained")
+    ax = fig.subplots()
+    for i, name in enumerate(dict.fromkeys(sorted(names))):
+        mine = points[np.asarray(names) == name]
+        colour = f"C{i}" if i < 10 else ("black", "navy", "darkgreen")[i % 3]
+        look = dict(color=colour, marker="os^DvP"[i % 6], s=16, alpha=0.8)
+        ax.scatter(*mine.T, **look, label=name)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, size=10, loc="left")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
+    return fig
+
+
+# %% ../../nbs/6_practice/label_curves.ipynb #0ca95b6e
+def labelled_sheet(name: str, per_class: int, seed: int) -> np.ndarray:
+    "The labelled images of a seed's first fold, uint8 (H, W, 3), a column per class."
+    data = stage_data(name, SMALL)
+    rows = folds(data, seed, per_class)[0].labelled
+    shape = per_class, len(data.classes), SMALL, SMALL, 3
+    page = np.full(shape, 255, np.uint8)
+    for c in range(len(data.classes)):
+        mine = rows[data.labels[rows] == c]
+        page[: len(mine), c] = data.batch(mine)
+    return page.swapaxes(1, 2).reshape(per_class * SMALL, -1, 3)

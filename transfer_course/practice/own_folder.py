@@ -8,6 +8,7 @@ __all__ = [
     "default_recipe",
     "baselines",
     "default_out",
+    "default_size",
     "tune_folder",
     "predict_files",
 ]
@@ -17,13 +18,14 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
-from ..engine.checkpoints import Checkpoint
 from transfer_course.engine.errors import (
     BadValue,
     Damaged,
@@ -37,6 +39,7 @@ from ..engine.report import write_card, write_report
 from ..engine.runs import claim_folder, read_run, state_of
 
 # %% ../../nbs/6_practice/own_folder.ipynb #24b9994b
+from ..trainer.auto import forget_parts
 from ..trainer.recipe import Recipe
 from ..trainer.run import fine_tune, load_result
 from ..vision.backbones import backbone as load_backbone
@@ -54,6 +57,7 @@ from ..vision.features import extract, linear_probe, random_probe
 _REGULARISED = dict(augment=0.5, label_smoothing=0.1, weight_decay=1e-2)
 _TUNED = dict(batch_size=16, **_REGULARISED)
 DEFAULTS = {
+    "auto": dict(epochs=6, lr=1e-4, **_TUNED),
     "scratch": dict(epochs=60, lr=2e-3, **_REGULARISED),
     "probe": dict(),
     "head": dict(epochs=20, lr=1e-4, head_lr=1e-3, **_TUNED),
@@ -64,7 +68,7 @@ DEFAULTS = {
 
 
 def default_recipe(
-    strategy: str = "lp_ft", epochs: int | None = None, seed: int = 0
+    strategy: str = "auto", epochs: int | None = None, seed: int = 0
 ) -> Recipe:
     "The recipe that the command line uses for `strategy`."
     settings = dict(DEFAULTS.get(strategy, {}))
@@ -123,7 +127,7 @@ def _check(folder, framework, size, workers=1):
         raise BadValue(
             f"workers is {workers}; expected a whole number of threads from 1 to 256."
         )
-    if not _whole(size, 32, 1024):
+    if size is not None and not _whole(size, 32, 1024):
         raise BadValue(
             f"size is {size}; expected a whole number of pixels from 32 to 1024."
         )
@@ -146,6 +150,46 @@ def default_out(folder, framework: str, strategy: str) -> Path:
     return out
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #sizeexp1
+def _short_side(path) -> int:
+    "The shorter side of an image file in pixels, or 0 if its header can't be read."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return min(image.size)
+    except Exception:  # `image_folder` will say what is wrong with the file
+        return 0
+
+
+def default_size(folder) -> int:
+    "The side that a folder's images are read at if none is given, from 32 to 224."
+    files = list_images(folder)[0]
+    sides = [_short_side(path) for path in files[:: len(files) // 500 + 1]]
+    sides = [side for side in sides if side]
+    middle = int(np.median(sides)) if sides else 128
+    return min(max(32, middle // 32 * 32), 224)
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #sizeexp2
+def _size_told(size: int) -> str:
+    "What the default size means and costs."
+    told = f"Images are read at {size} px"
+    if size <= 160:
+        return f"{told}, which is about their own size."
+    factor = round((size / 128) ** 2)
+    return f"{told}; with --size 128 an epoch is about {factor} times faster."
+
+
+def _own_size(folder, out, done, say) -> int:
+    "The size of a finished run, or that of a new one, which is said."
+    if done:
+        return _size_of(read_run(out)[0], out)
+    size = default_size(folder)
+    say(_size_told(size))
+    return size
+
+
 # %% ../../nbs/6_practice/own_folder.ipynb #4861bc94
 def tune_folder(
     folder,  # one folder of images per class
@@ -153,9 +197,9 @@ def tune_folder(
     *,
     framework: str = "torch",
     backbone: str = "efficientnet_lite0",
-    strategy: str = "lp_ft",
+    strategy: str = "auto",
     epochs: int | None = None,
-    size: int = 128,
+    size: int | None = None,  # None: the images' own, up to 224
     seed: int = 0,
     resume: bool = False,  # continue a killed run in `out`, return a finished one
     workers: int = 1,  # threads that read and augment the next batches
@@ -174,9 +218,12 @@ def tune_folder(
     tell = say if team.is_main_process else lambda text="": None
     with claim_folder(out, resume) if team.is_main_process else nullcontext():
         done = resume and state_of(out) == "run"
+        if size is None:
+            size = _own_size(folder, out, done, tell)
         if not done:
             opened = _opened(folder, backbone, framework, recipe, size, tell)
             how = dict(progress=progress, workers=workers)
+            how |= dict(say=tell) if strategy == "auto" else {}
             _train(out, opened, recipe, size, began, team, **how)
         team.wait_for_everyone()  # one process writes, the others see it written
     info, _ = read_run(out)
@@ -231,7 +278,7 @@ def _train(out, opened, recipe, size, began, team, **how):
 
 def _summary(info, out, began) -> dict:
     "What the command line prints with --json."
-    return {
+    return {k: v for k, v in {"auto": info.get("auto")}.items() if v} | {
         "run": str(out),
         "framework": info["framework"],
         "backbone": info["backbone"]["name"],
@@ -278,6 +325,8 @@ def _give_back(info, out, folder, size, seed, say, team):
     data = image_folder(folder, size=size)
     _same_images(info, data, folder, out)
     say(f"{printable(out)} is finished already; nothing was trained.")
+    if info.get("auto"):
+        say(str(info["auto"].get("why", "")))
     if _IMAGES not in info:
         say(
             "It was saved by an earlier version, without checksums: its classes and "
@@ -302,7 +351,7 @@ def _complete(out, info, data, seed, say):
     result = load_result(out)
     valid = data.split(valid=0.2, test=0, seed=seed).valid
     _explain(out, result, result.predict(valid), valid)
-    Checkpoint(out, {}).clear()
+    forget_parts(out)
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #img02exp
@@ -345,6 +394,20 @@ def _same_images(info, data, folder, out):
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #5570cd7c
+def _note(recipe, auto) -> dict:
+    "What the held-out images have chosen, if anything."
+    chosen = {
+        "probe": "",
+        "auto": "between the probe and fine-tuning, the learning rate and the best "
+        "epoch",
+    }.get(recipe.strategy, "the best epoch")
+    if not chosen or auto and "tuned" not in auto:
+        return {}
+    told = f"The held-out images also chose {chosen}, which flatters this number a"
+    return {"note": f"{told} little."}
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #metricsexp
 def _metrics(labels, guess, groups, n_classes) -> dict:
     "Scores on the held-out images, the accuracy with its 95 % interval."
     _, low, high = interval(guess == labels, groups, level=0.95)
@@ -354,8 +417,6 @@ def _metrics(labels, guess, groups, n_classes) -> dict:
         "low": low,
         "high": high,
         "level": 0.95,
-        "note": "The held-out images also chose the best epoch, which flatters this "
-        "number a little.",
     }
 
 
@@ -365,9 +426,14 @@ def _describe(result, net, data, parts, size, began) -> dict:
     valid = parts.valid
     probabilities = result.predict(valid)
     guess = probabilities.argmax(1)
+    auto = result.info.get("auto") or {}
+    beside = baselines(net, parts, guess, valid.groups)
+    if auto.get("chosen") == "probe":
+        del beside["probe"]  # it is this network
+    metrics = _metrics(valid.labels, guess, valid.groups, len(data.classes))
     return dict(
-        metrics=_metrics(valid.labels, guess, valid.groups, len(data.classes)),
-        baselines=baselines(net, parts, guess, valid.groups),
+        metrics=metrics | _note(result.recipe, auto),
+        baselines=beside,
         size=size,
         n_train=len(parts.train),
         n_valid=len(valid),
@@ -385,7 +451,7 @@ def _write(out, result, info, parts):
     "Fill the run's folder: model, run.json, report, card."
     probabilities = info.pop("probabilities")
     result.save(out, **info)
-    Checkpoint(out, {}).clear()  # which leaves more room for the report
+    forget_parts(out)  # which leaves more room for the report
     try:
         _explain(out, result, probabilities, parts.valid)
     except (UserMistake, OSError) as e:

@@ -19,7 +19,7 @@ from ..engine.runs import versions
 
 # %% ../../nbs/6_practice/records.ipynb #234a9f9b
 def record_path(
-    name: str,  # "demo", "budget", …
+    name: str,  # "demo", "letters", …
 ) -> Path:
     "Where the package keeps a record."
     return assets_folder() / "records" / f"{name}.json"

@@ -127,6 +127,7 @@ def _test_set(data, part, test, size):
     return photos(part=part, domain=test, size=size).only(classes)
 
 
+# %% ../../nbs/6_practice/tuning.ipynb #f0bae4ee
 def tuning_images(data: str, size: int | None = None, final: bool = False) -> dict:
     """test set → ImageDataset of the development part.
 
@@ -195,14 +196,20 @@ def tuning_fold(images: dict, where: dict, k: int) -> Fold:
     return Fold(images[first].subset(np.flatnonzero(where[first] != k)), tests)
 
 
+@lru_cache(maxsize=4)
+def _small(data, final=False):
+    "`tuning_images` at 16 px, which is enough to see identities and classes."
+    return tuning_images(data, size=16, final=final)
+
+
 @lru_cache(maxsize=64)
 def _dealt(data, repeat, final=False):
     "`where_tested` of a study; `final`: the sealed part is fold 0, nothing else is."
-    images = tuning_images(data, size=16)
+    images = _small(data)
     if not final:
         return where_tested(images, _study(data).folds, repeat)
     n = {test: len(d) for test, d in images.items()}
-    images = tuning_images(data, size=16, final=True)
+    images = _small(data, final=True)
     return {t: np.where(np.arange(len(d)) < n[t], -1, 0) for t, d in images.items()}
 
 
@@ -342,7 +349,7 @@ def load_tuning(data: str, path=None) -> tuple[list[Run], dict]:
 @lru_cache(maxsize=4)
 def _identities(data, final=False):
     "test set → (N,) the identities of its images."
-    images = tuning_images(data, size=16, final=final)
+    images = _small(data, final)
     return {test: d.groups for test, d in images.items()}
 
 
@@ -429,6 +436,7 @@ def tuned_row(data, runs, framework, strategy, test, live=()) -> dict:
     )
 
 
+# %% ../../nbs/6_practice/tuning.ipynb #b132c890
 def tuned_rows(data: str, runs: list, live=()) -> list[dict]:
     "`tuned_row` of each framework, strategy and test set."
     ran = {(r.framework, r.strategy) for r in runs}
@@ -549,6 +557,7 @@ def _store(path, data, runs, candidates, **about):
     )
 
 
+# %% ../../nbs/6_practice/tuning.ipynb #6aa2240a
 def join_tuning(data: str, parts: list, path=None, **about) -> Path:
     """One record of the runs in `parts`, which several processes have written.
 

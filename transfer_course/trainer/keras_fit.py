@@ -25,7 +25,7 @@ from ..engine.frameworks import load_keras
 from .batches import Data, ahead
 from .keras_frozen import Kept, frozen_part
 from .keras_optimizer import two_rates
-from .keras_speed import scaler, unchanged
+from .keras_speed import quick, scaler, unchanged
 from .keras_state import Run
 from .keras_step import more_pieces, out_of_memory
 from .recipe import Phase, Plan, rate
@@ -91,6 +91,7 @@ class Training(Run):
     def __init__(self, result, trainer, checkpoint, saved, job):
         self.job, self.scaling = job, scaler(result.backbone)
         trainer.settings.device = self.scaling[1]
+        trainer.settings.quick = quick(trainer.body)
         self.batches = Batches(self.read, self.host, job.workers)
         super().__init__(result, trainer, checkpoint, saved)
 

@@ -15,6 +15,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/trainer/keras_step.ipynb #9be26d40
+import contextlib
 import math
 import warnings
 from collections.abc import Callable
@@ -37,6 +38,7 @@ class Settings:
     pieces: int = 1  # how many pieces a batch is cut into
     device: Callable = unchanged  # what the graph does to the images first
     tail: Callable | None = None  # takes the output of a frozen part, not images
+    quick: object = contextlib.nullcontext()  # entered around the body's call
 
 
 # %% ../../nbs/trainer/keras_step.ipynb #cc79f6b5
@@ -57,9 +59,10 @@ class Steps(keras.Model):
 
     def features(self, images, training=False):
         "(B, D) for a batch of images, or of what the frozen part made of them."
-        if self.settings.tail is not None:
-            return self.settings.tail(images, training=training)
-        return self.body(self.settings.device(images), training=training)
+        with self.settings.quick:
+            if self.settings.tail is not None:
+                return self.settings.tail(images, training=training)
+            return self.body(self.settings.device(images), training=training)
 
     def train_step(self, *data):
         "One update. On backends other than TensorFlow and torch it is Keras's own."

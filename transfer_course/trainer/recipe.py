@@ -242,6 +242,15 @@ def _gradual(recipe, stages):
     return Plan(tuple(phases))
 
 
+# %% ../../nbs/trainer/recipe.ipynb #autoreg1
+@register_strategy("auto")
+def _auto(recipe, stages):
+    raise BadValue(
+        "The strategy 'auto' is several runs. Call transfer_course.fine_tune, not the "
+        "loop of one framework."
+    )
+
+
 # %% ../../nbs/trainer/recipe.ipynb #922c5788
 def rate(step: int, steps: int, recipe: Recipe) -> float:
     """The learning rate at `step` (from 0) of a phase of `steps` steps.

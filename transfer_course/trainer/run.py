@@ -10,6 +10,7 @@ import numpy as np
 
 from ..engine.frameworks import check_framework
 from ..engine.runs import read_run
+from .auto import auto
 from .result import Result
 
 
@@ -18,13 +19,18 @@ def fine_tune(backbone, train, valid=None, recipe=None, **kwargs) -> Result:
     """Train a copy of `backbone` with a new head on `train` by `recipe`.
 
     Takes everything that `torch_loop.fine_tune` and `keras_loop.fine_tune` take; their
-    signatures are the same. Raises BadValue where the data or the recipe can't be used.
+    signatures are the same. The strategy `auto` takes `say` as well, and neither
+    source, unlabelled images nor a penalty. Raises BadValue where the data or the
+    recipe can't be used.
     """
     if check_framework(backbone.framework) == "torch":
         from transfer_course.trainer.torch_loop import fine_tune as run
     else:
         from transfer_course.trainer.keras_loop import fine_tune as run
-    result = run(backbone, train, valid, recipe, **kwargs)
+    if recipe is not None and recipe.strategy == "auto":
+        result = auto(run, backbone, train, valid, recipe, **kwargs)
+    else:
+        result = run(backbone, train, valid, recipe, **kwargs)
     side = getattr(train, "size", None)
     if isinstance(side, int | np.integer):
         # `predict` reads files at the size of the training images.

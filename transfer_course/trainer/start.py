@@ -91,6 +91,7 @@ def class_weights(recipe: Recipe, train) -> np.ndarray | None:
     return np.array(weights, np.float32)
 
 
+# %% ../../nbs/trainer/start.ipynb #c1a55e15
 def _balanced(labels, classes) -> np.ndarray:
     "(C,) n / (C · n_c), as in scikit-learn."
     from sklearn.utils.class_weight import compute_class_weight
