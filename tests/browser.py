@@ -401,7 +401,7 @@ class Notebook:
         }).filter(i => i >= 0)"""
         return self.page.locator(CELL).evaluate_all(script)
 
-    def move(self, i, seconds=20):
+    def move(self, i, seconds=60):
         """Move the first thing under cell i that moves and wait until the picture (or
         text) there is another one.
         """

@@ -202,6 +202,7 @@ def _small(data, final=False):
     return tuning_images(data, size=16, final=final)
 
 
+# %% ../../nbs/6_practice/tuning.ipynb #2b642cf0
 @lru_cache(maxsize=64)
 def _dealt(data, repeat, final=False):
     "`where_tested` of a study; `final`: the sealed part is fold 0, nothing else is."
