@@ -93,7 +93,6 @@ def test_the_short_sections_run_and_their_rows_are_whole(tmp_path):
             str(out),
             "--only",
             "a,b,d,e,g",
-            "--together",
         ),
     )
     assert {r["peer"] for r in found["rows"]} >= {
