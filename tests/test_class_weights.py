@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from tiny import PLAIN, colours
 
 from transfer_course.engine.errors import BadValue
 from transfer_course.engine.frameworks import load_keras, load_torch
@@ -25,35 +26,26 @@ on_tensorflow = pytest.mark.skipif(
     keras.config.backend() != "tensorflow", reason="TensorFlow's way"
 )
 BOTH = ("torch", "keras")
-CLASSES = ["red", "green", "blue"]
 WEIGHTS = (0.25, 1.0, 3.0)
-# Constant rates and no momentum, so that an update depends on its batch alone.
 RECIPE = Recipe(
     epochs=2,
     batch_size=8,
     lr=0.01,
     head_lr=0.1,
-    optimizer="sgd",
-    momentum=0.0,
-    schedule="constant",
-    warmup=0.0,
+    **PLAIN,
     label_smoothing=0.1,
     class_weights=WEIGHTS,
 )
 
 
-def colours(counts, seed=0, brighter=25):
+def counted(counts, seed=0, brighter=25):
     """Noise, one channel `brighter`: as many images of each class as `counts` says."""
-    rng = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(3), counts)
-    images = rng.integers(0, 200, (len(labels), 32, 32, 3), dtype=np.uint8)
-    images[np.arange(len(labels)), :, :, labels] += brighter
-    return ImageDataset(images=images, labels=labels, classes=CLASSES)
+    return colours(np.repeat(np.arange(3), counts), 200, brighter, seed)
 
 
 @pytest.fixture(scope="module")
 def data():
-    return colours((12, 8, 4))
+    return counted((12, 8, 4))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +154,7 @@ def test_weights_of_one_change_nothing(framework, nets, data):
 
 @pytest.mark.parametrize("framework", BOTH)
 def test_the_source_and_the_validation_loss_have_no_weights(framework, nets, data):
-    net, source = nets[framework], colours((4, 4, 4), seed=1)
+    net, source = nets[framework], counted((4, 4, 4), seed=1)
     # A source of its own classes has its own head, so its loss can be told apart.
     source = ImageDataset(source.images, source.labels, ["a", "b", "c"])
     first = {}
@@ -220,13 +212,13 @@ def elsewhere(code, tmp_path, *command, **env):
 RUN = """
 import json
 {before}
-from test_class_weights import RECIPE, backbone, colours, copy_torch_to_keras, tuned
+from test_class_weights import RECIPE, backbone, copy_torch_to_keras, counted, tuned
 net = backbone("small_cnn", "{framework}", weights=None, seed=3)
 if "{framework}" == "keras":
     first = backbone("small_cnn", "torch", weights=None, seed=3)
     copy_torch_to_keras(first.model.state_dict(), net.model)
 {inside}
-    print(json.dumps(tuned(net, colours((12, 8, 4))).step_losses), flush=True)
+    print(json.dumps(tuned(net, counted((12, 8, 4))).step_losses), flush=True)
 """
 
 
@@ -273,7 +265,7 @@ def test_two_processes_take_the_same_steps(nets, data, tmp_path):
 @pytest.mark.parametrize("framework", BOTH)
 @pytest.mark.parametrize("weights", [WEIGHTS, "balanced"])
 def test_a_probe_gets_the_weights(framework, weights, nets):
-    data = colours((12, 8, 4), brighter=0)  # where the classes can't be told apart
+    data = counted((12, 8, 4), brighter=0)  # where the classes can't be told apart
     recipe = Recipe("probe", class_weights=weights)
     result = tuned(nets[framework], data, recipe)
     Z = extract(nets[framework], data, progress=False)
@@ -310,7 +302,7 @@ def test_a_run_goes_on_with_the_same_weights_only(framework, nets, data, tmp_pat
 @pytest.mark.parametrize("framework", BOTH)
 def test_a_head_with_weights_predicts_the_rare_class_more(framework, nets):
     # The objective is convex and the classes overlap, so this has to be so.
-    rare = colours((40, 40, 8), seed=2, brighter=1)
+    rare = counted((40, 40, 8), seed=2, brighter=1)
     recipe = RECIPE.but(strategy="head", epochs=10, label_smoothing=0.0)
     mean = {}
     for weights in (None, "balanced"):

@@ -12,14 +12,13 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import pytest
+from tiny import PLAIN, colours, keras_backbone
 
 from transfer_course.classroom import exercises
 from transfer_course.engine.frameworks import load_keras
 from transfer_course.trainer.recipe import Recipe
 from transfer_course.trainer.run import fine_tune
 from transfer_course.trainer.start import initial_head
-from transfer_course.vision.backbones import KerasBackbone
-from transfer_course.vision.data import ImageDataset
 from transfer_course.vision.finetune_keras import dense, freeze, thaw, train_plain
 
 keras = load_keras()
@@ -55,34 +54,6 @@ def test_the_program_runs_from_an_empty_file(tmp_path):
     assert name in PROGRAM[0] and 1 / 8 < float(probability) <= 1
     assert list(tmp_path.glob("*/photos.keras"))
     assert list(tmp_path.iterdir()).count(script) == 1
-
-
-def a_backbone():
-    """Two convolutions with a BatchNorm between them."""
-    keras.utils.set_random_seed(0)
-    images = keras.Input((None, None, 3))
-    x = keras.layers.Conv2D(8, 5, strides=3, name="early_conv")(images)
-    x = keras.layers.BatchNormalization(name="early_bn")(x)
-    x = keras.layers.ReLU()(x)
-    x = keras.layers.ReLU()(keras.layers.Conv2D(16, 3, name="late_conv")(x))
-    features = keras.layers.GlobalAveragePooling2D()(x)
-    return KerasBackbone(
-        name="tiny",
-        framework="keras",
-        params=0,
-        feature_dim=16,
-        stages={s: (s + "_",) for s in ("early", "late")},
-        model=keras.Model(images, features),
-    )
-
-
-def colours():
-    """Noise with one bright channel; a batch of the program holds all images."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(15) % 3
-    images = rng.integers(0, 96, (15, 32, 32, 3), dtype=np.uint8)
-    images[np.arange(15), :, :, labels] += 128
-    return ImageDataset(images, labels, ["red", "green", "blue"])
 
 
 # Plain SGD instead of Adam, because an update then depends on its batch alone. Adam's
@@ -122,16 +93,13 @@ RECIPE = Recipe(
     batch_size=16,
     lr=0.05,
     head_lr=0.5,
-    optimizer="sgd",
-    momentum=0.0,
-    schedule="constant",
-    warmup=0.0,
+    **PLAIN,
 )
 
 
 @pytest.fixture(scope="module")
 def tuned():
-    net, data = a_backbone(), colours()
+    net, data = keras_backbone(), colours(np.arange(15) % 3)
     result = fine_tune(net, data, None, RECIPE, progress=False)
     return net, data, result.model.get_weights()
 

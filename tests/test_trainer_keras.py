@@ -3,14 +3,13 @@ loop of lesson 13."""
 
 import numpy as np
 import pytest
+from tiny import PLAIN, colours, keras_backbone
 
 from transfer_course.engine.frameworks import load_keras
 from transfer_course.trainer.batches import Data
 from transfer_course.trainer.recipe import Recipe, plan
 from transfer_course.trainer.run import fine_tune
 from transfer_course.trainer.start import initial_head
-from transfer_course.vision.backbones import KerasBackbone
-from transfer_course.vision.data import ImageDataset
 from transfer_course.vision.finetune_keras import network, train_plain
 from transfer_course.vision.freezing import moved, snapshot
 
@@ -19,45 +18,23 @@ pytestmark = pytest.mark.skipif(
     keras.config.backend() != "tensorflow", reason="TensorFlow's way"
 )
 TOLERANCE = dict(rtol=1e-4, atol=1e-6)  # float32; the sums have another order
-CLASSES = ["red", "green", "blue"]
-# Constant rates and no momentum, so that an update depends on its batch alone.
 RECIPE = Recipe(
     epochs=3,
     batch_size=8,
     lr=0.05,
     head_lr=0.2,
-    optimizer="sgd",
-    momentum=0.0,
-    schedule="constant",
-    warmup=0.0,
+    **PLAIN,
 )
 
 
 @pytest.fixture(scope="module")
 def data():
-    rng = np.random.default_rng(0)
-    labels = np.arange(24) % 3
-    images = rng.integers(0, 96, (24, 32, 32, 3), dtype=np.uint8)
-    images[np.arange(24), :, :, labels] += 128
-    return ImageDataset(images=images, labels=labels, classes=CLASSES)
+    return colours(np.arange(24) % 3)
 
 
 @pytest.fixture(scope="module")
 def net():
-    keras.utils.set_random_seed(0)
-    layers, images = keras.layers, keras.Input((None, None, 3))
-    x = layers.Conv2D(8, 5, strides=3, name="early_conv")(images)
-    x = layers.ReLU()(layers.BatchNormalization(name="early_bn")(x))
-    x = layers.ReLU()(layers.Conv2D(16, 3, name="late_conv")(x))
-    features = layers.GlobalAveragePooling2D()(x)
-    return KerasBackbone(
-        name="tiny",
-        framework="keras",
-        params=0,
-        feature_dim=16,
-        stages={s: (s + "_",) for s in ("early", "late")},
-        model=keras.Model(images, features),
-    )
+    return keras_backbone()
 
 
 class TwoRates(keras.optimizers.SGD):
