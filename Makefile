@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= torch,keras,lessons,fast,dev
 STAMP := $(VENV)/.installed
+UV_INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 comma := ,
 CPU ?=
 SIZE := $(if $(filter 1,$(CPU)),Setting up .venv: about 1.5 GB to download and 4 GB on disk if PyTorch's CPU build can be had.,\
@@ -33,7 +34,7 @@ install: $(STAMP)
 # uv installs in seconds what pip installs in minutes; where it can't run, pip does the same work.
 define with_extras
 	@if $(BIN)/uv --version >/dev/null 2>&1; then \
-	  echo "installing with uv …"; $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(PINS) -e '.[$(1)]'; \
+	  echo "installing with uv …"; $(UV_INSTALL) $(PINS) -e '.[$(1)]'; \
 	else \
 	  echo "installing with pip (some minutes) …"; $(BIN)/python -m pip install --quiet $(PINS) -e '.[$(1)]'; \
 	fi
@@ -43,7 +44,7 @@ endef
 define cpu_build
 	@if ! $(BIN)/uv --version >/dev/null 2>&1; then \
 	  echo "CPU=1 needs uv, which could not be installed; PyTorch's ordinary build is installed instead."; \
-	elif ! UV_HTTP_TIMEOUT=60 $(BIN)/uv pip install --torch-backend cpu --quiet --compile-bytecode --python $(BIN)/python $(PINS) torch torchvision 2>/dev/null; then \
+	elif ! UV_HTTP_TIMEOUT=60 $(UV_INSTALL) --torch-backend cpu $(PINS) torch torchvision 2>/dev/null; then \
 	  echo "PyTorch's CPU builds can't be reached from here; the ordinary build is installed instead."; \
 	fi
 endef
