@@ -12,6 +12,7 @@ import pytest
 from kill import finish, small_folder, start
 from test_resume import torchrun
 
+from transfer_course.engine import frameworks
 from transfer_course.engine.checkpoints import NAME
 from transfer_course.engine.errors import BadValue
 from transfer_course.practice import own_folder
@@ -231,11 +232,12 @@ def test_all_processes_follow_the_first(net, monkeypatch):
     """Were the second process to see another probe, it still would not wait alone."""
     import accelerate.utils
 
-    monkeypatch.setattr(
-        module,
-        "processes",
-        lambda: SimpleNamespace(num_processes=2, is_main_process=False),
-    )
+    for place in (module, frameworks):
+        monkeypatch.setattr(
+            place,
+            "processes",
+            lambda: SimpleNamespace(num_processes=2, is_main_process=False),
+        )
     sent = iter([False, [0.5] * 40, [0.5] * 40, [0.5] * 40, True])
     monkeypatch.setattr(
         accelerate.utils, "broadcast_object_list", lambda values: [next(sent)]

@@ -9,6 +9,7 @@ __all__ = [
     "load_torch",
     "torch_device",
     "processes",
+    "agreed",
     "keras_backend",
     "load_keras",
     "check_framework",
@@ -117,6 +118,16 @@ def processes():
     # an hour and NCCL after ten minutes, so the limit is a week.
     state = importlib.import_module("accelerate").PartialState
     return state(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+
+
+# %% ../../nbs/engine/frameworks.ipynb #a9eed001
+def agreed(value):
+    "What the first process of `torchrun` has, in all of them."
+    if processes().num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
 
 
 # %% ../../nbs/engine/frameworks.ipynb #966553f0

@@ -32,6 +32,7 @@ __all__ = [
 import json
 import time
 from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -192,7 +193,9 @@ def as_table(rows) -> str:
     """
     head = "".join(f"{title:<23}" for title in TESTS.values())
     lines = [f"{'accuracy (95 % interval)':<29}{head}models  now"]
-    for (framework, strategy), mine in groupby(rows, lambda r: tuple(r.values())[:2]):
+    for (framework, strategy), mine in groupby(
+        rows, itemgetter("framework", "strategy")
+    ):
         mine = {r["test"]: r for r in mine}
         r = mine["cutout"]
         star = "" if r["live_models"] else "*"
@@ -288,12 +291,12 @@ def recorded_strip(fold: int = 0) -> list[Tile]:
 
 
 # %% ../../nbs/6_practice/demo.ipynb #4f9256da
-def _bar(ax, r, methods):
+def _bar(ax, r):
     "The bar of one row with its interval: PyTorch above, Keras below and hatched."
     from transfer_course.classroom.pictures import COLOURS
 
     keras = r["framework"] == "keras"
-    y = methods.index(r["strategy"]) + (0.2 if keras else -0.2)
+    y = STRATEGIES.index(r["strategy"]) + (0.2 if keras else -0.2)
     ax.barh(
         y,
         r["accuracy"],
@@ -310,13 +313,12 @@ def _bar(ax, r, methods):
 # %% ../../nbs/6_practice/demo.ipynb #3958d2b2
 def _panel(ax, rows, test, title):
     "The bars of one test set."
-    methods = list(STRATEGIES)
     for r in rows:
         if r["test"] == test:
-            _bar(ax, r, methods)
+            _bar(ax, r)
     ax.set_title(title, size=10)
-    ax.set(xlim=(0, 1.15), xticks=(0, 0.5, 1), ylim=(len(methods) - 0.5, -0.5))
-    ax.set_yticks(range(len(methods)), [METHODS[m] for m in methods])
+    ax.set(xlim=(0, 1.15), xticks=(0, 0.5, 1), ylim=(len(STRATEGIES) - 0.5, -0.5))
+    ax.set_yticks(range(len(STRATEGIES)), [METHODS[s] for s in STRATEGIES])
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(left=False, labelsize=9)
 
@@ -399,10 +401,8 @@ def drawing_picture(rows: list[dict]):
     "A panel per style, a bar per method. Returns a matplotlib Figure."
     from matplotlib.figure import Figure
 
-    fig, tests = (
-        Figure(figsize=(11, 3.4), layout="constrained"),
-        STUDIES["drawings"].tests,
-    )
+    fig = Figure(figsize=(11, 3.4), layout="constrained")
+    tests = STUDIES["drawings"].tests
     for ax, test in zip(fig.subplots(1, len(tests), sharey=True), tests):
         _panel(ax, rows, test, f"{test} (trained on)" if test == "noto" else test)
     note = "accuracy on unseen identities; upper bar PyTorch, hatched bar Keras; "

@@ -36,7 +36,12 @@ from transfer_course.engine.files import (
     printable,
     read_image,
 )
-from ..engine.frameworks import _Alone, check_framework, processes
+from transfer_course.engine.frameworks import (
+    _Alone,
+    agreed,
+    check_framework,
+    processes,
+)
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #6ae93caf
 from transfer_course.engine.runs import (
@@ -451,11 +456,7 @@ class _Team:
     def tell(self, value):
         "Hand the first process's `value` to all."
         self.told = True
-        if self.world == 1:
-            return value
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([value])[0]
+        return value if self.world == 1 else agreed(value)
 
     def farewell(self):
         """Free the others if the first process has told them nothing yet.

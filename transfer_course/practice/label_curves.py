@@ -35,14 +35,14 @@ import numpy as np
 
 from ..engine.errors import BadValue
 from ..engine.files import resize_square
-from .photo_budget import folds
+from .photo_budget import features_of, folds, probed
 from .records import load_runs, record_path, store_runs
 from ..trainer.recipe import Recipe
 from ..trainer.run import fine_tune
 from ..vision.backbones import backbone
 from ..vision.data import ImageDataset, styles
 from ..vision.evaluate import majority
-from ..vision.features import Curve, extract, linear_probe
+from ..vision.features import Curve
 from ..vision.photos import photos
 
 
@@ -106,17 +106,7 @@ EPOCHS = {1: 100, 2: 60, 5: 36, 10: 24, 20: 20}  # labels per class -> epochs
 @lru_cache(maxsize=2)
 def _features(name, weights, seed):
     "(N, D) features of all images; the seed draws the weights where they are random."
-    net = backbone("efficientnet_lite0", "torch", weights=weights, seed=seed)
-    data = stage_data(name, STAGES[name].size)
-    return extract(net, data, cache=weights is not None, progress=False)
-
-
-def _probed(name, weights, seed, fold):
-    "What a linear probe predicts for the test set."
-    data, Z = stage_data(name, SMALL), _features(name, weights, seed)
-    rows = fold.labelled
-    probe = linear_probe(Z[rows], data.labels[rows], data.groups[rows])
-    return probe.predict(Z[fold.test])
+    return features_of(stage_data(name, STAGES[name].size), weights, seed)
 
 
 def _scratch(name, seed, fold, epochs):
@@ -131,15 +121,16 @@ def _scratch(name, seed, fold, epochs):
 # %% ../../nbs/6_practice/label_curves.ipynb #407a636f
 def _predicted(name, method, budget, seed, fold):
     "The predictions of a method for the test set of a fold."
+    data = stage_data(name, SMALL)
     if method == "majority":
-        known = np.delete(stage_data(name, SMALL).labels, fold.test)
+        known = np.delete(data.labels, fold.test)
         return majority(known, len(fold.test))
     if method == "scratch":
         return _scratch(name, seed, fold, EPOCHS[budget])
     if method == "probe":
-        return _probed(name, "bundled", 0, fold)
+        return probed(data, _features(name, "bundled", 0), fold)
     if method == "random_probe":
-        return _probed(name, None, seed, fold)
+        return probed(data, _features(name, None, seed), fold)
     raise BadValue(f"method is {method!r}; expected one of {', '.join(SEEDS)}.")
 
 

@@ -276,9 +276,11 @@ def _train(out, opened, recipe, size, began, team, **how):
         _write(out, result, _describe(result, net, data, parts, size, began), parts)
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #02aa43e2
 def _summary(info, out, began) -> dict:
     "What the command line prints with --json."
-    return {k: v for k, v in {"auto": info.get("auto")}.items() if v} | {
+    auto = info.get("auto")
+    return ({"auto": auto} if auto else {}) | {
         "run": str(out),
         "framework": info["framework"],
         "backbone": info["backbone"]["name"],

@@ -11,6 +11,8 @@ __all__ = [
     "SEEDS",
     "Fold",
     "folds",
+    "features_of",
+    "probed",
     "PhotoRun",
     "run_photos",
     "load_photo_budget",
@@ -100,17 +102,20 @@ def _data(size):
     return photos(size=size)
 
 
-@lru_cache(maxsize=2)
-def _features(weights, seed):
+def features_of(data, weights, seed) -> np.ndarray:
     "(N, D) features of all images; the seed draws the weights where they are random."
     net = backbone("efficientnet_lite0", "torch", weights=weights, seed=seed)
-    return extract(net, _data(SIZE), cache=weights is not None, progress=False)
+    return extract(net, data, cache=weights is not None, progress=False)
+
+
+@lru_cache(maxsize=2)
+def _features(weights, seed):
+    return features_of(_data(SIZE), weights, seed)
 
 
 # %% ../../nbs/6_practice/photo_budget.ipynb #d03bf6c6
-def _probed(weights, seed, fold):
+def probed(data, features, fold) -> np.ndarray:
     "What a linear probe predicts for the test set."
-    data, features = _data(SIZE), _features(weights, seed)
     rows = fold.labelled
     probe = linear_probe(features[rows], data.labels[rows], data.groups[rows])
     return probe.predict(features[fold.test])
@@ -140,9 +145,9 @@ def _predicted(method, seed, fold):
         labels = _data(SIZE).labels[np.concatenate([fold.labelled, fold.valid])]
         return majority(labels, len(fold.test)), ""
     if method == "probe":
-        return _probed("bundled", 0, fold), ""
+        return probed(_data(SIZE), _features("bundled", 0), fold), ""
     if method == "random_probe":
-        return _probed(None, seed, fold), ""
+        return probed(_data(SIZE), _features(None, seed), fold), ""
     if method == "scratch":
         return _scratch(seed, fold)
     raise BadValue(f"method is {method!r}; expected one of {', '.join(SEEDS)}.")

@@ -347,12 +347,6 @@ def load_tuning(data: str, path=None) -> tuple[list[Run], dict]:
     return load_runs(Run, Path(path or record_path(f"tuning_{data}")))
 
 
-@lru_cache(maxsize=4)
-def _identities(data, final=False):
-    "test set → (N,) the identities of its images."
-    return {test: d.groups for test, d in _small(data, final).items()}
-
-
 # %% ../../nbs/6_practice/tuning.ipynb #a01c7be4
 def _of(runs, framework, strategy) -> dict:
     "(repeat, fold) → run of one method."
@@ -365,7 +359,7 @@ def _of(runs, framework, strategy) -> dict:
 def _table(data, runs, test, final=False):
     "((S, N) right 1, wrong 0, not tested NaN; (N,) identities) of these runs."
     test = test or _study(data).tests[0]
-    groups = _identities(data, final)[test]
+    groups = _small(data, final)[test].groups
     out = np.full((len(runs), len(groups)), np.nan)
     for row, r in zip(out, runs):
         row[_dealt(data, r.repeat, final)[test] == r.fold] = r.correct[test]
@@ -498,9 +492,7 @@ def best_scratch(data: str, candidates: dict) -> str:
 def planned(data: str, frameworks=("torch", "keras")) -> list[tuple]:
     "(framework, strategy, repeat, fold) of every run of a study, first repeats first."
     study = _study(data)
-    order = sorted(
-        STRATEGIES, key=("majority probe random_probe fine_tune scratch").find
-    )
+    order = ("majority", "probe", "random_probe", "fine_tune", "scratch")
     runs = product(range(max(study.repeats.values())), frameworks, order)
     return [
         (framework, strategy, repeat, k)

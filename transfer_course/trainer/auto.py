@@ -25,7 +25,7 @@ import numpy as np
 
 from ..engine.checkpoints import Checkpoint
 from ..engine.errors import BadValue
-from ..engine.frameworks import processes
+from ..engine.frameworks import agreed, processes
 
 # %% ../../nbs/trainer/auto.ipynb #auto3imp
 from .recipe import Recipe
@@ -130,15 +130,6 @@ def best_rate(losses: dict, own: str, groups=None) -> str:
 
 
 # %% ../../nbs/trainer/auto.ipynb #auto11all
-def _agreed(value):
-    "What the first process of `torchrun` has, in all of them."
-    if processes().num_processes == 1:
-        return value
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]
-
-
 PARTS = ".auto"  # the folder of what a killed run has found so far
 
 
@@ -223,7 +214,7 @@ class Auto:
             began = time.perf_counter()
             result = self.short_run(recipe)
             took = time.perf_counter() - began
-            losses[name] = _agreed(_losses(result, self.valid, self.weights))
+            losses[name] = agreed(_losses(result, self.valid, self.weights))
             if processes().is_main_process:
                 kept.save({}, {"losses": losses})
                 self.drop(name)
@@ -257,7 +248,7 @@ class Auto:
         probe = self.run(self.recipe.but(strategy="probe"))
         right, noted = self.scored(probe, "probe")
         about = dict(chosen="probe", probe=noted)
-        if _agreed(_hopeless(self.weights, right, self.valid)):
+        if agreed(_hopeless(self.weights, right, self.valid)):
             why = _why_skipped(np.count_nonzero(right), len(right))
             return self.told(probe, about | dict(why=why))
         tuned, more = self.tuned(self.search())
@@ -265,7 +256,7 @@ class Auto:
         tuned_right, noted = self.scored(tuned, "fine-tuned network", **more)
         gain = _gain(tuned_right, right, self.valid)
         name = "accuracy" if np.ptp(self.weights) == 0 else "weighted accuracy"
-        better = _agreed(gain.low > 0 and tuned.best_epoch != 0)
+        better = agreed(gain.low > 0 and tuned.best_epoch != 0)
         about |= dict(
             chosen="lp_ft" if better else "probe",
             tuned=noted,

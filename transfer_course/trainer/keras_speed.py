@@ -194,7 +194,7 @@ def _convolved(conv, x, kernel):
     how |= dict(dilation_rate=conv.dilation_rate, data_format=conv.data_format)
     if not isinstance(conv, layers.DepthwiseConv2D):
         return ops.conv(x, kernel, **how)
-    known = None not in x.shape[1:] and tensorflow() is not None
+    known = None not in x.shape[1:]
     if known and tuple(conv.dilation_rate) == (1, 1) and len({*conv.strides}) == 1:
         return _by_tensorflow(conv, x, kernel)
     return ops.depthwise_conv(x, kernel, **how)
@@ -203,8 +203,7 @@ def _convolved(conv, x, kernel):
 # %% ../../nbs/trainer/keras_speed.ipynb #f01d0013
 def _biased(y, bias):
     "The map `y` plus a number per channel, in the form that TensorFlow fuses."
-    tf = tensorflow()
-    return tf.nn.bias_add(y, bias) if tf else y + bias
+    return tensorflow().nn.bias_add(y, bias)
 
 
 def _alone(conv, x):
