@@ -544,6 +544,7 @@ def test_a_nasty_folder(nasty):
     )
     reasons = {os.path.relpath(s.path, nasty): s.reason for s in d.skipped}
     assert len(reasons) == len(d.skipped)
+    assert f"{len(reasons)} paths skipped" in repr(d)
     assert {k: v for k, v in reasons.items() if "/" not in k} == {
         ".cache": "hidden",
         "broken": "no readable image in it",

@@ -330,7 +330,8 @@ def _describe(d) -> str:
     if d.domains is not None:
         parts.append("domains " + ", ".join(dict.fromkeys(map(str, d.domains))))
     if d.skipped:
-        parts.append(f"{len(d.skipped)} files skipped")
+        what = "path" if len(d.skipped) == 1 else "paths"  # files and folders
+        parts.append(f"{len(d.skipped)} {what} skipped")
     return f"ImageDataset({'; '.join(parts)})"
 
 
