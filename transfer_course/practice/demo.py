@@ -8,7 +8,7 @@ __all__ = [
     "TESTS",
     "FRAMEWORKS",
     "QUICK",
-    "LOADING",
+    "ALONE",
     "NAMES",
     "RIGHT",
     "WRONG",
@@ -83,36 +83,28 @@ def _planned_rows(frameworks, fold, live) -> list:
 
 
 # %% ../../nbs/6_practice/demo.ipynb #65bfb515
-LOADING = {"torch": 3, "keras": 8}  # seconds for importing the framework
+# Seconds of one run alone on two cores (Xeon); a probe's include importing the framework.
+ALONE = {
+    "torch": dict(majority=0, random_probe=1, scratch=40, probe=6, fine_tune=9),
+    "keras": dict(majority=0, random_probe=2, scratch=40, probe=7, fine_tune=11),
+}
 
 
-def _in_the_record(recorded) -> dict:
-    "(framework, strategy) → mean seconds of a recorded run."
-    seconds = {}
-    for run in recorded:
-        seconds.setdefault(run[:2], []).append(run.seconds)
-    return {method: float(np.mean(s)) for method, s in seconds.items()}
-
-
-def _cost(row, seconds, first) -> float:
-    "Seconds for a row of runs, of which each takes `seconds` in the record."
+def _cost(row) -> float:
+    "Seconds for a row of runs."
     framework, strategy, runs = row
+    seconds = ALONE[framework][strategy]
     # later probes find the features that the first one has extracted
     more = 0.5 if strategy == "probe" else seconds
-    loading = LOADING[framework] if first else 0
-    return seconds + more * (len(runs) - 1) + loading
+    return seconds + more * (len(runs) - 1)
 
 
 # %% ../../nbs/6_practice/demo.ipynb #99b29ec4
 class _Clock:
     "Seconds that the rest of the rows will take."
 
-    def __init__(self, rows, recorded):
-        known, loaded = _in_the_record(recorded), set()
-        self.left = []
-        for row in rows:
-            self.left.append(_cost(row, known.get(row[:2], 10), row[0] not in loaded))
-            loaded.add(row[0])
+    def __init__(self, rows):
+        self.left = [_cost(row) for row in rows]
         self.foreseen = self.taken = 0.0
 
     def ended(self, seconds):
@@ -147,9 +139,9 @@ def _line(row, runs, seconds, rest) -> str:
 
 
 # %% ../../nbs/6_practice/demo.ipynb #4f72eb52
-def _run_rows(rows, recorded, scratch, say) -> list:
+def _run_rows(rows, scratch, say) -> list:
     "Train and test every model of every row, and print a line per row."
-    clock, runs, images = _Clock(rows, recorded), [], tuning_images("photos")
+    clock, runs, images = _Clock(rows), [], tuning_images("photos")
     began = time.perf_counter()
     for framework, strategy, todo in rows:
         mine = [
@@ -510,9 +502,9 @@ def _save(rows, strip, told, out):
 
 
 # %% ../../nbs/6_practice/demo.ipynb #27f4146a
-def _greeting(rows, recorded, live, say):
+def _greeting(rows, live, say):
     "Say what will happen and how long it will take."
-    n, seconds = len(rows), _time(_Clock(rows, recorded).rest())
+    n, seconds = len(rows), _time(_Clock(rows).rest())
     say(
         "Photographs in ten classes: trained on cut-outs, tested on unseen identities, "
         "as cut-outs and as scenes."
@@ -545,8 +537,8 @@ def run_demo(
         raise BadValue(f"fold is {fold}; expected one of 0 to {folds - 1}.")
     recorded, record = load_tuning("photos")
     todo = _planned_rows(tuple(frameworks), fold, live)
-    _greeting(todo, recorded, live, say)
-    ran = _run_rows(todo, recorded, record.get("scratch", "small_cnn"), say)
+    _greeting(todo, live, say)
+    ran = _run_rows(todo, record.get("scratch", "small_cnn"), say)
     runs, now = _with_record(ran, [] if live else recorded, frameworks)
     return _finish(runs, now, fold, frameworks[0], Path(out), say)
 

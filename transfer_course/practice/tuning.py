@@ -246,11 +246,16 @@ def _features(net, images):
     return found, time.perf_counter() - began
 
 
+@lru_cache
+def _pretrained(framework):
+    "The pretrained network; training works on a copy, so all runs can share it."
+    return backbone("efficientnet_lite0", framework)
+
+
 @lru_cache(maxsize=2)
 def _pretrained_features(data, framework):
     "Features of a study's images; every fold needs the same ones."
-    net = backbone("efficientnet_lite0", framework)
-    return _features(net, tuning_images(data))
+    return _features(_pretrained(framework), tuning_images(data))
 
 
 # %% ../../nbs/6_practice/tuning.ipynb #26ead1f2
@@ -289,7 +294,7 @@ def _probe_run(data, framework, images, where, k, seed):
 def _network(strategy, framework, scratch, seed, study):
     "The network that a strategy trains and the recipe that it is trained by."
     if strategy == "fine_tune":
-        return backbone("efficientnet_lite0", framework), study.fine_tune.but(seed=seed)
+        return _pretrained(framework), study.fine_tune.but(seed=seed)
     net = backbone(scratch, framework, weights=None, seed=seed)
     return net, study.scratch[scratch].but(seed=seed)
 
