@@ -274,10 +274,10 @@ def draw_map(points, names, title=""):
 
 
 # %% ../../nbs/6_practice/label_curves.ipynb #0ca95b6e
-def labelled_sheet(name: str, per_class: int, seed: int) -> np.ndarray:
-    "The labelled images of a seed's first fold, uint8 (H, W, 3), a column per class."
+def labelled_sheet(name: str, per_class: int, seed: int, fold: int) -> np.ndarray:
+    "The labelled images of a fold, uint8 (H, W, 3), a column per class."
     data = stage_data(name, SMALL)
-    rows = folds(data, seed, per_class)[0].labelled
+    rows = folds(data, seed, per_class)[fold].labelled
     shape = per_class, len(data.classes), SMALL, SMALL, 3
     page = np.full(shape, 255, np.uint8)
     for c in range(len(data.classes)):

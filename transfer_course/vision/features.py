@@ -13,21 +13,16 @@ __all__ = [
     "budget_indices",
     "Curve",
     "label_budget",
-    "Labels",
     "break_even",
     "labels_needed",
     "head_from_probe",
 ]
 
 # %% ../../nbs/2_vision/11_features.ipynb #e982199e
-from collections.abc import Callable
-
 import numpy as np
 
-from ..engine.errors import BadValue
 from transfer_course.vision.budgets import (
     Curve,
-    Labels,
     break_even,
     budget_indices,
     label_budget,
@@ -35,28 +30,30 @@ from transfer_course.vision.budgets import (
 )
 from .extracting import extract, fingerprint
 from transfer_course.vision.probing import (
-    check_probe,
-    class_weight,
+    as_pipeline,
+    few_threads,
     head_from_probe,
     logistic,
+    prepared,
     probe_folds,
     scaled,
 )
 
 _all_ = ["extract", "fingerprint", "budget_indices", "Curve", "label_budget"]
-_all_ += ["Labels", "break_even", "labels_needed", "head_from_probe"]
+_all_ += ["break_even", "labels_needed", "head_from_probe"]
 
 # %% ../../nbs/2_vision/11_features.ipynb #b3c01f7a
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # values of C that the probe chooses from
 
 
 def _best_c(Z, y, groups, grid, weight, std):
-    "The C with the least log-loss on held-out identities; the middle without folds."
+    "The value of C with the least log-loss on held-out identities, if there are any."
     folds, classes, loss = probe_folds(y, groups), np.unique(y), np.zeros(len(grid))
     if not folds or len(grid) == 1:
         return grid[len(grid) // 2]
     for train, held_out in folds:
-        scaler, V, X = scaled(Z[train], std)  # sees the training images only
+        # V only rotates: the fit gets faster, and the predictions stay the same
+        scaler, V, X = scaled(Z[train], std)
         X_out = scaler.transform(Z[held_out]) @ V.T
         true = np.searchsorted(classes, y[held_out])
         for i, C in enumerate(grid):
@@ -70,35 +67,24 @@ def _best_c(Z, y, groups, grid, weight, std):
 # %% ../../nbs/2_vision/11_features.ipynb #408bf7f5
 def linear_probe(
     Z: np.ndarray,  # (N, D) features
-    y: np.ndarray,  # (N,) labels, 0 … C-1
+    y: np.ndarray,  # (N,) labels, 0 … K-1 for K classes
     groups=None,  # (N,) identities, kept together in cross-validation
-    class_weights="balanced",  # None: all images count the same; or C weights
+    class_weights="balanced",  # None: all images count the same; or K weights
     grid=GRID,  # values of C to choose from; a single one is taken as it is
-    roots: bool = False,  # of the features' square roots, centred only
+    roots: bool = False,  # use the square roots of the features, centred only
 ):  # a fitted scikit-learn pipeline, its last two steps a scaler and a classifier
     """Logistic regression on standardised features (Alain & Bengio 2016).
 
-    C is the one with the least log-loss in 3-fold cross-validation over identities.
-    "balanced" weights a class by N / (C · its images), as in scikit-learn. `roots`
-    needs features of at least 0, such as means after ReLU. BadValue if the features,
-    the labels or the weights don't belong together.
+    C has the least log-loss in 3-fold cross-validation over identities. "balanced"
+    weights a class by N / (K · its images). `roots` needs features of at least 0.
+    BadValue if features, labels and weights don't belong together.
     """
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer
-    from threadpoolctl import threadpool_limits
-
-    Z, y = np.asarray(Z, np.float64), np.asarray(y)
-    check_probe(Z, y, roots)
-    weight = class_weight(class_weights, y)
-    first = [FunctionTransformer(np.sqrt)] if roots else []
-    Z = np.sqrt(Z) if roots else Z
-    # in a small fit, threads wait for each other longer than they work
-    with threadpool_limits(1 if Z.size < 1e7 else None):
+    Z, y, weight = prepared(Z, y, class_weights, roots)
+    with few_threads(Z):
         C = _best_c(Z, y, groups, grid, weight, not roots)
         scaler, V, X = scaled(Z, not roots)
         model = logistic(X, y, C, weight)
-    model.coef_, model.n_features_in_ = model.coef_ @ V, Z.shape[1]
-    return make_pipeline(*first, scaler, model)
+    return as_pipeline(scaler, V, model, roots)
 
 
 # %% ../../nbs/2_vision/11_features.ipynb #582e8b4c
@@ -108,7 +94,7 @@ def probe_head(
     progress: bool = False,
     class_weights=None,  # as in `linear_probe`; None: "balanced"
 ) -> tuple[np.ndarray, np.ndarray]:
-    "A probe trained on `train` as a linear layer: weights (D, C), biases (C,)."
+    "A probe trained on `train` as a linear layer: weights (D, K), biases (K,)."
     labelled = train.subset(np.flatnonzero(train.labels >= 0))
     Z = extract(backbone, labelled, progress=progress)
     weights = "balanced" if class_weights is None else class_weights
@@ -122,7 +108,7 @@ def random_probe(
     framework: str = "torch",
     name: str = "efficientnet_lite0",
     seed: int = 0,  # draws the weights
-) -> Callable:  # f(dataset) -> (N,) predicted labels
+):  # f(dataset) -> (N,) predicted labels
     "A probe on the features of the same network with random weights."
     from transfer_course.vision.backbones import backbone
 
