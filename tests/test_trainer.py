@@ -219,14 +219,14 @@ def test_the_program_is_short_and_runs_as_one_file(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     told = done.stdout.splitlines()
-    assert len(told) == 7 and "with probability" in told[-1]
+    assert len(told) == 6 and "with probability" in told[-1]
     assert (tmp_path / "best.pt").exists()
 
 
 def test_the_program_makes_the_updates_of_fine_tune(net, data, tmp_path, monkeypatch):
     """Its second cell, on the batches of the library."""
     recipe = RECIPE.but(
-        strategy="head_first", epochs=6, lr=0.0003, head_lr=0.003, train_from="stem"
+        strategy="head_first", epochs=5, lr=0.0003, head_lr=0.003, train_from="stem"
     )
     body, epochs = copy.deepcopy(net.model).eval(), itertools.count()
     network = torch.nn.Sequential(body, new_head(net, data, recipe))
