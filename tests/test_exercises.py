@@ -99,6 +99,16 @@ def test_a_control_redraws(monkeypatch):
     assert view.value == "<pre>2 b</pre>"
 
 
+def test_a_control_can_start_in_the_middle(monkeypatch):
+    shown = []
+    monkeypatch.setattr(widgets, "_display", lambda box, **kw: shown.append(box))
+    choices = dict(depth=[0, 1, 2], width=[5, 6])
+    widgets.explore(lambda **how: f"{how}", "words", start={"depth": 1}, **choices)
+    *controls, view = shown[0].children
+    assert [control.value for control in controls] == [1, 5]
+    assert list(controls[0].options) == [0, 1, 2] and "'depth': 1" in view.value
+
+
 def test_a_claim_asserts_its_expectation_and_is_recorded(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "claims.json"
     monkeypatch.setenv("TRANSFER_COURSE_RECORD", str(path))

@@ -159,10 +159,11 @@ def _as_html(drawn, alt):
 
 
 # %% ../../nbs/0_start/widgets.ipynb #2aaf7ab1
-def _control(name, options):
+def _control(name, options, value=None):
     "A slider over the options of one choice; a drop-down list if they are words."
     w, options = _widgets(), list(options)
-    common = dict(options=options, value=options[0], description=name.replace("_", " "))
+    value = options[0] if value is None else value
+    common = dict(options=options, value=value, description=name.replace("_", " "))
     common["style"] = {"description_width": "initial"}
     if all(isinstance(o, str) for o in options):
         return w.Dropdown(**common)
@@ -173,7 +174,8 @@ def _control(name, options):
 def explore(
     draw,  # draw(**values) → a matplotlib Figure, or text
     alt: str,  # what the figure shows, for those who can't see it
-    **choices,  # name=[values]: one control each; the first value is shown first
+    start: dict | None = None,  # name → value shown first; else a choice's first one
+    **choices,  # name=[values]: one control each
 ):
     "A figure with controls; redrawn at each move."
     if not alt.strip():
@@ -183,7 +185,8 @@ def explore(
     if not choices:
         raise ValueError("explore needs at least one choice, as depth=[0, 1, 2].")
     w = _widgets()
-    controls, view = {k: _control(k, v) for k, v in choices.items()}, w.HTML()
+    start, view = start or {}, w.HTML()
+    controls = {k: _control(k, v, start.get(k)) for k, v in choices.items()}
 
     def redraw(change=None):
         "Draw what is chosen now."

@@ -104,7 +104,7 @@ def interval(
     groups=None,  # (N,) the identity that each item shows; None: all differ
     level=0.99,  # share of such intervals that hold the truth
 ) -> Interval:  # mean, low, high
-    """Mean with an interval over trained models (rows) and identities.
+    """Mean with an interval. Each row holds the results of one trained model.
 
     One row says nothing about other models: the interval is then about this one.
     Two disjoint folds get no interval, and the result's `note` says why.
