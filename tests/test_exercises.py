@@ -103,10 +103,13 @@ def test_a_control_can_start_in_the_middle(monkeypatch):
     shown = []
     monkeypatch.setattr(widgets, "_display", lambda box, **kw: shown.append(box))
     choices = dict(depth=[0, 1, 2], width=[5, 6])
-    widgets.explore(lambda **how: f"{how}", "words", start={"depth": 1}, **choices)
+    widgets.explore(
+        lambda depth, width: f"{depth} {width}", "words", start={"depth": 1}, **choices
+    )
     *controls, view = shown[0].children
     assert [control.value for control in controls] == [1, 5]
-    assert list(controls[0].options) == [0, 1, 2] and "'depth': 1" in view.value
+    assert list(controls[0].options) == [0, 1, 2]
+    assert view.value == "<pre>1 5</pre>"
 
 
 def test_a_claim_asserts_its_expectation_and_is_recorded(tmp_path, monkeypatch):
