@@ -71,7 +71,7 @@ def linear_probe(
     groups=None,  # (N,) identities, kept together in cross-validation
     class_weights="balanced",  # None: all images count the same; or K weights
     grid=GRID,  # values of C to choose from; a single one is taken as it is
-    roots: bool = False,  # use the square roots of the features, centred only
+    roots: bool = False,  # take square roots, and subtract the mean without dividing
 ):  # a fitted scikit-learn pipeline, its last two steps a scaler and a classifier
     """Logistic regression on standardised features (Alain & Bengio 2016).
 
