@@ -76,7 +76,8 @@ def linear_probe(
     """Logistic regression on standardised features (Alain & Bengio 2016).
 
     C has the least log-loss in 3-fold cross-validation over identities. "balanced"
-    weights a class by N / (K · its images). `roots` needs features of at least 0.
+    weights a class by N / (K · its images). `roots` makes large features count
+    less, and needs features of at least 0.
     BadValue if features, labels and weights don't belong together.
     """
     Z, y, weight = prepared(Z, y, class_weights, roots)
