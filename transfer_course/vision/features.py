@@ -71,12 +71,13 @@ def linear_probe(
     groups=None,  # (N,) identities, kept together in cross-validation
     class_weights="balanced",  # None: all images count the same; or K weights
     grid=GRID,  # values of C to choose from; a single one is taken as it is
-    roots: bool = False,  # use the square roots of the features, centred only
+    roots: bool = False,  # take square roots, and subtract the mean without dividing
 ):  # a fitted scikit-learn pipeline, its last two steps a scaler and a classifier
     """Logistic regression on standardised features (Alain & Bengio 2016).
 
     C has the least log-loss in 3-fold cross-validation over identities. "balanced"
-    weights a class by N / (K · its images). `roots` needs features of at least 0.
+    weights a class by N / (K · its images). `roots` makes large features count
+    less, and needs features of at least 0.
     BadValue if features, labels and weights don't belong together.
     """
     Z, y, weight = prepared(Z, y, class_weights, roots)

@@ -90,7 +90,7 @@ FLOOR = 0.1  # least divisor of a feature, as a share of the median one
 
 
 def floored_scaler(Z, std=True):
-    "A fitted StandardScaler that divides no feature by less than FLOOR says."
+    "A fitted StandardScaler that never divides by less than FLOOR times the median."
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler(with_std=std).fit(Z)
