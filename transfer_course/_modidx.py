@@ -1774,6 +1774,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'transfer_course/trainer/keras_speed.py'),
                                                      'transfer_course.trainer.keras_speed._without_graph': ( 'trainer/keras_speed.html#_without_graph',
                                                                                                              'transfer_course/trainer/keras_speed.py'),
+                                                     'transfer_course.trainer.keras_speed.keep_freed_memory': ( 'trainer/keras_speed.html#keep_freed_memory',
+                                                                                                                'transfer_course/trainer/keras_speed.py'),
                                                      'transfer_course.trainer.keras_speed.quick': ( 'trainer/keras_speed.html#quick',
                                                                                                     'transfer_course/trainer/keras_speed.py'),
                                                      'transfer_course.trainer.keras_speed.replicas': ( 'trainer/keras_speed.html#replicas',

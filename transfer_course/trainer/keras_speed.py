@@ -8,6 +8,7 @@ __all__ = [
     "tensorflow",
     "strategy",
     "replicas",
+    "keep_freed_memory",
     "working",
     "unchanged",
     "scaler",
@@ -18,9 +19,11 @@ __all__ = [
 
 # %% ../../nbs/trainer/keras_speed.ipynb #b0bd5cec
 import contextlib
+import ctypes
 import functools
 import importlib
 import math
+import platform
 
 import numpy as np
 
@@ -96,10 +99,24 @@ def _repeatable():
     return contextlib.nullcontext()
 
 
+# %% ../../nbs/trainer/keras_speed.ipynb #f01d0021
+_TRIM_THRESHOLD, _TOP_PAD = -1, -2  # parameters of glibc's mallopt
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    "Let glibc keep freed memory for the next step; False where there is no glibc."
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_TOP_PAD, 2**26))
+
+
 # %% ../../nbs/trainer/keras_speed.ipynb #aa6dec1a
 @contextlib.contextmanager
 def working(repeatable: bool = False):
     "Opens the strategy's scope; with `repeatable`, results are the same bit for bit."
+    keep_freed_memory()
     plan = strategy()
     with contextlib.ExitStack() as opened:
         if plan:
