@@ -414,8 +414,8 @@ def _alike(names, labels, digests, groups) -> list:
         return []
     said = [
         f"{np.isin(groups, list(several)).sum()} of {len(names)} images look like "
-        "copies of another one (saved again, resized, cropped, shifted, or taken in "
-        "a burst). Copies stay in the same split."
+        "copies of another one (saved again, resized, cropped, shifted, mirrored, "
+        "or taken in a burst). Copies stay in the same split."
     ]
     pairs = [(of[0], i) for of in several.values() for i in of]
     apart = [[names[i] for i in p] for p in pairs if labels[p[0]] != labels[p[1]]]
