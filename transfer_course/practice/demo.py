@@ -85,8 +85,8 @@ def _planned_rows(frameworks, fold, live) -> list:
 # %% ../../nbs/6_practice/demo.ipynb #65bfb515
 # Seconds of one run alone on two cores; a probe's include importing the framework.
 ALONE = {
-    "torch": dict(majority=0, random_probe=1, scratch=40, probe=6, fine_tune=9),
-    "keras": dict(majority=0, random_probe=2, scratch=40, probe=7, fine_tune=11),
+    "torch": dict(majority=0, random_probe=1, scratch=41, probe=6, fine_tune=9),
+    "keras": dict(majority=0, random_probe=2, scratch=37, probe=7, fine_tune=11),
 }
 
 
