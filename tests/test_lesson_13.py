@@ -179,21 +179,37 @@ def by_freeze(lesson):
     return two_phases
 
 
-def by_two_rates(lesson):
-    """`train_plain` with the program's optimizer: the head keeps its rate."""
+def by_train_plain(lesson):
+    """`train_plain` in two steps per epoch."""
 
     def two_phases(model, body, rate):
         how = dict(epochs=2, batch_size=8)
         x, y = lesson["toy_images"], lesson["toy_labels"]
         train_plain(model, x, y, ["head"], keras.optimizers.Adam(rate), **how)
-        two = lesson["TwoRates"](rate / 10)
-        train_plain(model, x, y, ["head", "conv"], two, **how)
+        adam = keras.optimizers.Adam(rate / 10)
+        train_plain(model, x, y, ["head", "conv"], adam, **how)
         return model
 
     return two_phases
 
 
-@pytest.mark.parametrize("form", [by_layer, by_freeze, by_two_rates])
+def by_name(lesson):
+    """The whole model opened by layer names, with one optimizer for each phase."""
+
+    def two_phases(model, body, rate):
+        x, y, loss = (lesson[k] for k in ("toy_images", "toy_labels", "cross_entropy"))
+        freeze(model, ["conv", "bn"])
+        for opened, factor in ((False, 1), (True, 0.1)):
+            if opened:
+                thaw(model, ["conv"])
+            model.compile(keras.optimizers.Adam(factor * rate), loss())
+            model.fit(x=x, y=y, epochs=2, verbose=0)
+        return model
+
+    return two_phases
+
+
+@pytest.mark.parametrize("form", [by_layer, by_freeze, by_train_plain, by_name])
 def test_every_right_form_of_two_phases_is_accepted(form, lesson):
     verdict, why = exercises.grade("two_phases", form(lesson))
     assert verdict == "right", why
@@ -227,12 +243,50 @@ def test_more_wrong_forms_get_their_hint(lesson):
             model.fit(x, y, verbose=0)
         return model
 
-    found = {
-        "at least twice": one_phase,
-        "still frozen": never_opened,
-        "scale or shift": only_the_statistics_stay,
-        "running statistics": opened_whole,
-    }
-    for words, answer in found.items():
+    def phases(rates=(1, 0.1), epochs=2, adam=keras.optimizers.Adam, prefixes=None):
+        """The solution, with one thing changed."""
+
+        def run(model, body, rate):
+            freeze(*((body,) if prefixes is None else (model, prefixes)))
+            for phase in (0, 1):
+                if phase:
+                    thaw(body, batch_norm="frozen")
+                model.compile(adam(rates[phase] * rate), loss())
+                model.fit(x, y, epochs=epochs, verbose=0)
+            return model
+
+        return run
+
+    def without_labels(model, body, rate):
+        model.compile(keras.optimizers.Adam(rate), loss())
+        model.fit(x, epochs=2, verbose=0)
+        return model
+
+    def two_rates(model, body, rate):
+        freeze(body)
+        model.compile(keras.optimizers.Adam(rate), loss())
+        model.fit(x, y, epochs=2, verbose=0)
+        thaw(body, batch_norm="frozen")
+        model.compile(lesson["TwoRates"](rate / 10), loss())
+        model.fit(x, y, epochs=2, verbose=0)
+        return model
+
+    found = [
+        ("at least twice", one_phase),
+        ("still frozen", never_opened),
+        ("scale or shift", only_the_statistics_stay),
+        ("running statistics", opened_whole),
+        ("the whole `rate`", phases(rates=(0.1, 0.1))),
+        ("a tenth of the rate", phases(rates=(1, 0.01))),
+        ("the same rate", two_rates),
+        ("two epochs", phases(epochs=1)),
+        ("Use Adam", phases(adam=keras.optimizers.SGD)),
+        ("its layers conv and bn", phases(prefixes=["body"])),
+        ("the labels", without_labels),
+        ("Return the model", lambda *given: phases()(*given) and None),
+    ]
+    for words, answer in found:
         verdict, why = exercises.grade("two_phases", answer)
-        assert verdict == "not quite" and words in why, why
+        assert verdict == "not quite" and words in why, (words, why)
+    stub = exercises.grade("two_phases", lambda model, body, rate: None)
+    assert stub[0] == "not yet"
