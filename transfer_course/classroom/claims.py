@@ -151,7 +151,7 @@ def claim(
     _record(name, entry)
     _MADE[name] = entry
     interval = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
-    print(f"{name}: {interval}, claimed above {at_least:g}: {found}")
+    print(f"{name}: {interval}, above {at_least:g}: {found}")
     if found != expected:
         _unexpected(name, expected, found)
 
