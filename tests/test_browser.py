@@ -54,7 +54,7 @@ def test_pages_open_and_ask_nobody_else(site, window):
     with chrome.watching(window) as watched:
         page = watched.page
         for name, holds in {
-            "index.html": "Two commands",
+            "index.html": "Your own images",
             "nbs/2_vision/11_features.html": "linear_probe",
             "reference/index.html": "Every public name",
             "reference/transfer_course.trainer.recipe.html": "peak learning rate",
