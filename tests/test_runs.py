@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -429,6 +430,17 @@ def hammer(folder, data, seconds):
             save(folder, data * 1000)
         except InUse:
             time.sleep(0.001)
+
+
+def test_a_reader_waits_for_a_writer_that_had_to_wait(tmp_path):
+    folder = save(tmp_path / "run", b"a" * 1000)
+    new = save(tmp_path / "new", b"b" * 1000)
+    os.replace(new / "run.json", folder / "run.json")
+    model = folder / "model.safetensors"
+    late = threading.Timer(0.03, os.replace, (new / model.name, model))
+    late.start()
+    assert Path(read_run(folder)[1]).read_bytes() == b"b" * 1000
+    late.join()
 
 
 def test_two_writers_and_a_reader(tmp_path):

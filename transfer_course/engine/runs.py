@@ -23,6 +23,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -473,7 +474,7 @@ def read_run(
         )
     if not os.path.isdir(folder):
         raise NotFound(f"{shown} is a file. Expected the folder of a saved run.")
-    before = None
+    before, same = None, 0
     for _ in range(20):
         at = _place(folder)
         text = _text(folder, at)
@@ -483,9 +484,10 @@ def read_run(
         if _has_sum(model, info["model_sha256"]):
             return info, model
         # Another process may be replacing the run: look again until nothing changes.
-        if text == before:
+        before, same = text, same + 1 if text == before else 0
+        if same == 3:
             break
-        before = text
+        time.sleep(0.02 * same)
     differs = "is not the file that run.json describes: its checksum differs"
     why = differs if model.exists() else "is missing"
     raise Damaged(f"{printable(model, True)} {why}. {_AGAIN}")
