@@ -116,7 +116,8 @@ def keep_freed_memory() -> bool:
 @contextlib.contextmanager
 def working(repeatable: bool = False):
     "Opens the strategy's scope; with `repeatable`, results are the same bit for bit."
-    keep_freed_memory()
+    if tensorflow():
+        keep_freed_memory()
     plan = strategy()
     with contextlib.ExitStack() as opened:
         if plan:
