@@ -64,11 +64,20 @@ def test_nothing_to_look_at_is_not_good():
 
 
 def test_mistakes_fail_where_a_hint_does_not_name_the_mistake(twice):
-    exercises.mistakes("twice", {"square": lambda x: x * x, "is 6": lambda x: 5})
+    wrong = {"square": lambda x: x * x, "is 6": lambda x: 5, "Twice": lambda x: 0}
+    exercises.mistakes("twice", wrong)
     with pytest.raises(AssertionError, match="expected a hint"):
-        exercises.mistakes("twice", {"square": lambda x: 2 * x, "is 6": lambda x: 5})
+        exercises.mistakes("twice", wrong | {"square": lambda x: 2 * x})
+    with pytest.raises(ValueError, match="at least three"):
+        exercises.mistakes("twice", {"square": lambda x: x * x, "6": lambda x: 5})
+
+
+def test_a_right_answer_that_is_refused_is_reported(twice):
+    exercises.accepted("twice", [lambda x: 2 * x, lambda x: x + x])
+    with pytest.raises(AssertionError, match="right answer 1 is not quite"):
+        exercises.accepted("twice", [lambda x: 2 * x, lambda x: x])
     with pytest.raises(ValueError, match="at least two"):
-        exercises.mistakes("twice", {"square": lambda x: x * x})
+        exercises.accepted("twice", [lambda x: 2 * x])
 
 
 def test_a_slider_that_was_not_moved_is_no_guess(capsys):

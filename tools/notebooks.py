@@ -31,7 +31,7 @@ SOLVED_VALUE = re.compile(
     rf"^([ \t]*\w[\w, ]*=) (?:.*|{BRACKETS}) *# SOLUTION.*$", re.MULTILINE
 )
 BROKEN = re.compile(r"^([ \t]*)# BROKEN ?", re.MULTILINE)
-MISTAKES = re.compile(r"^mistakes\(", re.MULTILINE)
+MISTAKES = re.compile(r"^(mistakes|accepted)\(", re.MULTILINE)
 GRADER = re.compile(r"^@exercise\b", re.MULTILINE)
 
 
@@ -44,7 +44,7 @@ def notebooks(folder: Path = ROOT / "nbs") -> list[Path]:
 
 def is_lesson(path: Path) -> bool:
     """Lessons have a number; reference notebooks don't."""
-    return re.match(r"\d\d_", path.name) is not None
+    return re.match(r"\d\d[a-z]?_", path.name) is not None
 
 
 def bin_dir() -> Path:

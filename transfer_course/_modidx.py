@@ -103,6 +103,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'transfer_course/classroom/exercises.py'),
                                                      'transfer_course.classroom.exercises._watched': ( '0_start/exercises.html#_watched',
                                                                                                        'transfer_course/classroom/exercises.py'),
+                                                     'transfer_course.classroom.exercises.accepted': ( '0_start/exercises.html#accepted',
+                                                                                                       'transfer_course/classroom/exercises.py'),
                                                      'transfer_course.classroom.exercises.check': ( '0_start/exercises.html#check',
                                                                                                     'transfer_course/classroom/exercises.py'),
                                                      'transfer_course.classroom.exercises.exercise': ( '0_start/exercises.html#exercise',
