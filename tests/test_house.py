@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BOOKS = sorted(
     path
     for path in (ROOT / "nbs").rglob("*.ipynb")
-    if not re.match(r"\d\d[a-z]?_", path.name) and ".ipynb_checkpoints" not in path.parts
+    if not re.match(r"\d\d[a-z]?_", path.name)
+    and ".ipynb_checkpoints" not in path.parts
 )
 TRAINER = sorted((ROOT / "transfer_course" / "trainer").glob("*.py"))
 
