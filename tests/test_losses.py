@@ -18,6 +18,7 @@ from transfer_course.theory.losses import (
     binary_cross_entropy_gradient,
     cross_entropy,
     cross_entropy_gradient,
+    entropy,
     kl_divergence,
     kl_divergence_gradient,
     log_sigmoid,
@@ -114,6 +115,15 @@ def test_kl_is_never_negative_nothing_to_itself_and_cross_entropy_minus_the_targ
     assert kl_divergence(z, q) == pytest.approx(
         soft - special.entr(q).sum(1).mean(), abs=1e-8
     )
+
+
+@quick
+@given(rows)
+def test_entropy_is_scipys_and_largest_where_nothing_is_known(z):
+    q = softmax(z)
+    np.testing.assert_allclose(entropy(q), special.entr(q).sum(-1), atol=1e-12)
+    assert (entropy(q) <= np.log(q.shape[1]) + 1e-12).all()
+    assert entropy(np.eye(3)) == pytest.approx(np.zeros(3))
 
 
 def test_kl_of_a_target_that_rules_classes_out():
@@ -269,6 +279,8 @@ REFUSALS = {
         lambda: kl_divergence(np.zeros((1, 2)), [[1.5, -0.5]]),
         "Apply softmax",
     ),
+    "entropy of logits": (lambda: entropy([1.0, 2.0]), "Apply softmax"),
+    "entropy of a negative share": (lambda: entropy([1.5, -0.5]), "Apply softmax"),
     "distribution of one example": (
         lambda: kl_divergence_gradient(np.zeros(2), [0.5, 0.5]),
         "(N, C)",

@@ -1488,6 +1488,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'transfer_course/theory/losses.py'),
                                                'transfer_course.theory.losses.cross_entropy_gradient': ( '1_theory/losses.html#cross_entropy_gradient',
                                                                                                          'transfer_course/theory/losses.py'),
+                                               'transfer_course.theory.losses.entropy': ( '1_theory/losses.html#entropy',
+                                                                                          'transfer_course/theory/losses.py'),
                                                'transfer_course.theory.losses.kl_divergence': ( '1_theory/losses.html#kl_divergence',
                                                                                                 'transfer_course/theory/losses.py'),
                                                'transfer_course.theory.losses.kl_divergence_gradient': ( '1_theory/losses.html#kl_divergence_gradient',
