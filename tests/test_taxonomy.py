@@ -42,6 +42,8 @@ def test_the_name_is_the_definition(domain, task, s, t, u):
         same_task and not same_domain and s > 0 and t == 0 and u > 0
     )
     assert (found.spaces == "heterogeneous") == (domain is DOMAINS[2])
+    both_labelled = same_task and not same_domain and s > 0 and t > 0
+    assert found.usage == ("inductive" if both_labelled else found.name)
     assert (
         found.name
         in (
