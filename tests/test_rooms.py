@@ -174,5 +174,5 @@ def test_theory_loads_neither_framework_nor_pictures():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     heavy = {"torch", "tensorflow", "keras", "matplotlib", "scipy", "sklearn"}
-    assert len(modules) == 6
+    assert len(modules) == 7
     assert not heavy & set(json.loads(done.stdout))
