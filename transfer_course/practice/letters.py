@@ -418,7 +418,7 @@ LOOKS = {"tuned": "fine_tune", "frozen": "probe", "random_frozen": "random_probe
 def draw_curves(ax, tables: dict, data: ImageDataset) -> None:
     """Accuracy over labels per digit, a line per way with its 95 % band.
 
-    The dotted lines are the two baselines that need no label per digit."""
+    Two horizontal lines need no labels: `font_digits` and `majority`."""
     from transfer_course.classroom.pictures import style
 
     for way in WAYS:
@@ -428,7 +428,7 @@ def draw_curves(ax, tables: dict, data: ImageDataset) -> None:
         ax.plot(BUDGETS, mean, **look)
         ax.fill_between(BUDGETS, low, high, color=look["color"], alpha=0.15, lw=0)
     fonts = tables["font_digits", 0].mean()
-    ax.axhline(fonts, color="black", lw=1, ls=":", label="font_digits")
+    ax.axhline(fonts, color="black", lw=1, ls="--", label="font_digits")
     ax.axhline(majority(data.labels), color="#767676", lw=1, ls=":", label="majority")
     ax.set(xlabel="labels per digit", ylabel="accuracy on unseen forms", ylim=(0, 1))
     ax.set(xscale="log", xticks=BUDGETS, xticklabels=BUDGETS)
