@@ -389,6 +389,7 @@ def pilot_differences(validation: list, budget: int) -> np.ndarray:
     return np.array([cell["tuned"] - cell["scratch"] for cell in cells.values()])
 
 
+# %% ../../nbs/6_practice/letters.ipynb #176ba928
 def power(
     effect: float,  # the true mean difference in accuracy
     seeds: int,
