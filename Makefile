@@ -96,7 +96,6 @@ bench: $(VENV)/.bench
 study: install
 	$(BIN)/python -c "from transfer_course.practice.tuning import study_tuning; print(study_tuning('photos', final=$(if $(FINAL),True,False)))"
 	$(BIN)/python -c "from transfer_course.practice.tuning import study_tuning; print(study_tuning('drawings', final=$(if $(FINAL),True,False)))"
-	$(BIN)/python -c "from transfer_course.practice.halves import study_halves; print(study_halves())"
 	$(BIN)/python -c "from transfer_course.practice.photo_budget import study_photo_budget; print(study_photo_budget())"
 	$(BIN)/python -c "from transfer_course.practice.label_curves import study_label_curves; print(*map(study_label_curves, ('photos', 'drawings')))"
 	$(BIN)/python -c "from transfer_course.practice.coverage import study_coverage; print(study_coverage())"

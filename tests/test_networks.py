@@ -1,7 +1,6 @@
-"""vision.networks and practice.halves.
+"""vision.twins, vision.networks and the training of practice.letters.
 
-Twins stay twins, a load copies what fits and says so, what is frozen stays, the record
-belongs to the data.
+Twins stay twins, a load copies what fits and says so, what is frozen stays.
 """
 
 import numpy as np
@@ -11,8 +10,7 @@ from hypothesis import strategies as st
 
 from transfer_course.engine.errors import BadValue, Damaged
 from transfer_course.engine.frameworks import installed, load_keras, load_torch
-from transfer_course.practice import halves
-from transfer_course.practice.halves import as_input, train_net
+from transfer_course.practice.letters import as_input, train_net
 from transfer_course.vision.networks import (
     LoadReport,
     compare_tensors,
@@ -207,7 +205,6 @@ def test_pixels_become_the_same_numbers_for_both(torch):
             lambda: train_net(small(), pictures(4)[0], np.array([0, 1, -1, 0]), 1),
             "unlabelled",
         ),
-        (lambda: halves.prepare("guess", {}, 0), "scratch"),
     ],
 )
 def test_bad_input_is_told_in_a_sentence(call, words):
@@ -311,102 +308,3 @@ def test_the_same_seed_trains_the_same_network(torch):
     train_net(c, images, y, 2, batch_size=8, seed=4)
     assert all(torch.equal(v, b.state_dict()[n]) for n, v in a.state_dict().items())
     assert not torch.equal(a.fc1.weight, c.fc1.weight)
-
-
-# --- the study ------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def both():
-    """Source and target."""
-    return halves.halves()
-
-
-def test_the_halves_share_no_class_and_no_thing(both):
-    source, target = both
-    assert (
-        not set(source.classes) & set(target.classes)
-        and len(source.classes) + len(target.classes) == 15
-    )
-    assert not set(source.groups) & set(target.groups)
-    for seed in (0, 7):
-        train, test = halves.parts(target, seed, halves.LABELS)
-        assert not set(train.groups) & set(test.groups) and set(
-            train.counts().values()
-        ) == {halves.LABELS}
-
-
-def test_the_record_is_whole_and_belongs_to_these_pictures(both):
-    runs, about = halves.load_halves()
-    assert {(r.way, r.seed) for r in runs} == {
-        (w, s) for w in halves.WAYS for s in halves.SEEDS
-    } and len(runs) == 70
-    assert (about["size"], about["labels"], tuple(about["epochs"])) == (
-        halves.SIZE,
-        halves.LABELS,
-        (halves.PRETRAIN_EPOCHS, halves.EPOCHS),
-    )
-    assert (
-        tuple(about["source"]) == halves.SOURCE
-        and tuple(about["target"]) == halves.TARGET
-    )
-    assert len(about["source_accuracy"]) == 10 and min(
-        about["source_accuracy"]
-    ) > 2 / len(halves.SOURCE)
-    for r in runs[:: len(halves.WAYS)]:
-        assert len(r.correct) == len(halves.parts(both[1], r.seed)[1])
-
-
-def test_every_way_gets_the_same_head_and_its_own_blocks(torch):
-    state = {
-        name: tensor + 1
-        for name, tensor in conv_classifier("torch", 8, halves.SIZE, seed=9)
-        .state_dict()
-        .items()
-    }
-    nets = {way: halves.prepare(way, state, 3) for way in halves.WAYS}
-    for way, net in nets.items():
-        assert torch.equal(net.fc1.weight, nets["scratch"].fc1.weight) and torch.equal(
-            net.fc2.weight, nets["scratch"].fc2.weight
-        )
-        blocks, frozen, _ = halves.WAYS[way]
-        for i in (1, 2):
-            conv = net.get_submodule(f"stage{i}.conv")
-            assert torch.equal(conv.weight, state[f"stage{i}.conv.weight"]) == (
-                i <= blocks
-            ), way
-            assert conv.weight.requires_grad == (i > frozen), way
-        assert net.fc1.weight.requires_grad and net.fc2.weight.requires_grad
-
-
-def test_a_small_study_is_stored_and_read(tmp_path, monkeypatch, both):
-    source, target = both
-    few = np.arange(0, len(source), 8)
-    monkeypatch.setattr(halves, "halves", lambda: (source.subset(few), target))
-    monkeypatch.setattr(halves, "PRETRAIN_EPOCHS", 1)
-    monkeypatch.setattr(halves, "EPOCHS", 1)
-    said = []
-    path = halves.study_halves(
-        tmp_path / "halves.json",
-        seeds=(0, 1),
-        ways=("scratch", "frozen_2"),
-        say=said.append,
-    )
-    runs, about = halves.load_halves(path)
-    assert [(r.way, r.seed) for r in runs] == [
-        ("scratch", 0),
-        ("frozen_2", 0),
-        ("scratch", 1),
-        ("frozen_2", 1),
-    ] and len(said) == 2
-    tables, asked = halves.as_rows(runs, target)
-    assert list(tables) == ["scratch", "frozen_2"]
-    rows = tables["frozen_2"]
-    assert rows.shape == (2, len(asked)) and len(asked) < len(target)
-    tested = ~np.isnan(rows)
-    assert tested.any(0).all() and not (tested[0] == tested[1]).all()
-    for seed, row, run in zip((0, 1), rows, runs[1::2], strict=True):
-        test = halves.parts(target, seed)[1]
-        assert sorted(asked.subset(~np.isnan(row)).names) == sorted(test.names)
-        here = dict(zip(halves._keys(asked), row, strict=True))
-        assert [here[key] for key in halves._keys(test)] == run.correct.tolist()

@@ -3,11 +3,9 @@
 A table of means is only as good as the runs behind it.
 """
 
-from itertools import product
-
 import pytest
 
-from transfer_course.practice import halves, tuning
+from transfer_course.practice import tuning
 
 
 @pytest.mark.parametrize("data", tuning.STUDIES)
@@ -20,10 +18,3 @@ def test_tuning(data):
         of = tested[run.repeat]
         counts = {test: (of[test] == run.fold).sum() for test in of}
         assert {test: len(c) for test, c in run.correct.items()} == counts
-
-
-def test_halves():
-    runs, record = halves.load_halves()
-    wanted = set(product(halves.WAYS, halves.SEEDS))
-    assert {(r.way, r.seed) for r in runs} == wanted and len(runs) == len(wanted)
-    assert len(record["source_accuracy"]) == len(halves.SEEDS)

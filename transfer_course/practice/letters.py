@@ -16,8 +16,12 @@ __all__ = [
     "CELLS",
     "VALIDATION_SEEDS",
     "VALIDATION_BUDGETS",
+    "LOOKS",
     "target",
     "network",
+    "as_input",
+    "train_net",
+    "right",
     "form_halves",
     "warped",
     "fit",
@@ -31,6 +35,10 @@ __all__ = [
     "load_letters",
     "study_letters",
     "as_tables",
+    "pilot_differences",
+    "power",
+    "majority",
+    "draw_curves",
 ]
 
 # %% ../../nbs/6_practice/letters.ipynb #94031308
@@ -43,9 +51,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.errors import BadValue
-from ..engine.frameworks import load_torch
-from .halves import as_input, right, train_net
+from ..engine.frameworks import check_framework, load_torch
 from .records import load_runs, record_path, store_runs
+from ..vision.evaluate import interval, paired_interval
 from ..vision.features import budget_indices, linear_probe
 from ..vision.glyphs import glyphs, handwriting
 from ..vision.images import ImageDataset
@@ -71,6 +79,79 @@ def network(classes: int, seed: int):
     "Three blocks of convolution, a hidden layer of 128 neurons, and the classes."
     net = conv_classifier("torch", classes, 28, (16, 32, 64), 128, seed=seed)
     return net.to(memory_format=load_torch().channels_last)  # a third faster on a CPU
+
+
+# %% ../../nbs/6_practice/letters.ipynb #238c7eee
+def as_input(
+    images: np.ndarray,  # (N, H, W, 3) uint8
+    framework: str = "torch",  # "torch" or "keras"
+):
+    """Pixels from −1 to 1.
+
+    A tensor (N, 3, H, W) for torch, an array (N, H, W, 3) for Keras.
+    """
+    x = np.asarray(images, np.float32) / 127.5 - 1
+    if check_framework(framework) == "keras":
+        return x
+    return load_torch().from_numpy(x).permute(0, 3, 1, 2).contiguous()
+
+
+# %% ../../nbs/6_practice/letters.ipynb #8d0205bb
+def train_net(
+    net,  # torch module; what has requires_grad=False stays
+    images: np.ndarray,  # (N, H, W, 3) uint8
+    labels: np.ndarray,  # (N,) 0 … classes − 1
+    epochs: int,
+    lr: float = 1e-3,
+    batch_size: int = 32,
+    seed: int = 0,  # of the order
+) -> list[float]:  # mean loss of each epoch
+    "Mini-batches, cross-entropy, Adam."
+    torch = load_torch()
+    x, y = as_input(images), torch.as_tensor(_checked(labels, len(images)))
+    rng = np.random.default_rng(seed)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr)
+    history = []
+    for _ in range(epochs):
+        order, total = torch.from_numpy(rng.permutation(len(y))), 0
+        for rows in order.split(batch_size):
+            total += _step(net.train(), optimizer, x[rows], y[rows]) * len(rows)
+        history.append(total / len(y))
+    return history
+
+
+# %% ../../nbs/6_practice/letters.ipynb #bd17de13
+def _checked(labels, n):
+    "Labels as an array; BadValue unless there is one for each of `n` images."
+    labels = np.asarray(labels)
+    if labels.shape != (n,):
+        raise BadValue(
+            f"labels have shape {labels.shape}; expected one number per image, ({n},)."
+        )
+    if labels.min(initial=0) < 0:
+        raise BadValue(
+            f"labels hold {labels.min()}; expected 0, 1, … Leave unlabelled images "
+            "(-1) out."
+        )
+    return labels
+
+
+def _step(net, optimizer, x, y):
+    "One update; returns the loss of the batch."
+    optimizer.zero_grad()
+    loss = load_torch().nn.functional.cross_entropy(net(x), y)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+# %% ../../nbs/6_practice/letters.ipynb #9533dd5a
+def right(net, data: ImageDataset) -> np.ndarray:
+    "Which images a network predicts right, (N,) bool."
+    with load_torch().inference_mode():
+        logits = net.eval()(as_input(data.images))
+    return logits.argmax(1).numpy() == data.labels
 
 
 # %% ../../nbs/6_practice/letters.ipynb #ddc2adea
@@ -296,3 +377,61 @@ def as_tables(runs: list[LetterRun]) -> dict:
     for run in sorted(runs, key=lambda run: run.seed):
         tables[run.way, run.budget].append(run.correct)
     return {cell: np.stack(rows) for cell, rows in tables.items()}
+
+
+# %% ../../nbs/6_practice/letters.ipynb #176ba927
+def pilot_differences(validation: list, budget: int) -> np.ndarray:
+    "Tuned minus scratch on the validation forms, one number per seed and form."
+    cells = {}
+    for way, steps, lr, b, seed, form, accuracy in validation:
+        if b == budget and SETTINGS[way] == (steps, lr):
+            cells.setdefault((seed, form), {})[way] = accuracy
+    return np.array([cell["tuned"] - cell["scratch"] for cell in cells.values()])
+
+
+# %% ../../nbs/6_practice/letters.ipynb #176ba928
+def power(
+    effect: float,  # the true mean difference in accuracy
+    seeds: int,
+    between_forms: float,  # standard deviation of the difference between forms
+    within: float,  # and between seeds on one form
+    worlds: int = 60,
+) -> float:
+    "Share of simulated studies with eight forms whose 99 % interval lies above zero."
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(worlds):
+        table = effect + rng.normal(0, within, (seeds, 8))
+        table = table + rng.normal(0, between_forms, 8)
+        found += paired_interval(table, np.zeros_like(table))[1] > 0
+    return found / worlds
+
+
+# %% ../../nbs/6_practice/letters.ipynb #c83c68b0
+def majority(labels: np.ndarray) -> float:
+    "Accuracy of always predicting the most frequent class."
+    return np.bincount(labels).max() / len(labels)
+
+
+# %% ../../nbs/6_practice/letters.ipynb #c83c68b1
+LOOKS = {"tuned": "fine_tune", "frozen": "probe", "random_frozen": "random_probe"}
+
+
+def draw_curves(ax, tables: dict, data: ImageDataset) -> None:
+    """Accuracy over labels per digit, a line per way with its 95 % band.
+
+    Two horizontal lines need no labels: `font_digits` and `majority`."""
+    from transfer_course.classroom.pictures import style
+
+    for way in WAYS:
+        points = [interval(tables[way, b], data.groups, level=0.95) for b in BUDGETS]
+        mean, low, high = np.array([tuple(point) for point in points]).T
+        look = style(LOOKS.get(way, way)) | {"label": way}
+        ax.plot(BUDGETS, mean, **look)
+        ax.fill_between(BUDGETS, low, high, color=look["color"], alpha=0.15, lw=0)
+    fonts = tables["font_digits", 0].mean()
+    ax.axhline(fonts, color="black", lw=1, ls="--", label="font_digits")
+    ax.axhline(majority(data.labels), color="#767676", lw=1, ls=":", label="majority")
+    ax.set(xlabel="labels per digit", ylabel="accuracy on unseen forms", ylim=(0, 1))
+    ax.set(xscale="log", xticks=BUDGETS, xticklabels=BUDGETS)
+    ax.minorticks_off()
+    ax.spines[["top", "right"]].set_visible(False)
