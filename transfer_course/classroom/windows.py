@@ -73,6 +73,7 @@ def _input_text(row, column, image, weight):
     return text if weight is None else f"{text}\n× {_number(weight)}"
 
 
+# %% ../../nbs/0_start/windows.ipynb #a1c0de25
 def _draw_input(ax, size, ends, rows, columns, image, weights):
     "The padded image, with the pixels of the window in orange."
     lying = {}
@@ -105,6 +106,7 @@ def _sums(image, weights, how) -> list:
     return sums
 
 
+# %% ../../nbs/0_start/windows.ipynb #a1c0de27
 def _draw_output(ax, left, top, places, step, sums):
     "The output, filled up to this step; returns the row of the present cell."
     for index in range(places**2):

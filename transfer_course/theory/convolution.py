@@ -18,13 +18,12 @@ __all__ = [
     "layer_table",
 ]
 
-# %% ../../nbs/1_theory/01_convolution.ipynb #507e865d
+# %% ../../nbs/1_theory/01_convolution.ipynb #a94c80b5
 from typing import NamedTuple
 
 import numpy as np
 
 
-# %% ../../nbs/1_theory/01_convolution.ipynb #a94c80b5
 def same_padding(n, kernel, stride=1, dilation=1):
     "Zeros (before, after) for ⌈n/stride⌉ output cells; an odd one goes to the end."
     total = max((-(-n // stride) - 1) * stride + dilation * (kernel - 1) + 1 - n, 0)
