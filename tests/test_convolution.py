@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transfer_course.classroom.windows import window_at, window_starts
 from transfer_course.engine.frameworks import load_keras, load_torch
 from transfer_course.theory.convolution import (
     VGG16,
@@ -98,6 +99,27 @@ def test_same_keeps_as_many_places_as_strides_fit(n, k, s, d):
         == -(-n // s)
         == len(range(0, n + before + after - d * (k - 1), s))
     )
+
+
+@pytest.mark.parametrize(
+    "n, k, s, d", itertools.product((3, 7, 8), (1, 2, 3, 5), (1, 2, 3), (1, 2))
+)
+def test_the_drawn_window_stands_where_the_layer_computes(n, k, s, d):
+    pads = same_padding(n, k, s, d)
+    for padding, drawn in ((0, 0), (2, 2), ("same", pads)):
+        try:
+            places = out_size(n, k, s, padding, d)
+        except ValueError:
+            with pytest.raises(ValueError, match="does not fit"):
+                window_starts(n, k, s, drawn, d)
+            continue
+        assert len(window_starts(n, k, s, drawn, d)) == places
+    if d * (k - 1) < n:
+        x = np.arange(n * n).reshape(n, n)
+        seen = windows(x, (k, k), s, d)
+        step = seen.shape[0] ** 2 - 1
+        cell, rows, columns = window_at(step, n, k, s, dilation=d)
+        np.testing.assert_array_equal(seen[cell], x[np.ix_(rows, columns)])
 
 
 @pytest.mark.parametrize("side, stride", [(8, 2), (9, 2), (9, 3), (10, 3)])
@@ -206,6 +228,22 @@ def test_vgg16_is_keras_layer_by_layer():
         layer.count_params() for layer in model.layers[1:]
     ]
     assert sum(r.parameters for r in rows) == model.count_params() == 14_714_688
+
+
+def test_vgg16_costs_what_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+    from torchvision.models import vgg16
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = vgg16().eval()
+        model(torch.empty(1, 3, 224, 224))
+    rows = layer_table(VGG16)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert sum(r.parameters for r in rows) == parameters == 138_357_544
+    # The counter counts additions as well.
+    multiplications = sum(r.multiplications for r in rows)
+    assert 2 * multiplications == counter.get_total_flops()
+    assert rows[-4].numbers == 25_088 and rows[-4].sees == 212
 
 
 chains = st.lists(
