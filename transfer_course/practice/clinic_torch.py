@@ -509,7 +509,7 @@ def wide_picture():
     "A circle of 100 pixels in an image of 400×200, as a PIL image."
     from PIL import Image, ImageDraw
 
-    picture = Image.new("RGB", (400, 200), "white")
+    picture = Image.new("RGB", (400, 200), "lightgrey")
     ImageDraw.Draw(picture).ellipse((150, 50, 250, 150), fill="black")
     return picture
 
@@ -689,6 +689,9 @@ def blocks_figure(tables: dict, identities):
         means, low, high = zip(*(interval(t, identities, 0.95) for t in tables[start]))
         ax.plot(epochs, means, **look)
         ax.fill_between(epochs, low, high, alpha=0.2, color=look["color"])
+    target = target_drawings().labels
+    largest = np.bincount(target).max() / len(target)
+    ax.axhline(largest, **style("majority") | {"label": "largest class", "marker": ""})
     ax.set(xlabel="epochs", ylabel="accuracy on the target", xticks=epochs)
     ax.legend()
     return fig
