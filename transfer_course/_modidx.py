@@ -998,6 +998,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'transfer_course/practice/clinic_torch.py'),
                                                        'transfer_course.practice.clinic_torch.shapes_to_size': ( '6_practice/clinic_torch.html#shapes_to_size',
                                                                                                                  'transfer_course/practice/clinic_torch.py'),
+                                                       'transfer_course.practice.clinic_torch.share_right': ( '6_practice/clinic_torch.html#share_right',
+                                                                                                              'transfer_course/practice/clinic_torch.py'),
                                                        'transfer_course.practice.clinic_torch.small_vgg': ( '6_practice/clinic_torch.html#small_vgg',
                                                                                                             'transfer_course/practice/clinic_torch.py'),
                                                        'transfer_course.practice.clinic_torch.source_drawings': ( '6_practice/clinic_torch.html#source_drawings',

@@ -36,6 +36,7 @@ __all__ = [
     "Handed",
     "watch_file",
     "same_weights",
+    "share_right",
     "Watch",
     "Coin",
     "coin_test",
@@ -422,6 +423,7 @@ class Handed(NamedTuple):
     reads: list  # `weights_only` of each `torch.load`
 
 
+# %% ../../nbs/6_practice/clinic_torch.ipynb #cb000062
 def watch_file(program, trained: nn.Module) -> Handed:
     "Call `program(trained, file)` in an empty folder and look at the file."
     with tempfile.TemporaryDirectory() as folder:
@@ -439,11 +441,17 @@ def watch_file(program, trained: nn.Module) -> Handed:
         return Handed(network, stored, file.exists(), reads)
 
 
+# %% ../../nbs/6_practice/clinic_torch.ipynb #cb000063
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
     "Whether two networks hold equal tensors under equal names."
     first, second = one.state_dict(), other.state_dict()
     equal = [torch.equal(first[k], second[k]) for k in first if k in second]
     return first.keys() == second.keys() and all(equal)
+
+
+def share_right(net, images, labels) -> float:
+    "The share of images with the largest logit at their label."
+    return (net(images).argmax(1) == labels).double().mean().item()
 
 
 # %% ../../nbs/6_practice/clinic_torch.ipynb #cb000031
