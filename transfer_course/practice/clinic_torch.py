@@ -494,6 +494,7 @@ class Coin(nn.Module):
         return -logits if self.training else logits
 
 
+# %% ../../nbs/6_practice/clinic_torch.ipynb #cb000070
 def coin_test(
     right: int,  # of the images are labelled with their largest logit
     of: int,  # images
