@@ -100,6 +100,7 @@ study: install
 	$(BIN)/python -c "from transfer_course.practice.label_curves import study_label_curves; print(*map(study_label_curves, ('photos', 'drawings')))"
 	$(BIN)/python -c "from transfer_course.practice.coverage import study_coverage; print(study_coverage())"
 	$(BIN)/python -c "from transfer_course.practice.letters import study_letters; print(study_letters())"
+	$(BIN)/python -c "from transfer_course.practice.clinic_torch import study_blocks; print(study_blocks())"
 	$(BIN)/python -c "from transfer_course.practice.auto_study import study_auto; print(study_auto())"
 
 docs: install

@@ -1,7 +1,10 @@
 """What lesson 34 does not show itself.
 
-`evaluate`, and the two functions that foresee how much memory training takes.
+`evaluate`, the two functions that foresee how much memory training takes, what the
+graders use, and the record of the study.
 """
+
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,11 +13,13 @@ from hypothesis import strategies as st
 
 from transfer_course.engine.errors import BadValue
 from transfer_course.engine.frameworks import load_torch
+from transfer_course.practice import clinic_torch as clinic
 from transfer_course.practice.clinic_torch import (
     activation_bytes,
     evaluate,
     kept_for_backward,
 )
+from transfer_course.practice.loop import fit
 from transfer_course.vision.evaluate import confusion_matrix, scores
 
 torch = load_torch()
@@ -202,3 +207,101 @@ def test_foreseeing_does_not_touch_the_network():
         and net.training
         and not net[6]._forward_hooks
     )
+
+
+def test_fit_is_the_loop_written_out_and_weights_by_images():
+    x, y = samples()
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double()
+    twin = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double()
+    twin.load_state_dict(net.state_dict())
+    batches = list(zip(x.double().split(16), y.split(16), strict=True))
+    told = fit(net, batches, torch.optim.SGD(net.parameters(), lr=0.1), 2)
+    for epoch in range(2):
+        total = 0
+        for images, labels in batches:
+            loss = nn.functional.cross_entropy(twin(images), labels)
+            grads = torch.autograd.grad(loss, twin.parameters())
+            with torch.no_grad():
+                for p, g in zip(twin.parameters(), grads, strict=True):
+                    p -= 0.1 * g
+            total += loss.item() * len(labels)
+        assert abs(told[epoch] - total / len(x)) < 1e-9
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("absent", list(product([False, True], repeat=3)))
+def test_every_missing_relu_is_found(absent):
+    torch.manual_seed(2)
+    net = clinic.with_head(clinic.two_blocks())
+    for part, name, gone in zip(
+        (net.blocks, net.blocks, net), ("relu1", "relu2", "relu"), absent, strict=True
+    ):
+        if gone:
+            setattr(part, name, nn.Identity())
+    told = clinic.unlike_reference(net, torch.randn(4, 3, 32, 32))
+    places = ("the first conv", "the second conv", "the first linear")
+    assert [place in told for place in places] == list(absent)
+    assert bool(told) == any(absent)
+
+
+def test_other_mathematics_with_the_same_weights_is_found():
+    net = clinic.with_head(clinic.two_blocks())
+    net.relu = nn.GELU()
+    assert "other logits" in clinic.unlike_reference(net, torch.randn(4, 3, 32, 32))
+
+
+def test_watch_leaves_no_hooks():
+    net, (x, y) = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), samples()
+    with clinic.Watch() as watch:
+        fit(net, [(x, y)], torch.optim.SGD(net.parameters(), lr=0.1), 3)
+    fit(net, [(x, y)], torch.optim.SGD(net.parameters(), lr=0.1), 3)
+    assert (watch.steps, watch.largest) == (3, 23)
+
+
+def test_an_error_that_is_not_typical_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        clinic.attempt(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("deviation, difference", [(0.08, 0.05), (0.1, 0.08)])
+def test_the_planned_seeds_see_the_difference_in_nine_studies_of_ten(
+    deviation, difference
+):
+    n, rng = clinic.seeds_needed(deviation, difference), np.random.default_rng(0)
+    means = rng.normal(difference, deviation, (20_000, n)).mean(1)
+    seen = (means - 2.5758 * deviation / n**0.5 > 0).mean()
+    assert 0.89 < seen < 0.93
+
+
+def test_the_record_is_complete():
+    runs, record = clinic.load_blocks()
+    wanted = set(product(clinic.STARTS, clinic.SEEDS))
+    assert {(r.start, r.seed) for r in runs} == wanted and len(runs) == len(wanted)
+    assert len(record["source_accuracy"]) == len(clinic.SEEDS)
+    tested = {seed: len(clinic.target_parts(seed)[1]) for seed in clinic.SEEDS[:3]}
+    for run in runs:
+        assert list(run.correct) == [str(e) for e in range(1, clinic.EPOCHS + 1)]
+        if run.seed in tested:
+            assert {len(c) for c in run.correct.values()} == {tested[run.seed]}
+
+
+def test_seeds_differ_in_teacher_and_split():
+    blocks = [clinic.untrained_blocks(seed) for seed in (0, 1)]
+    assert not clinic.same_weights(*blocks)
+    first, second = (set(clinic.target_parts(seed)[1].groups) for seed in (0, 1))
+    assert first != second
+
+
+def test_tables_put_each_result_in_the_column_of_its_image():
+    runs = clinic.load_blocks()[0][:4]
+    tables, identities = clinic.blocks_tables(runs)
+    for run in runs:
+        row = tables[run.start][-1][run.seed]
+        test = clinic.target_parts(run.seed)[1]
+        here = ~np.isnan(row)
+        assert set(identities[here]) == set(test.groups)
+        for identity in set(test.groups):
+            stored = run.correct[str(clinic.EPOCHS)][test.groups == identity]
+            assert np.nansum(row[identities == identity]) == stored.sum()
