@@ -64,24 +64,28 @@ _PALE = "#8c8c8c"  # of arrows that the current step does not use
 
 
 def _node(ax, place, text, gradient, now):
-    "A box with a name and a value, and below it the gradient if there is one."
+    "A box with a name and a value, below it the gradient if any; returns the box."
     box = dict(boxstyle="round,pad=0.45", fc="white", ec=_INK if now else "black")
     box["lw"] = 2.2 if now else 1
-    ax.text(*place, text, ha="center", va="center", size=10, bbox=box, zorder=3)
+    middle = dict(ha="center", va="center", size=10, zorder=3)
+    shown = ax.text(*place, text, bbox=box, **middle)
     if gradient:
         font = dict(color=_INK, weight="bold" if now else "normal", size=10)
         below = dict(xytext=(0, -21), textcoords="offset points", ha="center", va="top")
         ax.annotate(gradient, place, zorder=4, **below, **font)
+    return shown.get_bbox_patch()
 
 
-def _arrow(ax, start, stop, slope, now):
-    "An arrow with its local derivative in the middle."
+# %% ../../nbs/0_start/graphs.ipynb #6a30c018
+def _arrow(ax, start, stop, boxes, slope, now):
+    "An arrow between two boxes, with its local derivative in the middle."
     colour, width = (_INK, 2.2) if now else (_PALE, 1)
-    look = dict(arrowstyle="-|>", color=colour, lw=width, shrinkA=24, shrinkB=24)
-    ax.annotate("", stop, start, arrowprops=look, zorder=1)
+    look = dict(arrowstyle="-|>", color=colour, lw=width, shrinkA=0, shrinkB=2)
+    look |= dict(patchA=boxes[0], patchB=boxes[1])
+    ax.annotate("", stop, start, arrowprops=look, zorder=4)
     middle = [(a + b) / 2 for a, b in zip(start, stop)]
     white = dict(boxstyle="round,pad=0.1", fc="white", ec="none")
-    font = dict(color=colour if now else "black", size=9, zorder=2)
+    font = dict(color=colour if now else "black", size=9, zorder=5)
     ax.text(*middle, _number(slope), ha="center", va="center", bbox=white, **font)
 
 
@@ -111,12 +115,14 @@ def draw_graph(
     )
     fig = Figure(figsize=size)
     ax = fig.add_axes([0, 0, 1, 0.9])
-    for source, target, slope in edges:
-        _arrow(ax, places[source], places[target], slope, source == now)
+    boxes = {}
     for node, value in values.items():
         text = f"{(formulas or {}).get(node, node)}\n{_number(value)}"
         known = f"∂{end}/∂{node} = {_number(found[node])}" if node in found else ""
-        _node(ax, places[node], text, known, node == now)
+        boxes[node] = _node(ax, places[node], text, known, node == now)
+    for source, target, slope in edges:
+        pair = boxes[source], boxes[target]
+        _arrow(ax, places[source], places[target], pair, slope, source == now)
     ax.set(xlim=(min(columns) - 0.5, max(columns) + 0.5))
     ax.set(ylim=(min(rows) - 0.85, max(rows) + 0.5))
     ax.axis("off")
