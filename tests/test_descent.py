@@ -191,6 +191,18 @@ def test_minibatches_hold_every_row_once(n, batch, seed):
     ) <= batch
 
 
+def test_the_gradient_of_minibatches_is_right_on_average():
+    rng = np.random.default_rng(0)
+    params, x, y = mlp((6, 5, 3)), rng.standard_normal((60, 6)), np.arange(60) % 3
+    whole = loss_and_gradients(params, x, y)[1]
+    parts = [
+        loss_and_gradients(params, x[rows], y[rows])[1]
+        for rows in minibatches(60, 12, rng)
+    ]
+    for k, grad in whole.items():
+        np.testing.assert_allclose(np.mean([p[k] for p in parts], 0), grad, atol=1e-12)
+
+
 def blobs(n=60):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, n)
@@ -274,6 +286,72 @@ def test_twenty_updates_of_the_perceptron_are_keras():
         np.testing.assert_allclose(a, b.T, rtol=1e-4, atol=1e-6)
 
 
+BEGIN = np.random.default_rng(1).standard_normal(6)
+# Twenty gradients for six weights, of very different sizes.
+PUSHES = 1 + 0.5 * np.random.default_rng(0).standard_normal((20, 6))
+PUSHES *= 10.0 ** -np.arange(0, 12, 2)
+
+
+def moved_here(rule, rates, **how):
+    w, state = BEGIN, None
+    for grad, rate in zip(PUSHES, rates, strict=True):
+        w, state = rule(w, grad, state, rate=rate, **how)
+    return w - BEGIN
+
+
+def moved_in_torch(make, rates):
+    torch = load_torch()
+    w = torch.nn.Parameter(torch.tensor(BEGIN))
+    optimizer = make(torch.optim, [w])
+    for grad, rate in zip(PUSHES, rates, strict=True):
+        w.grad, optimizer.param_groups[0]["lr"] = torch.tensor(grad), rate
+        optimizer.step()
+    return w.detach().numpy() - BEGIN
+
+
+def moved_in_keras(make, rates):
+    keras = load_keras()
+    optimizer, w = make(keras.optimizers), keras.Variable(BEGIN, dtype="float64")
+    for grad, rate in zip(PUSHES, rates, strict=True):
+        optimizer.learning_rate = rate
+        optimizer.apply([keras.ops.convert_to_tensor(grad)], [w])
+    return keras.ops.convert_to_numpy(w) - BEGIN
+
+
+@pytest.mark.parametrize(
+    "rule, how, in_torch, in_keras",
+    [
+        (sgd, {}, lambda o, w: o.SGD(w), lambda o: o.SGD()),
+        (
+            momentum,
+            {},
+            lambda o, w: o.SGD(w, momentum=0.9),
+            lambda o: o.SGD(momentum=0.9),
+        ),
+        (adam, {}, lambda o, w: o.Adam(w), None),
+        (adam, {"eps": 1e-7, "eps_hat": True}, None, lambda o: o.Adam()),
+    ],
+)
+def test_the_rules_move_as_both_frameworks_do(rule, how, in_torch, in_keras):
+    """Gradients down to 1e-10: there the two places of Adam's epsilon differ."""
+    ours = moved_here(rule, [0.01] * 20, **how)
+    if in_torch:
+        theirs = moved_in_torch(in_torch, [0.01] * 20)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    if in_keras:  # which keeps the rate in float32
+        theirs = moved_in_keras(in_keras, [0.01] * 20)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+def test_when_the_rate_changes_momentum_is_pytorchs_and_not_keras():
+    cut = [0.01] * 10 + [0.001] * 10
+    ours = moved_here(momentum, cut)
+    in_torch = moved_in_torch(lambda o, w: o.SGD(w, momentum=0.9), cut)
+    in_keras = moved_in_keras(lambda o: o.SGD(momentum=0.9), cut)
+    np.testing.assert_allclose(ours, in_torch, rtol=1e-9)
+    assert not np.allclose(ours, in_keras, rtol=1e-2)
+
+
 @pytest.mark.parametrize("rate", [0, -0.1, np.nan, np.inf])
 @pytest.mark.parametrize("rule", [sgd, momentum, adam])
 def test_a_rate_that_leads_nowhere_is_refused(rule, rate):
@@ -283,7 +361,7 @@ def test_a_rate_that_leads_nowhere_is_refused(rule, rate):
 
 @pytest.mark.parametrize("rule", [sgd, momentum, adam])
 def test_a_gradient_of_another_shape_is_refused_instead_of_broadcast(rule):
-    with pytest.raises(ValueError, match="one slope for each weight"):
+    with pytest.raises(ValueError, match="one derivative for each weight"):
         rule(np.ones((3, 1)), np.ones(3))
 
 
@@ -292,7 +370,7 @@ def test_a_gradient_of_another_shape_is_refused_instead_of_broadcast(rule):
     [
         (lambda: rate_limit([1.0, 25.0]), "np.diag"),
         (lambda: rate_limit([[1.0, 2.0], [0.0, 1.0]]), "symmetric"),
-        (lambda: rate_limit(np.diag([1.0, -1.0])), "no bottom"),
+        (lambda: rate_limit(np.diag([1.0, -1.0])), "no minimum"),
         (lambda: rate_limit([[1.0]], beta=1.0), "without 1"),
         (lambda: mlp((784,)), "two or more"),
         (lambda: mlp((784, 0, 10)), "positive"),
