@@ -168,6 +168,7 @@ def _quick_fit(fits: list, original):
     return fit
 
 
+# %% ../../nbs/6_practice/clinic_keras.ipynb #33c0002b
 def _history(model, logs, epochs):
     "A History as `fit` returns it, with the same values in each epoch."
     history = load_keras().callbacks.History()
@@ -363,6 +364,7 @@ def after_phase_one(seed: int = 0):
     return model
 
 
+# %% ../../nbs/6_practice/clinic_keras.ipynb #33c0002c
 def movers(model, seed: int = 0) -> list[str]:
     "The names of the layers that one more step of `fit` changes."
     before = snapshot(model)
@@ -479,6 +481,7 @@ def frozen_maps(net, below, images) -> np.ndarray:
     return np.concatenate([forward(net.preprocess(part)) for part in parts])
 
 
+# %% ../../nbs/6_practice/clinic_keras.ipynb #33c0002d
 def two_phases(top, maps, labels, rate: float, **head):
     """Train a new head on a frozen copy of `top`, then both; the fine-tuned model.
 
