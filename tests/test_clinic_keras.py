@@ -1,12 +1,26 @@
-"""`build` and `cut`: what is shared, what moves, and what is refused."""
+"""`build` and `cut`: what is shared, what moves, and what is refused.
+
+`observe`: what a program's network receives, in whatever form the program passes it.
+"""
 
 import numpy as np
 import pytest
 
+from transfer_course.classroom.exercises import Hint, hint
 from transfer_course.engine.errors import BadValue
 from transfer_course.engine.frameworks import load_keras
 from transfer_course.practice.clinic import counts
-from transfer_course.practice.clinic_keras import MODES, build, cut
+from transfer_course.practice.clinic_keras import (
+    MODES,
+    build,
+    cut,
+    explain_stop,
+    keeps_training,
+    observe,
+    observed,
+    received,
+    sample,
+)
 from transfer_course.vision.freezing import moved, snapshot
 
 keras = load_keras()
@@ -119,7 +133,9 @@ def test_two_halves_are_the_whole_and_share_layers():
 def test_mistakes_are_told_in_a_sentence():
     with pytest.raises(BadValue, match="Did you mean 'features'"):
         build("feature", small(), 3)
-    with pytest.raises(BadValue, match="nobody knows how many numbers Flatten makes"):
+    with pytest.raises(
+        BadValue, match="number of values that Flatten returns is not known"
+    ):
         build("features", small(), 3, pool="flatten")
     with pytest.raises(BadValue, match="'average' or 'flatten'"):
         build("features", small(), 3, pool="max")
@@ -129,3 +145,100 @@ def test_mistakes_are_told_in_a_sentence():
         cut(small(), "ad")
     with pytest.raises(BadValue, match="a shortcut goes around it"):
         cut(small(), "conv2")
+
+
+def head_on_vgg16(inside):
+    """VGG16, flattened, four classes; the preprocessing may be inside."""
+    body = keras.applications.VGG16(include_top=False, input_shape=(32, 32, 3))
+    image = layers.Input((32, 32, 3))
+    ready = keras.applications.vgg16.preprocess_input(image) if inside else image
+    outputs = layers.Dense(4, activation="softmax")(layers.Flatten()(body(ready)))
+    model = keras.Model(image, outputs)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def batches(images, labels):
+    """A data set of batches, as Keras reads it on any backend."""
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            return images[i::2], labels[i::2]
+
+    return Batches()
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("pack", [lambda x, y: (x, y), lambda x, y: (batches(x, y),)])
+def test_what_reaches_the_network_is_seen_in_any_style(inside, pack):
+    images, labels = sample(5, 4, seed=1)
+    ready = keras.applications.vgg16.preprocess_input(images)
+    given = images if inside else ready
+
+    def program(images, labels):
+        model = head_on_vgg16(inside)
+        more = pack(given[:2], labels[:2])
+        more = more[0] if len(more) == 1 else more
+        history = model.fit(*pack(given, labels), epochs=3, validation_data=more)
+        return model, history
+
+    seen = observe(program, images, labels)
+    assert seen.said == "it runs"
+    fit = explain_stop(seen, hint)
+    assert fit.model is seen.returned[0]
+    assert received(fit.train, ready, labels) and received(fit.valid, ready[:2])
+    assert not received(fit.train, ready, np.roll(labels, 1))
+    assert not received(fit.train, ready[:4]) and not received(fit.valid, ready)
+    history = seen.returned[1].history
+    assert {len(values) for values in history.values()} == {3}
+    assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+
+
+def test_watching_ends_with_the_context():
+    fit, vgg16 = keras.Model.fit, keras.applications.VGG16
+    with observed():
+        assert keras.Model.fit is not fit
+    assert keras.Model.fit is fit and keras.applications.VGG16 is vgg16
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation", "fine"),
+    [
+        ("sparse_categorical_crossentropy", "softmax", True),
+        ("categorical_crossentropy", "softmax", True),
+        (keras.losses.SparseCategoricalCrossentropy(from_logits=True), None, True),
+        (
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            "softmax",
+            False,
+        ),
+        ("sparse_categorical_crossentropy", None, False),
+        ("mse", "softmax", False),
+        ("binary_crossentropy", "softmax", False),
+    ],
+)
+def test_the_loss_has_to_fit_the_outputs(loss, activation, fine):
+    images = layers.Input((6, 6, 3))
+    outputs = layers.Dense(4, activation=activation)(layers.Flatten()(images))
+    model = keras.Model(images, outputs)
+    model.compile(keras.optimizers.Adam(1e-4), loss)
+    if fine:
+        keeps_training(model, hint, 1e-4)
+    else:
+        with pytest.raises(Hint, match="loss does not fit"):
+            keeps_training(model, hint, 1e-4)
+    with pytest.raises(Hint, match="learning rate is 0.0001"):
+        keeps_training(model, hint, 1e-3)
+
+
+def test_a_program_that_never_fits_or_returns_no_model_gets_a_hint():
+    with pytest.raises(Hint, match="never calls fit"):
+        explain_stop(observe(lambda: head_on_vgg16(True)), hint)
+    data = sample(4, 4, seed=0)
+    with pytest.raises(Hint, match="Return the model"):
+        explain_stop(observe(lambda: head_on_vgg16(True).fit(*data)), hint)
+    with pytest.raises(Hint, match="It stops: ZeroDivisionError"):
+        explain_stop(observe(lambda: 1 / 0), hint)
