@@ -42,8 +42,9 @@ def test_the_name_is_the_definition(domain, task, s, t, u):
         same_task and not same_domain and s > 0 and t == 0 and u > 0
     )
     assert (found.spaces == "heterogeneous") == (domain is DOMAINS[2])
-    both_labelled = same_task and not same_domain and s > 0 and t > 0
-    assert found.usage == ("inductive" if both_labelled else found.name)
+    shifted = same_task and not same_domain and t > 0
+    others = ("inductive", "transductive") if u else ("inductive",)
+    assert found.others == (others if shifted else ())
     assert (
         found.name
         in (
@@ -53,7 +54,7 @@ def test_the_name_is_the_definition(domain, task, s, t, u):
             "transductive",
             "none of the three",
         )
-        and found.also
+        and found.usual
     )
 
 
@@ -61,17 +62,17 @@ def test_self_taught_learning_is_inductive_and_a_labelled_shift_has_no_name():
     assert (
         setting(
             Problem(DOMAINS[0], TASKS[1], 0, 9), Problem(DOMAINS[1], TASKS[0], 5)
-        ).also
+        ).usual
         == "self-taught learning"
     )
     assert (
         setting(
             Problem(DOMAINS[0], TASKS[0], 9), Problem(DOMAINS[1], TASKS[0], 5, 9)
-        ).also
+        ).usual
         == "supervised domain adaptation"
     )
     assert (
-        setting(Problem(DOMAINS[0], TASKS[0], 9), Problem(DOMAINS[1], TASKS[0])).also
+        setting(Problem(DOMAINS[0], TASKS[0], 9), Problem(DOMAINS[1], TASKS[0])).usual
         == "domain generalisation"
     )
 

@@ -96,43 +96,45 @@ def _same_task(source, target, unlabelled):
         return "transductive", "domain adaptation"
     if source:
         return _NONE, "domain generalisation"
-    under = "semi-supervised learning" if target else "clustering"
-    return _NONE, f"{under} under a shift"
+    return _NONE, f"{'labels' if target else 'clustering'} under a shift"
 
 
 def _other_task(source, target, unlabelled):
     "(name, usual name) if the tasks differ; each argument says what exists."
     if target:
         return "inductive", "fine-tuning" if source else "self-taught learning"
-    if unlabelled and not source:
+    if source:
+        usual = "discovery of new classes" if unlabelled else "zero-shot learning"
+        return _NONE, usual
+    if unlabelled:
         return "unsupervised", "self-taught clustering"
-    return _NONE, "discovery of new classes" if unlabelled else "zero-shot learning"
+    return _NONE, "nothing to learn from"
 
 
 # %% ../../nbs/1_theory/05_taxonomy.ipynb #066ce7c0
 class Setting(NamedTuple):
-    "What kind of transfer a case is (S. J. Pan and Q. Yang 2010, Definitions 2 to 4)."
+    "What kind of transfer a case is (S. J. Pan and Q. Yang 2010)."
 
-    name: str  # "inductive", …, "no transfer" or "none of the three", by the letter
-    usage: str  # where the survey discusses such cases
-    also: str  # the usual name
+    name: str  # by our table, or "no transfer" or "none of the three"
+    others: tuple  # further names that the article supports
+    usual: str  # the usual name
     spaces: str  # "homogeneous": one feature space; "heterogeneous": two
 
 
 def setting(source: Problem, target: Problem) -> Setting:
     "The setting of a case. ValueError unless both sides are a Problem."
-    if not (isinstance(source, Problem) and isinstance(target, Problem)):
-        got = f"{type(source).__name__} and {type(target).__name__}"
-        raise ValueError(f"setting got {got}; expected two Problems, source first.")
-    labels = source.labelled > 0, target.labelled > 0, target.unlabelled > 0
-    kinds = _same_task if source.task == target.task else _other_task
-    name, also = kinds(*labels)
-    if source.task == target.task and source.domain == target.domain:
-        name, also = "no transfer", "ordinary machine learning"
-    usage = "inductive" if also.startswith("supervised") else name
-    spaces = "homogeneous", "heterogeneous"
-    different = source.domain.features != target.domain.features
-    return Setting(name, usage, also, spaces[different])
+    if not all(isinstance(side, Problem) for side in (source, target)):
+        raise ValueError("setting expected two Problems, source first.")
+    exists = source.labelled > 0, target.labelled > 0, target.unlabelled > 0
+    same = source.task == target.task
+    name, usual = (_same_task if same else _other_task)(*exists)
+    others = ("inductive", "transductive")[: 1 + (target.unlabelled > 0)]
+    if same and source.domain == target.domain:
+        name, usual, others = "no transfer", "ordinary machine learning", ()
+    others = others if same and target.labelled else ()
+    spaces = "heterogeneous", "homogeneous"
+    one_space = source.domain.features == target.domain.features
+    return Setting(name, others, usual, spaces[one_space])
 
 
 # %% ../../nbs/1_theory/05_taxonomy.ipynb #10d8618d
@@ -163,7 +165,7 @@ def derive(rule, facts) -> set:
 def map_predicates(rule, facts):
     """(rule in the target's relations, agreement with its known facts, 0 to 1).
 
-    The best renaming of the relations by the F1 score, the first step of TAMAR
+    The best renaming of the relations by the F1 score, in the spirit of TAMAR
     (L. Mihalkova, T. Huynh and R. J. Mooney 2007). ValueError if none proves anything.
     """
     arity = {atom[0]: len(atom) for atom in rule}
