@@ -17,7 +17,7 @@ NBVAL := $(COMPARE) --nbval-current-env --nbval-cell-timeout 300
 ONE_THREAD := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 # A lesson runs once, in tests/test_lessons.py: unsolved, then its solutions. nbval has the other notebooks.
 PYTEST := TRANSFER_COURSE_STRICT=1 $(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
-  -p tools.slowest_files --timeout 900 -m "not stress" $(NBVAL) --ignore-glob='nbs/*/[0-9][0-9]_*.ipynb'
+  -p tools.slowest_files --timeout 900 -m "not stress" $(NBVAL) --ignore-glob='nbs/*/[0-9][0-9]*_*.ipynb'
 
 .PHONY: help install demo test test-lib test-lessons stress test-newest lab bench study docs export clean
 

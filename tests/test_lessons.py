@@ -201,13 +201,14 @@ def test_every_exercise_has_its_cells(path):
         for c in nbformat.read(path, as_version=4).cells
         if c.cell_type == "code"
     )
-    assert "SOLUTION" not in copy and "mistakes(" not in copy.replace(
-        "exercise, mistakes", ""
-    )
+    assert "SOLUTION" not in copy
+    assert not re.search(r"^(mistakes|accepted)\(", copy, re.MULTILINE)
     for name in names:
-        assert solved.count(f'check("{name}")') == 1 and re.search(
-            rf'^mistakes\(\s*"{name}",\s', solved, re.MULTILINE
-        ), name
+        assert solved.count(f'check("{name}")') == 1, name
+        for tried in ("mistakes", "accepted"):
+            assert re.search(rf'^{tried}\(\s*"{name}",\s', solved, re.MULTILINE), (
+                f"{path.stem}: {name} has no {tried}"
+            )
         assert re.search(
             rf"^(def {name}\(|{name} = |class {name}\b)", copy, re.MULTILINE
         ), f"{name} has no cell for the learner"
