@@ -130,8 +130,11 @@ def anchor(
     w0,  # (d,) where the penalty is 0
     importance=None,  # F: (d,) a factor per weight, (d, d), or None for the identity
 ) -> Quadratic:
-    """½ (w − w₀)ᵀ F (w − w₀): L2-SP without F (X. Li, Y. Grandvalet and F. Davoine,
-    2018, arXiv:1802.01483), EWC (J. Kirkpatrick and others, 2017, arXiv:1612.00796)."""
+    """½ (w − w₀)ᵀ F (w − w₀).
+
+    With the identity: L2-SP (X. Li, Y. Grandvalet and F. Davoine, 2018,
+    arXiv:1802.01483). With the diagonal of the Fisher matrix: EWC (J. Kirkpatrick
+    and others, 2017, arXiv:1612.00796)."""
     w0 = np.asarray(w0, float)
     F = np.eye(len(w0)) if importance is None else np.asarray(importance, float)
     F = np.diag(F) if F.ndim == 1 else F
