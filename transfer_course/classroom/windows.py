@@ -166,6 +166,21 @@ def draw_window(
     ax.axis("off")
 
 
+# %% ../../nbs/0_start/windows.ipynb #a1c0de28
+def _legend(fig, padded: bool):
+    "Below the figure, what each colour means; grey only if there is padding."
+    from matplotlib.patches import Patch
+
+    meaning = {"pixel × weight": _TAP, "this step": _NOW, "earlier steps": _DONE}
+    if padded:
+        meaning |= {"zero": _PAD, "zero × weight": _BOTH}
+    handles = []
+    for text, colour in meaning.items():
+        handles.append(Patch(facecolor=colour, edgecolor=_INK, lw=0.6, label=text))
+    how = dict(frameon=False, fontsize=7, handlelength=1, columnspacing=1)
+    fig.legend(handles=handles, loc="outside lower center", ncols=5, **how)
+
+
 # %% ../../nbs/0_start/windows.ipynb #a1c0de18
 def window_figure(
     settings: dict,  # title → arguments of `draw_window`
@@ -179,10 +194,13 @@ def window_figure(
     rows = -(-len(settings) // columns)
     side = max(s["size"] + sum(_ends(s.get("padding", 0))) for s in settings.values())
     width, height = (2 * side + 2) * cell, side * cell + 0.4
-    fig = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    size = columns * width, rows * height + 0.3
+    fig = Figure(figsize=size, layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis("off")
     for ax, (title, how) in zip(axes, settings.items()):
         draw_window(ax, title=title, **how)
+    padded = any(sum(_ends(s.get("padding", 0))) for s in settings.values())
+    _legend(fig, padded)
     return fig
