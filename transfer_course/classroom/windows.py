@@ -192,15 +192,16 @@ def window_figure(
 
     columns = min(columns, len(settings))
     rows = -(-len(settings) // columns)
+    padded = any(sum(_ends(s.get("padding", 0))) for s in settings.values())
     side = max(s["size"] + sum(_ends(s.get("padding", 0))) for s in settings.values())
     width, height = (2 * side + 2) * cell, side * cell + 0.4
-    size = columns * width, rows * height + 0.3
+    least = 4.6 if padded else 3.0  # room for the legend
+    size = max(columns * width, least), rows * height + 0.3
     fig = Figure(figsize=size, layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis("off")
     for ax, (title, how) in zip(axes, settings.items()):
         draw_window(ax, title=title, **how)
-    padded = any(sum(_ends(s.get("padding", 0))) for s in settings.values())
     _legend(fig, padded)
     return fig

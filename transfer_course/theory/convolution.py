@@ -41,7 +41,7 @@ def _whole(name, value, low):
 
 # %% ../../nbs/1_theory/01_convolution.ipynb #c0170005
 def out_size(n: int, kernel: int, stride=1, padding=0, dilation=1) -> int:
-    """Cells along one axis after a convolution or a pooling of `n` pixels.
+    """Places of a window along one axis of `n` pixels.
 
     `padding` is a number or "same" (Dumoulin & Visin 2016, arXiv:1603.07285)."""
     sizes = dict(n=n, kernel=kernel, stride=stride, dilation=dilation)
