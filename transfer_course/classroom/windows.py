@@ -167,10 +167,13 @@ def draw_window(
 
 
 # %% ../../nbs/0_start/windows.ipynb #a1c0de28
-def _legend(fig, padded: bool):
+def _legend(fig, settings):
     "Below the figure, what each colour means; grey only if there is padding."
     from matplotlib.patches import Patch
 
+    padded = any(sum(_ends(s.get("padding", 0))) for s in settings.values())
+    width, height = fig.get_size_inches()
+    fig.set_size_inches(max(width, 4.6 if padded else 3.0), height + 0.3)
     meaning = {"pixel × weight": _TAP, "this step": _NOW, "earlier steps": _DONE}
     if padded:
         meaning |= {"zero": _PAD, "zero × weight": _BOTH}
@@ -192,16 +195,13 @@ def window_figure(
 
     columns = min(columns, len(settings))
     rows = -(-len(settings) // columns)
-    padded = any(sum(_ends(s.get("padding", 0))) for s in settings.values())
     side = max(s["size"] + sum(_ends(s.get("padding", 0))) for s in settings.values())
     width, height = (2 * side + 2) * cell, side * cell + 0.4
-    least = 4.6 if padded else 3.0  # room for the legend
-    size = max(columns * width, least), rows * height + 0.3
-    fig = Figure(figsize=size, layout="constrained")
+    fig = Figure(figsize=(columns * width, rows * height), layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis("off")
     for ax, (title, how) in zip(axes, settings.items()):
         draw_window(ax, title=title, **how)
-    _legend(fig, padded)
+    _legend(fig, settings)
     return fig
