@@ -138,6 +138,48 @@ def test_same_with_a_stride_is_keras_and_not_torchs_padding(side, stride):
     )
 
 
+def in_keras(x, w, b, dy, stride=1, padding=0, groups=1):
+    """Output, and gradients by input, weights and bias, from Keras."""
+    kept = dict(groups=groups, padding=padding or "valid", dtype="float64")
+    layer = keras.layers.Conv2D(len(w), w.shape[2:], stride, **kept)
+    X, dY = (keras.ops.convert_to_tensor(a.transpose(0, 2, 3, 1)) for a in (x, dy))
+    layer.build(X.shape)
+    layer.set_weights([w.transpose(2, 3, 1, 0), b])
+    variables = [v.value for v in layer.trainable_weights]
+    if keras.config.backend() == "torch":
+        Y = layer(X.requires_grad_())
+        results = [Y, *torch.autograd.grad(Y, [X, *variables], dY)]
+    else:
+        import tensorflow
+
+        with tensorflow.GradientTape() as tape:
+            tape.watch(X)
+            Y = layer(X)
+        results = [Y, *tape.gradient(Y, [X, *variables], dY)]
+    Y, dX, dW, dB = map(keras.ops.convert_to_numpy, results)
+    return [a.transpose(0, 3, 1, 2) for a in (Y, dX)] + [dW.transpose(3, 2, 0, 1), dB]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 8), (7, 10)])
+@pytest.mark.parametrize(
+    "how",
+    [dict(stride=2, padding="same"), dict(groups=4), dict(groups=2, padding="same")],
+    ids=str,
+)
+def test_output_and_gradients_are_keras(how, size):
+    x, w, b, dy = numbers(dict(groups=1) | how, (3, 3), size)
+    ours = [
+        conv2d(x, w, b, **how),
+        input_gradient(dy, w, size, **how),
+        weight_gradient(x, dy, (3, 3), **how),
+        dy.sum((0, 2, 3)),
+    ]
+    with keras.device("cpu"):
+        theirs = in_keras(x, w, b, dy, **how)
+    for a, c in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, c, atol=1e-10)
+
+
 def test_one_kernel_a_channel_is_keras_depthwise_layer():
     x = np.random.default_rng(0).normal(size=(2, 5, 9, 8))
     w = np.random.default_rng(1).normal(size=(5, 1, 3, 3))

@@ -249,6 +249,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'transfer_course/classroom/windows.py'),
                                                    'transfer_course.classroom.windows._input_text': ( '0_start/windows.html#_input_text',
                                                                                                       'transfer_course/classroom/windows.py'),
+                                                   'transfer_course.classroom.windows._legend': ( '0_start/windows.html#_legend',
+                                                                                                  'transfer_course/classroom/windows.py'),
                                                    'transfer_course.classroom.windows._number': ( '0_start/windows.html#_number',
                                                                                                   'transfer_course/classroom/windows.py'),
                                                    'transfer_course.classroom.windows._sums': ( '0_start/windows.html#_sums',

@@ -166,6 +166,24 @@ def draw_window(
     ax.axis("off")
 
 
+# %% ../../nbs/0_start/windows.ipynb #a1c0de28
+def _legend(fig, settings):
+    "Below the figure, what each colour means; grey only if there is padding."
+    from matplotlib.patches import Patch
+
+    padded = any(sum(_ends(s.get("padding", 0))) for s in settings.values())
+    width, height = fig.get_size_inches()
+    fig.set_size_inches(max(width, 4.6 if padded else 3.0), height + 0.3)
+    meaning = {"pixel × weight": _TAP, "this step": _NOW, "earlier steps": _DONE}
+    if padded:
+        meaning |= {"zero": _PAD, "zero × weight": _BOTH}
+    handles = []
+    for text, colour in meaning.items():
+        handles.append(Patch(facecolor=colour, edgecolor=_INK, lw=0.6, label=text))
+    how = dict(frameon=False, fontsize=7, handlelength=1, columnspacing=1)
+    fig.legend(handles=handles, loc="outside lower center", ncols=5, **how)
+
+
 # %% ../../nbs/0_start/windows.ipynb #a1c0de18
 def window_figure(
     settings: dict,  # title → arguments of `draw_window`
@@ -185,4 +203,5 @@ def window_figure(
         ax.axis("off")
     for ax, (title, how) in zip(axes, settings.items()):
         draw_window(ax, title=title, **how)
+    _legend(fig, settings)
     return fig
