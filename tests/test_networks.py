@@ -263,9 +263,7 @@ def test_a_load_of_which_nothing_fits_is_refused_and_changes_nothing(torch):
         )
     with pytest.raises(Damaged, match="Not one of 0 tensors"):
         load_matching(net, {})
-    with pytest.raises(
-        Damaged, match=r"stage1.*shape \(1,\) in the file.*Load another"
-    ):
+    with pytest.raises(Damaged, match=r"fc1.bias \(1,\).*network fc1.bias \(4,\)"):
         load_matching(net, {name: torch.ones(1) for name in own})
     assert all(
         torch.equal(tensor, own[name]) for name, tensor in net.state_dict().items()

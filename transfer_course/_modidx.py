@@ -2920,8 +2920,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'transfer_course/vision/networks.py'),
                                                  'transfer_course.vision.networks.LoadReport.__str__': ( '2_vision/networks.html#loadreport.__str__',
                                                                                                          'transfer_course/vision/networks.py'),
-                                                 'transfer_course.vision.networks._mismatch': ( '2_vision/networks.html#_mismatch',
-                                                                                                'transfer_course/vision/networks.py'),
                                                  'transfer_course.vision.networks.compare_tensors': ( '2_vision/networks.html#compare_tensors',
                                                                                                       'transfer_course/vision/networks.py'),
                                                  'transfer_course.vision.networks.load_matching': ( '2_vision/networks.html#load_matching',

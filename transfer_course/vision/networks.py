@@ -67,24 +67,6 @@ def compare_tensors(file: dict, own: dict) -> LoadReport:
 
 
 # %% ../../nbs/2_vision/09_networks.ipynb #09a00012
-def _mismatch(file: dict, own: dict) -> str:
-    "Why not one tensor of the file fits, and what to do about it."
-    begin = f"Not one of {len(file)} tensors fits: "
-    for name in own:
-        if name in file:
-            there, here = (tuple(tensors[name].shape) for tensors in (file, own))
-            return (
-                f"{begin}{name}, for example, has the shape {there} in the file and "
-                f"{here} in the network. Load another file."
-            )
-    given, wanted = (", ".join(list(tensors)[:2]) for tensors in (file, own))
-    return (
-        f"{begin}the file has {given} …, the network {wanted} …. "
-        "Rename them, or load another file."
-    )
-
-
-# %% ../../nbs/2_vision/09_networks.ipynb #09a00018
 def load_matching(net, file: dict) -> LoadReport:
     """Copy into a torch module what fits by name and shape; Damaged if nothing does.
 
@@ -92,6 +74,13 @@ def load_matching(net, file: dict) -> LoadReport:
     own = net.state_dict()
     report = compare_tensors(file, own)
     if not report.copied:
-        raise Damaged(_mismatch(file, own))
+        given, wanted = (
+            ", ".join(f"{name} {tuple(d[name].shape)}" for name in sorted(d)[:2])
+            for d in (file, own)
+        )
+        raise Damaged(
+            f"Not one of {len(file)} tensors fits: the file has {given} …, the network "
+            f"{wanted} …. Rename them if only names differ, or load another file."
+        )
     net.load_state_dict({name: file[name] for name in report.copied}, strict=False)
     return report
