@@ -263,9 +263,18 @@ def test_a_load_of_which_nothing_fits_is_refused_and_changes_nothing(torch):
         )
     with pytest.raises(Damaged, match="Not one of 0 tensors"):
         load_matching(net, {})
+    with pytest.raises(Damaged, match=r"fc1.bias \(1,\).*network fc1.bias \(4,\)"):
+        load_matching(net, {name: torch.ones(1) for name in own})
     assert all(
         torch.equal(tensor, own[name]) for name, tensor in net.state_dict().items()
     )
+
+
+def test_a_long_list_of_names_is_wrapped_between_names():
+    names = [f"stage{i}.conv.weight" for i in range(12)]
+    lines = str(LoadReport(names, [], [], [])).splitlines()
+    assert len(lines) > 4 and max(map(len, lines)) <= 80
+    assert all(name in "".join(lines) for name in names)
 
 
 def test_the_report_is_a_line_a_kind():

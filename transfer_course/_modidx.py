@@ -1366,6 +1366,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'transfer_course/practice/letters.py'),
                                                   'transfer_course.practice.letters._checked': ( '6_practice/letters.html#_checked',
                                                                                                  'transfer_course/practice/letters.py'),
+                                                  'transfer_course.practice.letters._draw_warped': ( '6_practice/letters.html#_draw_warped',
+                                                                                                     'transfer_course/practice/letters.py'),
                                                   'transfer_course.practice.letters._grid': ( '6_practice/letters.html#_grid',
                                                                                               'transfer_course/practice/letters.py'),
                                                   'transfer_course.practice.letters._settings_of': ( '6_practice/letters.html#_settings_of',
