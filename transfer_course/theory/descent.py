@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "rate_limit",
     "sgd",
     "descend",
     "mlp",
@@ -12,7 +13,6 @@ __all__ = [
     "loss_and_gradients",
     "momentum",
     "adam",
-    "rate_limit",
     "update",
     "minibatches",
     "train",
@@ -35,6 +35,51 @@ def _checked(w, grad, rate):
         raise ValueError(
             f"rate is {rate}; expected a positive number. The minus is in the rule."
         )
+
+
+def _check_sizes(sizes):
+    "ValueError unless there are two or more positive sizes."
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(
+            f"sizes is {sizes}; expected two or more positive numbers, "
+            "as (784, 128, 64, 10)."
+        )
+
+
+def _check_inputs(params, x):
+    "ValueError unless each row of x has as many numbers as the first layer takes."
+    inputs = next(iter(params.values())).shape[1]
+    if np.ndim(x) != 2 or x.shape[1] != inputs:
+        raise ValueError(
+            f"x has shape {np.shape(x)}; expected (N, {inputs}). "
+            "Flatten images with x.reshape(len(x), -1)."
+        )
+
+
+def _layers(params):
+    "Names of the layers, from the first to the head."
+    return [k.removesuffix(".weight") for k in params if k.endswith(".weight")]
+
+
+def rate_limit(
+    curvature,  # (D, D), symmetric: the second derivatives at the minimum
+    beta=0.0,  # momentum
+):  # the rate below which descent converges, and above which it diverges
+    "2 (1 + beta) / largest curvature. ValueError if there is no minimum."
+    A = np.asarray(curvature, float)
+    if A.ndim != 2 or A.shape[0] != A.shape[1] or not np.allclose(A, A.T):
+        raise ValueError(
+            f"curvature has shape {A.shape}; expected a symmetric matrix (D, D). "
+            "For separate directions use np.diag([…])."
+        )
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta is {beta}; expected 0 up to 1, without 1.")
+    smallest, largest = np.linalg.eigvalsh(A)[[0, -1]]
+    if smallest < -1e-12 * abs(largest):
+        raise ValueError(
+            f"One direction has curvature {smallest:.3g}, so there is no minimum."
+        )
+    return np.inf if largest == 0 else 2 * (1 + beta) / largest
 
 
 # %% ../../nbs/1_theory/03_descent.ipynb #3966aa5c
@@ -61,17 +106,12 @@ def descend(gradient, w, rule=sgd, steps=100, tol=0.0, **how):
 
 
 # %% ../../nbs/1_theory/03_descent.ipynb #c29e5be2
-def mlp(
-    sizes=(784, 128, 64, 10),  # inputs, units of each hidden layer, classes
-    seed=0,
-    dtype=np.float64,
-):  # {"hidden1.weight": (128, 784), "hidden1.bias": (128,), …, "head.bias": (10,)}
-    "Weights of variance 2/inputs (He et al. 2015, arXiv:1502.01852), biases 0."
-    if len(sizes) < 2 or min(sizes) < 1:
-        raise ValueError(
-            f"sizes is {sizes}; expected two or more positive numbers, "
-            "as (784, 128, 64, 10)."
-        )
+def mlp(sizes=(784, 128, 64, 10), seed=0, dtype=np.float64):
+    """Weights of variance 2/inputs (He et al. 2015, arXiv:1502.01852), biases 0.
+
+    `sizes`: inputs, units of each hidden layer, classes. Returns
+    {"hidden1.weight": (128, 784), "hidden1.bias": (128,), …, "head.bias": (10,)}."""
+    _check_sizes(sizes)
     rng, params = np.random.default_rng(seed), {}
     for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:]), 1):
         name = "head" if i == len(sizes) - 1 else f"hidden{i}"
@@ -81,22 +121,9 @@ def mlp(
     return params
 
 
-# %% ../../nbs/1_theory/03_descent.ipynb #86ae2126
-def _layers(params):
-    return [k.removesuffix(".weight") for k in params if k.endswith(".weight")]
-
-
-def forward(
-    params,  # as from `mlp`
-    x,  # (N, inputs)
-):  # logits (N, C), and the input of each layer: [x, hidden 1, …, features]
-    "The network's logits: linear layers with ReLU between them."
-    inputs = next(iter(params.values())).shape[1]
-    if np.ndim(x) != 2 or x.shape[1] != inputs:
-        raise ValueError(
-            f"x has shape {np.shape(x)}; expected (N, {inputs}). "
-            "Flatten images with x.reshape(len(x), -1)."
-        )
+def forward(params, x):  # logits (N, C), and the input of each layer: [x, …, features]
+    "The logits for x (N, inputs): linear layers with ReLU between them."
+    _check_inputs(params, x)
     seen = [x]
     for name in _layers(params):
         z = seen[-1] @ params[f"{name}.weight"].T + params[f"{name}.bias"]
@@ -128,7 +155,7 @@ def loss_and_gradients(params, x, y):  # mean cross-entropy, {name: gradient}
 
 # %% ../../nbs/1_theory/03_descent.ipynb #d7b52134
 def momentum(w, grad, state=None, rate=0.01, beta=0.9):  # w after the step, velocity
-    "One step of the heavy ball (Polyak 1964): v = beta · v + grad, then w − rate · v."
+    "One step of the heavy ball (Polyak 1964): w − rate · (beta · velocity + grad)."
     _checked(w, grad, rate)
     velocity = grad if state is None else beta * state + grad
     return w - rate * velocity, velocity
@@ -141,34 +168,12 @@ def adam(
 
     `eps_hat` adds eps to the uncorrected root, as Keras does."""
     _checked(w, grad, rate)
-    m, v, t = state or (0 * grad, 0 * grad, 0)
-    m, v, t = beta1 * m + (1 - beta1) * grad, beta2 * v + (1 - beta2) * grad**2, t + 1
+    m, s, t = state or (0 * grad, 0 * grad, 0)
+    m, s, t = beta1 * m + (1 - beta1) * grad, beta2 * s + (1 - beta2) * grad**2, t + 1
     if eps_hat:
         eps = eps / (1 - beta2**t) ** 0.5
-    step = m / (1 - beta1**t) / ((v / (1 - beta2**t)) ** 0.5 + eps)
-    return w - rate * step, (m, v, t)
-
-
-# %% ../../nbs/1_theory/03_descent.ipynb #d27e18dc
-def rate_limit(
-    curvature,  # (D, D), symmetric: the second derivatives at the minimum
-    beta=0.0,  # momentum
-):  # the rate below which descent converges, and above which it diverges
-    "2 (1 + beta) / largest curvature. ValueError if there is no minimum."
-    A = np.asarray(curvature, float)
-    if A.ndim != 2 or A.shape[0] != A.shape[1] or not np.allclose(A, A.T):
-        raise ValueError(
-            f"curvature has shape {A.shape}; expected a symmetric matrix (D, D). "
-            "For separate directions use np.diag([…])."
-        )
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta is {beta}; expected 0 up to 1, without 1.")
-    smallest, largest = np.linalg.eigvalsh(A)[[0, -1]]
-    if smallest < -1e-12 * abs(largest):
-        raise ValueError(
-            f"One direction has curvature {smallest:.3g}, so there is no minimum."
-        )
-    return np.inf if largest == 0 else 2 * (1 + beta) / largest
+    step = m / (1 - beta1**t) / ((s / (1 - beta2**t)) ** 0.5 + eps)
+    return w - rate * step, (m, s, t)
 
 
 # %% ../../nbs/1_theory/03_descent.ipynb #a9516373
