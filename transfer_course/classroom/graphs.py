@@ -48,7 +48,7 @@ def _factor(value) -> str:
 def _equation(edges, end, step) -> str:
     "What the given step computes, in one line."
     if step == 0:
-        return "Forward pass: each node has its value, each arrow its local derivative"
+        return "Step 0: each box has its value, each arrow its local derivative"
     found = flow_back(edges, end)
     node = list(found)[step - 1]
     if node == end:
