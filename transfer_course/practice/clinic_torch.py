@@ -10,8 +10,8 @@ __all__ = [
     "TARGET",
     "SIDE",
     "LABELS",
-    "EPOCHS",
     "TEACHER_EPOCHS",
+    "EPOCHS",
     "STARTS",
     "SEEDS",
     "two_blocks",
@@ -186,7 +186,10 @@ class Batches:
 
 # %% ../../nbs/6_practice/clinic_torch.ipynb #cb000014
 def enlarged_digits(seed: int = 0) -> tuple:  # two pairs of (N, 784) and (N,)
-    "scikit-learn's 8×8 digits, enlarged to 28×28: 1,000 to train and 797 to test."
+    """scikit-learn's 8×8 digits, enlarged to 28×28: 1,000 to train and 797 to test.
+
+    The data do not name the writers, so a writer may be in both sets.
+    """
     from sklearn.datasets import load_digits
 
     scans, digits = load_digits(return_X_y=True)
@@ -383,6 +386,7 @@ def unlike_reference(net: nn.Module, images) -> str:
 WRONG_SIZES = {
     1 / 4: "That counts one byte per value. A float32 has four bytes.",
     2: "That counts eight bytes per value, as float64 has.",
+    8: "That counts bits. A byte has eight.",
     2**30 / 1e9: "That is GB, in powers of 1000. A GiB is 2**30 bytes.",
 }
 
@@ -417,7 +421,7 @@ def attempt(program, *args) -> tuple:  # (what it returns, "") or (None, a sente
 class Handed(NamedTuple):
     "What a program did that should hand weights over through a file."
 
-    network: object  # what it returned; None where it stopped for want of the file
+    network: object  # what it returned; None where it could not read the file
     stored: object  # what the file holds; None without a file or for a pickled object
     written: bool
     reads: list  # `weights_only` of each `torch.load`
@@ -431,7 +435,7 @@ def watch_file(program, trained: nn.Module) -> Handed:
         with patch("torch.load", wraps=torch.load) as load:
             try:
                 network = program(trained, file)
-            except FileNotFoundError:
+            except (FileNotFoundError, pickle.UnpicklingError):
                 network = None
         try:
             stored = torch.load(file, weights_only=True) if file.exists() else None
@@ -546,7 +550,8 @@ TARGET = (
     *("mammal", "bird", "bug", "sealife", "plant"),
     *("produce", "vehicle", "music", "sport", "tool"),
 )
-SIDE, LABELS, EPOCHS, TEACHER_EPOCHS = 32, 5, 10, 6
+SIDE, LABELS, TEACHER_EPOCHS = 32, 5, 6
+EPOCHS = (5, 10, 20, 40, 80)  # after which the heads are tested
 STARTS = ("pretrained", "untrained")
 
 
@@ -576,7 +581,7 @@ def seeds_needed(
     return int(np.ceil((reach * deviation / difference) ** 2))
 
 
-SEEDS = tuple(range(40))
+SEEDS = tuple(range(40, 80))
 
 
 # %% ../../nbs/6_practice/clinic_torch.ipynb #cb000040
@@ -606,8 +611,12 @@ def target_parts(seed: int) -> tuple:  # images and labels to train, and the tes
 
 
 # %% ../../nbs/6_practice/clinic_torch.ipynb #cb000050
-def few_labels(blocks: nn.Module, seed: int) -> dict:  # epoch → (n,) booleans
-    "Which test images a new head on these frozen blocks predicts right."
+def few_labels(blocks: nn.Module, seed: int) -> tuple:  # two dictionaries
+    """Train a new head on these frozen blocks.
+
+    The first dictionary holds, for each of `EPOCHS`, which test images are predicted
+    right, (n,) booleans, and the second the mean training loss of that epoch.
+    """
     (images, labels), test = target_parts(seed)
     test_images, test_labels = as_tensors(test)
     with torch.no_grad():
@@ -616,12 +625,13 @@ def few_labels(blocks: nn.Module, seed: int) -> dict:  # epoch → (n,) booleans
     torch.manual_seed(seed)
     head = nn.Sequential(new_head(len(TARGET)))
     optimizer = torch.optim.SGD(head.parameters(), lr=0.01, momentum=0.9)
-    batches, right = Batches(values, labels, 10, seed), {}
-    for epoch in range(1, EPOCHS + 1):
-        fit(head, batches, optimizer, 1)
+    batches, right, losses = Batches(values, labels, 10, seed), {}, {}
+    for before, epoch in zip((0, *EPOCHS), EPOCHS):
+        last = fit(head, batches, optimizer, epoch - before)[-1]
+        losses[str(epoch)] = round(last, 4)
         with torch.no_grad():
             right[str(epoch)] = (head(test_values).argmax(1) == test_labels).numpy()
-    return right
+    return right, losses
 
 
 # %% ../../nbs/6_practice/clinic_torch.ipynb #cb000042
@@ -632,6 +642,7 @@ class BlocksRun(NamedTuple):
     seed: int
     seconds: float
     correct: dict  # epoch → (n,) bool, the test set of the seed's split
+    losses: dict  # epoch → mean loss over the training images in that epoch
 
 
 def run_blocks(seed: int, blocks: dict) -> list[BlocksRun]:
@@ -639,8 +650,8 @@ def run_blocks(seed: int, blocks: dict) -> list[BlocksRun]:
     runs = []
     for start, body in blocks.items():
         began = time.perf_counter()
-        right = few_labels(body, seed)
-        runs.append(BlocksRun(start, seed, time.perf_counter() - began, right))
+        results = few_labels(body, seed)
+        runs.append(BlocksRun(start, seed, time.perf_counter() - began, *results))
     return runs
 
 
@@ -651,7 +662,7 @@ def load_blocks(path=None) -> tuple[list[BlocksRun], dict]:
 
 
 def study_blocks(path=None, seeds=SEEDS, say=print) -> Path:
-    "Run all seeds and store the record. Takes about three minutes."
+    "Run all seeds and store the record. Takes about eight minutes."
     path = Path(path or record_path("clinic_blocks"))
     about = dict(source=SOURCE, target=TARGET, labels=LABELS, source_accuracy=[])
     runs = []
@@ -661,46 +672,49 @@ def study_blocks(path=None, seeds=SEEDS, say=print) -> Path:
         pair = teacher.blocks, untrained_blocks(seed)
         new = run_blocks(seed, dict(zip(STARTS, pair)))
         runs += new
-        last = " ".join(f"{r.start} {r.correct[str(EPOCHS)].mean():.3f}" for r in new)
+        ends = [(r.start, r.correct[str(EPOCHS[-1])].mean()) for r in new]
+        last = " ".join(f"{start} {right:.3f}" for start, right in ends)
         say(f"seed {seed}: source {result['accuracy']:.3f} {last}")
         store_runs(path, runs, **about)
     return path
 
 
 # %% ../../nbs/6_practice/clinic_torch.ipynb #cb000045
-def blocks_tables(runs) -> tuple:  # start → (epochs, seeds, N), identities (N,)
-    "Right (1), wrong (0) or not tested (NaN) after each epoch, in order of the seeds."
+def blocks_tables(runs) -> tuple:  # start → (5, seeds, N), identities (N,)
+    "Right (1), wrong (0) or not tested (NaN) after each of `EPOCHS`, by seed."
     target, seeds = target_drawings(), sorted({run.seed for run in runs})
     place = {name: i for i, name in enumerate(target.names)}
-    empty = np.full((EPOCHS, len(seeds), len(target)), np.nan)
+    empty = np.full((len(EPOCHS), len(seeds), len(target)), np.nan)
     tables = {start: empty.copy() for start in STARTS}
     for row, seed in enumerate(seeds):
         test = target.split(valid=0, test=0.3, seed=seed).test
         columns = [place[name] for name in test.names]
         for run in runs:
             if run.seed == seed:
-                right = [run.correct[str(1 + e)] for e in range(EPOCHS)]
+                right = [run.correct[str(epoch)] for epoch in EPOCHS]
                 tables[run.start][:, row, columns] = right
     tested = ~np.isnan(tables[STARTS[0]]).all((0, 1))
     return {k: t[:, :, tested] for k, t in tables.items()}, target.groups[tested]
 
 
 # %% ../../nbs/6_practice/clinic_torch.ipynb #cb000056
-def blocks_figure(tables: dict, identities):
-    "Accuracy per epoch for each start, with 95 % intervals: a figure for `show`."
+def blocks_figure(tables: dict, identities, runs: list):
+    "Mean training loss, and accuracy with 95 % intervals: a figure for `show`."
     from matplotlib.figure import Figure
 
-    fig = Figure(figsize=(5.5, 3.2))
-    ax = fig.subplots()
-    epochs = range(1, EPOCHS + 1)
+    fig = Figure(figsize=(8, 3.2), layout="constrained")
+    left, ax = fig.subplots(1, 2)
     for start, method in zip(STARTS, ("probe", "random_probe")):
         look = style(method) | {"label": start}
+        losses = [list(r.losses.values()) for r in runs if r.start == start]
+        left.plot(EPOCHS, np.mean(losses, axis=0), **look)
         means, low, high = zip(*(interval(t, identities, 0.95) for t in tables[start]))
-        ax.plot(epochs, means, **look)
-        ax.fill_between(epochs, low, high, alpha=0.2, color=look["color"])
+        ax.plot(EPOCHS, means, **look)
+        ax.fill_between(EPOCHS, low, high, alpha=0.2, color=look["color"])
     target = target_drawings().labels
     largest = np.bincount(target).max() / len(target)
     ax.axhline(largest, **style("majority") | {"label": "largest class", "marker": ""})
-    ax.set(xlabel="epochs", ylabel="accuracy on the target", xticks=epochs)
-    ax.legend()
+    left.set(xlabel="epochs", ylabel="loss on the training images")
+    ax.set(xlabel="epochs", ylabel="accuracy on the target", ylim=(0, None))
+    ax.legend(loc="lower right")
     return fig
