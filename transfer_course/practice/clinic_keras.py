@@ -383,6 +383,7 @@ _FAULTS = {
 }
 
 
+# %% ../../nbs/6_practice/clinic_keras.ipynb #33c00036
 def _badly(images) -> list[tuple]:
     "(fault, images as the network then receives them) for each usual fault."
     images = np.asarray(images, "float32")
