@@ -416,6 +416,7 @@ def _toy_data(seed: int):
     return rng.random((4, 8, 8, 3), dtype=np.float32), np.arange(4)
 
 
+# %% ../../nbs/6_practice/clinic_keras.ipynb #33c00037
 def after_phase_one(
     seed: int = 0,
     eager: bool = False,  # quick, for graders; a forgotten compile is then an error
