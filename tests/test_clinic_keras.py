@@ -15,11 +15,14 @@ from transfer_course.practice.clinic_keras import (
     build,
     cut,
     explain_stop,
+    explained_calls,
     keeps_training,
     observe,
     observed,
     received,
     sample,
+    unprepared,
+    whole_traceback,
 )
 from transfer_course.vision.freezing import moved, snapshot
 
@@ -27,6 +30,7 @@ keras = load_keras()
 layers = keras.layers
 X = np.random.default_rng(0).normal(size=(8, 6, 6, 3)).astype("float32")
 Y = np.arange(8) % 4
+READY = keras.applications.vgg16.preprocess_input
 
 
 def small(size=None):
@@ -242,3 +246,74 @@ def test_a_program_that_never_fits_or_returns_no_model_gets_a_hint():
         explain_stop(observe(lambda: head_on_vgg16(True).fit(*data)), hint)
     with pytest.raises(Hint, match="It stops: ZeroDivisionError"):
         explain_stop(observe(lambda: 1 / 0), hint)
+
+
+def with_images(change):
+    """A program whose fit receives changed images."""
+
+    def program(images, labels):
+        model = head_on_vgg16(inside=False)
+        model.fit(change(images), labels)
+        return model
+
+    return program
+
+
+def in_place(images):
+    images = images.astype("float32")
+    keras.applications.vgg16.preprocess_input(images)
+    return images
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: READY(keras.ops.convert_to_tensor(x)), "wrapped around"),
+        (lambda x: READY(keras.ops.convert_to_tensor(x.astype("int32"))), "rounded"),
+        (lambda x: READY(READY(x)), "prepared twice"),
+        (lambda x: READY(in_place(x)), "prepared twice"),
+        (in_place, "order red, green, blue"),
+        (lambda x: READY(x / 255), "divided by 255"),
+        (lambda x: x, "not the images that VGG16"),
+    ],
+)
+def test_the_usual_faults_of_preprocessing_are_named(change, words):
+    images, labels = sample(5, 4, seed=1)
+    fit = explain_stop(observe(with_images(change), images, labels), hint)
+    assert not received(fit.train, READY(images))
+    assert words in unprepared(fit.train, images)
+
+
+def test_a_body_frozen_by_one_program_is_open_in_the_next():
+    def frozen(images, labels):
+        body = keras.applications.VGG16(include_top=False, input_shape=(32, 32, 3))
+        for layer in body.layers:
+            layer.trainable = False
+        return body
+
+    data = sample(4, 4, seed=0)
+    assert not observe(frozen, *data).returned.trainable_weights
+    model = observe(with_images(READY), *data).returned
+    assert len(model.trainable_weights) == len(model.weights) == 28
+
+
+def test_images_of_any_size_and_another_adam():
+    images = layers.Input((None, None, 3))
+    outputs = layers.Dense(4, "softmax")(layers.GlobalAveragePooling2D()(images))
+    model = keras.Model(images, outputs)
+    model.compile(keras.optimizers.Adam(1e-4), "categorical_crossentropy")
+    keeps_training(model, hint, 1e-4)
+    model.compile(keras.optimizers.AdamW(1e-4), "categorical_crossentropy")
+    with pytest.raises(Hint, match="is AdamW"):
+        keeps_training(model, hint, 1e-4)
+
+
+def test_a_traceback_has_no_folders_and_other_errors_stay():
+    text = whole_traceback(lambda: keras.optimizers.Adam(lr=1e-3))
+    assert 'File "keras/' in text and "site-packages" not in text
+    assert text.splitlines()[-1].startswith("ValueError: Argument(s) not recognized")
+    assert whole_traceback(lambda: 1) == "it runs"
+    with pytest.raises(Hint, match="cannot be called"), explained_calls(hint):
+        small().layers[0](X)
+    with pytest.raises(ValueError, match="something else"), explained_calls(hint):
+        raise ValueError("something else")

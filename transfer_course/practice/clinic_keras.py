@@ -7,6 +7,8 @@ __all__ = [
     "STOPS",
     "UNPREPARED",
     "UNPREPARED_MORE",
+    "OWN_FLAG",
+    "COMPILE",
     "MODES",
     "unfilled",
     "Given",
@@ -19,9 +21,12 @@ __all__ = [
     "explain_stop",
     "kernels",
     "keeps_training",
+    "whole_traceback",
     "scales",
+    "unprepared",
     "after_phase_one",
     "movers",
+    "explained_calls",
     "small_body",
     "conv_kernels",
     "cut",
@@ -38,6 +43,7 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 import warnings
 from typing import NamedTuple
 from unittest import mock
@@ -76,6 +82,7 @@ def _once(make):
         key = make.__name__, str(options)
         if key not in _BODIES:
             _BODIES[key] = make(**options)
+        _BODIES[key].trainable = False  # only a change of the flag reaches the layers
         _BODIES[key].trainable = True
         return _BODIES[key]
 
@@ -249,8 +256,8 @@ def received(
 
 # %% ../../nbs/6_practice/clinic_keras.ipynb #33c00016
 STOPS = {
-    "ImageDataGenerator": "Keras 3 no longer has ImageDataGenerator. "
-    "Does this program use it at all?",
+    "ImageDataGenerator": "keras.preprocessing.image no longer has ImageDataGenerator, "
+    "which is deprecated. Does this program use it at all?",
     "fully-defined": "Dense cannot create its weights, because Flatten does not know "
     "the size of the images. One line of the program defines it, and no line uses it.",
     "num_classes": "num_classes is not defined. The targets have one column per class.",
@@ -297,7 +304,8 @@ def _loss_fits(model) -> bool:
     name = str(getattr(loss, "name", None) or getattr(loss, "__name__", loss))
     if "categoricalcrossentropy" not in name.lower().replace("_", ""):
         return False
-    image = np.zeros((1, *model.input_shape[1:]), "float32")
+    shape = [size or 32 for size in model.input_shape[1:]]  # None: any size
+    image = np.zeros((1, *shape), "float32")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras warns of inputs=[…] with one element
         total = float(np.sum(load_keras().ops.convert_to_numpy(model(image))))
@@ -309,8 +317,9 @@ def _loss_fits(model) -> bool:
 def keeps_training(model, hint, rate: float) -> None:
     "Hints unless the model is compiled with Adam, this rate and a cross-entropy."
     optimizer = model.optimizer
-    adam = isinstance(optimizer, load_keras().optimizers.Adam)
-    kind = type(optimizer).__name__
+    optimizers, kind = load_keras().optimizers, type(optimizer).__name__
+    adam = isinstance(optimizer, optimizers.Adam)
+    adam = adam and not isinstance(optimizer, optimizers.AdamW)
     hint(adam, f"The optimizer is {kind}, but the task asks for Adam.")
     found = float(optimizer.learning_rate)
     sentence = f"The learning rate is {found:g}, but the task asks for {rate:g}."
@@ -320,6 +329,27 @@ def keeps_training(model, hint, rate: float) -> None:
         "The loss does not fit: keep the categorical cross-entropy, sparse or not, "
         "either of probabilities or with from_logits=True of raw outputs.",
     )
+
+
+# %% ../../nbs/6_practice/clinic_keras.ipynb #33c00034
+def _entry(frame) -> str:
+    "One call of a traceback; a file of a library without the folders above it."
+    parts = frame.filename.replace("\\", "/").split("/site-packages/")
+    file = parts[-1] if len(parts) > 1 else "this notebook"
+    return f'  File "{file}", line {frame.lineno}, in {frame.name}\n    {frame.line}'
+
+
+def whole_traceback(program, *args) -> str:
+    "The traceback of a program that stops, or 'it runs'."
+    try:
+        program(*args)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        end = f"{type(error).__name__}: {error}"
+        return "\n".join(
+            ["Traceback (most recent call last):", *map(_entry, frames), end]
+        )
+    return "it runs"
 
 
 # %% ../../nbs/6_practice/clinic_keras.ipynb #33c0002a
@@ -340,13 +370,57 @@ def scales(images) -> list[np.ndarray]:
     return [images, images / 255, images / 127.5 - 1, vgg16]
 
 
+# %% ../../nbs/6_practice/clinic_keras.ipynb #33c0002e
+_RETURNED = "preprocess_input returns the prepared images; pass on what it returns."
+_FAULTS = {
+    "whole": "preprocess_input got a tensor of whole numbers, so its values wrapped "
+    "around or were rounded. Cast the images to float32 first.",
+    "twice": "The images were prepared twice. Once is enough, outside the model or "
+    "inside.",
+    "order": f"The channels are still in the order red, green, blue. {_RETURNED}",
+    "small": "The images were divided by 255 before. preprocess_input wants values "
+    "from 0 to 255.",
+}
+
+
+# %% ../../nbs/6_practice/clinic_keras.ipynb #33c00036
+def _badly(images) -> list[tuple]:
+    "(fault, images as the network then receives them) for each usual fault."
+    images = np.asarray(images, "float32")
+    prepare = load_keras().applications.vgg16.preprocess_input  # ResNet50 has the same
+    ready, whole = prepare(images.copy()), images[..., ::-1] - [103, 116, 123]
+    again = ready + prepare(np.zeros_like(images))  # in place, twice
+    faults = [("whole", whole % 256), ("whole", whole), ("twice", again)]
+    faults += [("twice", prepare(ready.copy())), ("order", ready[..., ::-1])]
+    return [*faults, ("small", prepare(images / 255))]
+
+
+# %% ../../nbs/6_practice/clinic_keras.ipynb #33c0002f
+def unprepared(
+    given: Given,
+    images,  # uint8 (N, H, W, 3), as in the file
+    name: str = "VGG16",  # or "ResNet50"
+) -> str:
+    "A sentence: what is wrong with the images that reached the network."
+    if given.images is None:
+        return f"No images reach {name} when fit runs. Keep it in the trained model."
+    for fault, received_so in _badly(images):
+        if received(given, received_so):
+            return _FAULTS[fault]
+    return UNPREPARED.format(name)
+
+
 # %% ../../nbs/6_practice/clinic_keras.ipynb #33c0001d
 def _toy_data(seed: int):
     rng = np.random.default_rng(seed)
     return rng.random((4, 8, 8, 3), dtype=np.float32), np.arange(4)
 
 
-def after_phase_one(seed: int = 0):
+# %% ../../nbs/6_practice/clinic_keras.ipynb #33c00037
+def after_phase_one(
+    seed: int = 0,
+    eager: bool = False,  # quick, for graders; a forgotten compile is then an error
+):
     "A small network with two frozen convolutions and a head that took one step."
     keras = load_keras()
     keras.utils.set_random_seed(seed)
@@ -359,7 +433,7 @@ def after_phase_one(seed: int = 0):
     for layer in model.layers[:-2]:
         layer.trainable = False
     adam, loss = keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy"
-    model.compile(adam, loss, jit_compile=False)
+    model.compile(adam, loss, jit_compile=False, run_eagerly=eager)
     model.fit(*_toy_data(seed), verbose=0)
     return model
 
@@ -368,10 +442,36 @@ def after_phase_one(seed: int = 0):
 def movers(model, seed: int = 0) -> list[str]:
     "The names of the layers that one more step of `fit` changes."
     before = snapshot(model)
+    model.run_eagerly = True  # quick; a training step made before stays as it is
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.fit(*_toy_data(seed), verbose=0)
     return sorted({name.split("/")[0] for name in moved(before, snapshot(model))})
+
+
+# %% ../../nbs/6_practice/clinic_keras.ipynb #33c00032
+OWN_FLAG = (
+    "Set this layer's own `trainable`. Setting the model's changes nothing if it was "
+    "True already."
+)
+COMPILE = "trainable is set, but fit would not change block5_conv. Compile again."
+_CALLS = {
+    "expected axis -1": "A layer of the body receives maps with another number of "
+    "channels than its filters have. Call the layers of the body, all and in order.",
+    "too many positional": "body.layers[0] is the input of the body. It has no "
+    "filters, and it cannot be called.",
+}
+
+
+@contextlib.contextmanager
+def explained_calls(hint):
+    "A context that turns two errors of calling a body's layers into hints."
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        for words, sentence in _CALLS.items():
+            hint(words not in str(error), sentence)
+        raise
 
 
 # %% ../../nbs/6_practice/clinic_keras.ipynb #33c0001f
@@ -451,7 +551,7 @@ def build(
     outputs: int,  # classes, or numbers to predict
     *,
     shape=None,  # (H, W, C) of its input; the base's own if None
-    pool: str = "average",  # "average" over places, or "flatten"
+    pool: str = "average",  # "average" over positions, or "flatten"
     hidden=(),  # widths of Dense layers with ReLU
     activation="softmax",  # of the last layer; None for logits or for regression
     open_from=None,  # finetune: the first layer that is trained, all if None
