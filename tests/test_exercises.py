@@ -57,6 +57,27 @@ def test_check_finds_the_name_and_never_stops_a_notebook(twice, capsys, monkeypa
         exercises.check("twice")
 
 
+def test_a_grader_that_fails_does_not_show_its_own_line(tmp_path):
+    """The line in the message is the learner's, never the checker's."""
+    code = (
+        "@exercise\ndef half(answer, hint):\n    'Yes.'\n    float(answer(2)) + []\n"
+        "def bad(x):\n    return x / 0\n"
+    )
+    names = {"exercise": exercises.exercise}
+    exec(compile(code, "<cell>", "exec"), names)
+    told = exercises.grade("half", lambda x: [x])[1]
+    assert "TypeError" in told and " at `" not in told
+    assert "ZeroDivisionError" in exercises.grade("half", names["bad"])[1]
+    exercises._GRADERS.pop("half")
+
+
+def test_a_condition_may_be_a_tensor():
+    torch = pytest.importorskip("torch")
+    exercises.hint(torch.tensor(True), "never")
+    with pytest.raises(exercises.Hint):
+        exercises.hint(torch.tensor([True, False]), "one is wrong")
+
+
 def test_nothing_to_look_at_is_not_good():
     for empty in ([], np.zeros((0, 3)), np.array([]) > 1):
         with pytest.raises(exercises.Hint, match="empty"):

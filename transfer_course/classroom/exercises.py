@@ -26,7 +26,8 @@ def hint(
     sentence: str,  # said where it does not hold
 ):
     "Stop grading with `sentence` unless `good`; an empty array is not good."
-    if not np.size(good) or not np.all(good):
+    good = np.asarray(good)
+    if not good.size or not good.all():
         raise Hint(sentence)
 
 
@@ -75,14 +76,14 @@ def _watched(answer):
 # %% ../../nbs/0_start/exercises.ipynb #afbd4664
 def _learners_line(error) -> str:
     "The last line of the learner's code in the traceback, or ''."
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "ipykernel" in frame.filename or frame.filename.startswith("<")
-    ]
-    if not frames:
+    frames = list(traceback.extract_tb(error.__traceback__))
+    wrapper = (_watched.__code__.co_filename, "call")
+    calls = [i for i, f in enumerate(frames) if (f.filename, f.name) == wrapper]
+    below = frames[calls[-1] + 1 :] if calls else []  # the grader stands above
+    own = [f for f in below if "ipykernel" in f.filename or f.filename[:1] == "<"]
+    if not own:
         return ""
-    last = frames[-1]
+    last = own[-1]
     return (last.line or linecache.getline(last.filename, last.lineno)).strip()
 
 
