@@ -146,6 +146,80 @@ def demo(
 
 
 @app.command(
+    epilog=(
+        "Examples:   transfer-course check photos/   |   "
+        "transfer-course check photos/ --size 128 --out checked --json   |   "
+        "transfer-course check table.csv --path-column file --label-column class"
+    )
+)
+def check(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder with one folder of images per class, with or without "
+            "ready-made splits; or a CSV file."
+        ),
+    ],
+    framework: Annotated[
+        Framework, typer.Option(help="Which library runs the network.")
+    ] = Framework.torch,
+    backbone: BackboneName = "efficientnet_lite0",
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side in pixels that images are looked at; by default as fine-tune's."
+        ),
+    ] = None,
+    fit: Annotated[
+        str,
+        typer.Option(help="How an image becomes a square: crop, pad or squash."),
+    ] = "crop",
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "What belongs together, such as a patient or a burst: a regular "
+                "expression for paths, or a column of the CSV file."
+            )
+        ),
+    ] = None,
+    path_column: Annotated[
+        str | None, typer.Option(help="The CSV file's column of image paths.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Its column of classes.")
+    ] = None,
+    split_column: Annotated[
+        str | None, typer.Option(help="Its column of train, valid and test.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for check.html and check.json; by default a new one in runs/."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at your images before you train: copies across splits and classes, likely
+    wrong labels, unreadable files, imbalance, outliers, blur. Findings are no error."""
+    from transfer_course.practice.check import check_source
+    from transfer_course.practice.reading import Reading
+
+    columns = {"path": path_column, "label": label_column, "split": split_column}
+    columns = {name: column for name, column in columns.items() if column}
+    summary = check_source(
+        folder,
+        out,
+        framework=framework.value,
+        backbone=backbone,
+        reading=Reading(size=size, fit=fit, groups=groups, columns=columns),
+        say=lambda text="": say(text, as_json),
+    )
+    if as_json:
+        emit(summary)
+
+
+@app.command(
     "fine-tune",
     epilog=(
         "Examples:   transfer-course fine-tune photos/   |   "

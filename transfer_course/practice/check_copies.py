@@ -61,8 +61,9 @@ def copy_pairs(
     across=None,  # (N,) a column, such as splits or labels; None: all pairs
 ) -> tuple:  # (list of Pair, exact ones first; the rows of all images concerned)
     "Pairs of copies, or only those whose images differ in a column."
-    order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(np.asarray(groups)[order]) != 0])
+    code = np.unique(groups, return_inverse=True)[1].reshape(-1)
+    order = np.argsort(code, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(code[order]) != 0])
     pairs, concerned = [], []
     for rows in np.split(order, starts[1:]):
         different = 2 if across is None else len({across[i] for i in rows})

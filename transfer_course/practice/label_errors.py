@@ -101,7 +101,8 @@ def thresholds(P, labels) -> np.ndarray:
 
 def confident_classes(P, labels) -> np.ndarray:
     "(N,) the class that each image confidently belongs to, -1 where there is none."
-    reached = P >= thresholds(P, labels) - 1e-9
+    least = thresholds(P, labels) - 1e-9
+    reached = P >= least
     best = np.where(reached, P, -1).argmax(1)
     return np.where(reached.any(1), best, -1)
 
