@@ -78,8 +78,8 @@ def check_place(out, source) -> None:
 
 
 # %% ../../nbs/6_practice/check.ipynb #chk10
-def _looked_at(data, progress: bool):
-    "Thumbnails (N, 1152) and measures (N, 4) of all images, in one pass."
+def _looked_at(data, progress: bool) -> tuple:
+    "The group of copies (N,) and the measures (N, 4) of each image, in one pass."
     from tqdm import tqdm
 
     small, measures = [], []
@@ -89,10 +89,20 @@ def _looked_at(data, progress: bool):
     with bar:
         for start in range(0, len(data), 100):
             images = data.batch(np.arange(start, min(start + 100, len(data))))
-            small += [thumbnail(image) for image in images]
+            if getattr(data, "copies", None) is None:
+                small += [thumbnail(image) for image in images]
             measures.append(image_quality.qualities(images))
             bar.update(len(images))
-    return np.stack(small), np.concatenate(measures)
+    copies = getattr(data, "copies", None)
+    if copies is None:
+        copies = copy_groups(data.digests(), np.stack(small), data.labels)
+    return _first_rows(copies), np.concatenate(measures)
+
+
+def _first_rows(names) -> np.ndarray:
+    "For each image the first row with the same name."
+    _, first, code = np.unique(names, return_index=True, return_inverse=True)
+    return first[code.reshape(-1)]
 
 
 # %% ../../nbs/6_practice/check.ipynb #chk12
@@ -112,13 +122,10 @@ def _groups(data, copies) -> np.ndarray:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    own = np.unique(data.groups, return_inverse=True)[1].reshape(-1)
-    n, one = len(own), np.ones(len(own))
-    ends = own + len(own), n + own.max(initial=-1) + 1 + copies
-    shape = (ends[1].max(initial=0) + 1,) * 2
+    n, home = len(copies), _first_rows(data.groups)
     rows = np.arange(n)
-    links = coo_array((np.r_[one, one], (np.r_[rows, rows], np.r_[ends])), shape=shape)
-    return connected_components(links, directed=False)[1][:n]
+    links = (np.ones(2 * n), (np.r_[rows, rows], np.r_[home, copies]))
+    return connected_components(coo_array(links, shape=(n, n)), directed=False)[1]
 
 
 # %% ../../nbs/6_practice/check.ipynb #chk15
@@ -162,11 +169,10 @@ def _unlike(data, Z, groups) -> tuple:
 
 
 # %% ../../nbs/6_practice/check.ipynb #chk17
-def measure(data, net, fit: str = "crop", grouped=False, progress=True) -> tuple:
+def measure(data, net, fit="crop", root="", progress=True) -> tuple:
     "(Measured, what could not be checked → why) of a data set."
     headers = [header(path) for path in data.paths or [None] * len(data)]
-    small, measures = _looked_at(data, progress)
-    copies = copy_groups(data.digests(), small, data.labels)
+    copies, measures = _looked_at(data, progress)
     groups = _groups(data, copies)
     Z = extract(net, data, progress=progress)
     errors, why_labels = _suspects(data, Z, groups)
@@ -180,7 +186,7 @@ def measure(data, net, fit: str = "crop", grouped=False, progress=True) -> tuple
         _faults(measures, headers, data.size),
         errors,
         outliers,
-        grouped,
+        root,
     )
     not_checked = {"label_errors": why_labels, "outliers": why_outliers}
     return measured, {k: why for k, why in not_checked.items() if why}
@@ -191,9 +197,12 @@ def _overview(m: Measured) -> str:
     "How many images there are, of what kind and size."
     side, classes = m.shapes["short_side"], m.classes
     formats = ", ".join(f"{n:,} {name}" for name, n in m.shapes["formats"].items())
+    sides = f"{side['min']:,}"
+    if side["min"] < side["max"]:
+        sides += f" to {side['max']:,}"
     text = (
         f"{counted(len(m.data), 'image')} in {counted(len(classes['counts']), 'class')}"
-        f" ({formats}), the shorter side {side['min']:,} to {side['max']:,} px"
+        f" ({formats}), the shorter side {sides} px"
     )
     if classes["splits"]:
         parts = (f"{sum(of.values()):,} {s}" for s, of in classes["splits"].items())
@@ -283,8 +292,7 @@ def check_source(
         reading = reading.but(size=default_size(source))
     data = read_source(source, reading, progress)
     net = load_backbone(backbone, framework)
-    grouped = reading.groups is not None
-    m, not_checked = measure(data, net, reading.fit, grouped, progress)
+    m, not_checked = measure(data, net, reading.fit, os.fspath(source), progress)
     found = findings(m)
     for text in _sentences(m, found, not_checked):
         say(text)

@@ -12,7 +12,6 @@ __all__ = [
     "cut_by_crop",
     "shape_facts",
     "class_facts",
-    "missing_in_training",
 ]
 
 # %% ../../nbs/6_practice/check_files.ipynb #ckf03
@@ -113,11 +112,3 @@ def class_facts(
         ratio=max(sizes) / min(sizes) if sizes else None,
         few=[c for c, n in counts.items() if n < FEW],
     )
-
-
-# %% ../../nbs/6_practice/check_files.ipynb #ckf17
-def missing_in_training(facts: dict) -> list:
-    "Classes with images in another split, and none in the training split."
-    splits = facts["splits"] or {}
-    train = splits.get("train", {})
-    return [c for c, n in facts["counts"].items() if splits and n and not train.get(c)]

@@ -30,7 +30,7 @@ import numpy as np
 
 from ..engine.errors import printable
 from .check_copies import copy_pairs, leaks
-from .check_files import FEW, IMBALANCED, missing_in_training
+from .check_files import FEW, IMBALANCED
 from .image_quality import LIMITS, OUTLIER
 
 
@@ -46,7 +46,7 @@ class Measured(NamedTuple):
     faults: np.ndarray  # (N,) as from `image_quality.faults`
     errors: list  # of LabelError
     outliers: np.ndarray  # (N,) as from `outlier_scores`
-    grouped: bool = False  # whether the user has said which images belong together
+    root: str = ""  # the folder that was given, left out in sentences
 
 
 class Finding(NamedTuple):
@@ -75,6 +75,13 @@ def about_image(data, i: int) -> dict:
     entry["class"] = data.classes[label] if label >= 0 else None
     splits = getattr(data, "splits", None)
     return entry if splits is None else entry | {"split": str(splits[i])}
+
+
+def _below(path: str, root: str) -> str:
+    "A path without the folder that was given, on one line."
+    root = printable(root)
+    inside = root and path.startswith(root + "/")
+    return printable(path[len(root) + 1 :] if inside else path, True)
 
 
 def counted(n: int, what: str) -> str:
@@ -162,14 +169,14 @@ def plain_copy_findings(m: Measured) -> list:
 # %% ../../nbs/6_practice/check_findings.ipynb #cfi17
 def group_findings(m: Measured) -> list:
     "Groups given by the user that lie in several splits."
-    splits = getattr(m.data, "splits", None)
-    if splits is None or not m.grouped:
+    splits, own = (getattr(m.data, c, None) for c in ("splits", "own_groups"))
+    if splits is None or own is None:
         return []
-    rows = copy_pairs(m.data.groups, m.data.digests(), splits)[1]
-    groups = list(dict.fromkeys(m.data.groups[rows].tolist()))
+    rows = copy_pairs(own, m.data.digests(), splits)[1]
+    groups = list(dict.fromkeys(own[rows].tolist()))
     if not groups:
         return []
-    first = [i for i in rows if m.data.groups[i] == groups[0]]
+    first = [i for i in rows if own[i] == groups[0]]
     other = next(i for i in first if splits[i] != splits[first[0]])
     a, b = name_of(m.data, first[0]), name_of(m.data, other)
     sentence = (
@@ -178,7 +185,7 @@ def group_findings(m: Measured) -> list:
         f"{a} ({splits[first[0]]}) and {b} ({splits[other]}). Scores will be too high: "
         "move each group to one split."
     )
-    items = [about_image(m.data, i) | {"group": str(m.data.groups[i])} for i in rows]
+    items = [about_image(m.data, i) | {"group": str(own[i])} for i in rows]
     title = "Groups in several splits"
     return [
         Finding("groups", title, len(groups), sentence, items, [(i,) for i in rows])
@@ -197,7 +204,7 @@ def file_findings(m: Measured) -> list:
     path = next(p for p, reason in skipped if reason == tally[0][0])
     sentence = (
         f"{counted(len(skipped), 'path')} can't be used: {listed}{more}; for example "
-        f"{printable(path, True)}. Repair or convert those that should be images."
+        f"{_below(path, m.root)}. Repair or convert those that should be images."
     )
     items = [{"path": path, "reason": reason} for path, reason in skipped]
     title = "Files that can't be used"
@@ -216,14 +223,6 @@ def _named(classes, counts, most=5) -> str:
 def class_findings(m: Measured) -> list:
     "Classes that can't be learned or scored well."
     counts, found = m.classes["counts"], []
-    missing = missing_in_training(m.classes)
-    if missing:
-        text = (
-            f"{counted(len(missing), 'class')} "
-            f"{_verb(len(missing), 'has', 'have')} no training image: "
-            f"{_named(missing, counts)}. Move images of them to the training set."
-        )
-        found.append(("classes_without_training", "Classes without training", text))
     ratio, few = m.classes["ratio"], m.classes["few"]
     if ratio and ratio > IMBALANCED:
         some = [c for c in counts if counts[c]]
@@ -241,10 +240,9 @@ def class_findings(m: Measured) -> list:
             "score for so few is mostly chance."
         )
         found.append(("few_images", "Classes with few images", text))
-    listed = {"classes_without_training": missing, "few_images": few}
     result = []
     for kind, title, text in found:
-        of = listed.get(kind, list(counts))
+        of = few if kind == "few_images" else list(counts)
         items = [{"class": c, "images": counts[c]} for c in of]
         result.append(Finding(kind, title, len(of), text, items, []))
     return result
