@@ -337,19 +337,22 @@ def quality_findings(m: Measured) -> list:
 
 # %% ../../nbs/6_practice/check_findings.ipynb #cfi27
 def outlier_findings(m: Measured) -> list:
-    "Images that are far from all others, the farthest first."
-    order = np.argsort(-m.outliers, kind="stable")
-    rows = [int(i) for i in order if m.outliers[i] > OUTLIER]
+    """Images that are far from their class, the farthest first.
+
+    Those whose label is suspected are named with the labels.
+    """
+    order, suspected = np.argsort(-m.outliers, kind="stable"), {e.row for e in m.errors}
+    rows = [int(i) for i in order if m.outliers[i] > OUTLIER and i not in suspected]
     if not rows:
         return []
     n = len(rows)
     sentence = (
-        f"{counted(n, 'image')} {_verb(n)} unlike all others, for example "
+        f"{counted(n, 'image')} {_verb(n)} unlike the rest of the class, for example "
         f"{name_of(m.data, rows[0])}. Delete what does not belong here."
     )
     score = [round(float(m.outliers[i]), 1) for i in rows]
     items = _first_items(m.data, rows, score=score)
-    return [Finding("outliers", "Images unlike all others", n, sentence, *items)]
+    return [Finding("outliers", "Images unlike their class", n, sentence, *items)]
 
 
 # %% ../../nbs/6_practice/check_findings.ipynb #cfi30

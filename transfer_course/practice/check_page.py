@@ -82,8 +82,8 @@ _EXPLAINED = {
         "that did not train on the image."
     ),
     "outliers": (
-        "The number is the distance to the nearest images, in robust standard "
-        "deviations above the median of the class."
+        "The number is the distance to the nearest images of the class, in robust "
+        "standard deviations above its median."
     ),
 }
 

@@ -88,46 +88,51 @@ def faults(
 
 
 # %% ../../nbs/6_practice/image_quality.ipynb #imq22
-OUTLIER = 3.5  # robust standard deviations above the class's median
+OUTLIER = 3.0  # robust standard deviations above the class's median
 NEIGHBOURS = 5
 
 
-def neighbour_distance(Z, groups=None, k: int = NEIGHBOURS) -> np.ndarray:  # (N,)
-    "Mean distance of directions to the k nearest images of other identities."
+def neighbour_distance(Z, groups, k: int = NEIGHBOURS) -> np.ndarray:  # (N,)
+    "Mean distance of unit features to the k nearest images of other identities."
     Z = np.asarray(Z, np.float32)
     Z = Z / np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), 1e-12)
-    names = np.arange(len(Z)) if groups is None else np.asarray(groups)
-    code = np.unique(names, return_inverse=True)[1].reshape(-1)
+    code = np.unique(groups, return_inverse=True)[1].reshape(-1)
     mean = np.full(len(Z), np.nan)
     for start in range(0, len(Z), 256):
         rows = slice(start, start + 256)
         squared = np.maximum(2 - 2 * Z[rows] @ Z.T, 0)
         squared[code[rows, None] == code] = np.inf
         near = np.sqrt(np.partition(squared, min(k, len(Z)) - 1, 1)[:, :k])
-        near[np.isinf(near)] = np.nan
-        some = ~np.isnan(near).all(1)
-        mean[rows][some] = np.nanmean(near[some], 1)
+        n = np.isfinite(near).sum(1)
+        total = np.where(np.isfinite(near), near, 0).sum(1)
+        mean[rows] = np.where(n > 0, total / np.maximum(n, 1), np.nan)
     return mean
 
 
 # %% ../../nbs/6_practice/image_quality.ipynb #imq23
 def _centre_and_scale(values):
-    "Median, and median absolute deviation as a standard deviation."
-    middle = np.nanmedian(values)
-    return middle, 1.4826 * np.nanmedian(np.abs(values - middle))
+    "Median, and median absolute deviation as a standard deviation; 0 for nothing."
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return 0.0, 0.0
+    middle = np.median(values)
+    return middle, 1.4826 * np.median(np.abs(values - middle))
 
 
 def outlier_scores(Z, labels, groups=None) -> np.ndarray:  # (N,)
-    """How many robust standard deviations an image is further away than its class.
+    """How many robust standard deviations an image is further from its class.
 
     A class of fewer than five images is compared with all images, and no class is
-    taken to vary less than half as much as the classes do on average.
+    taken to vary less than half as much as an average one.
     """
-    labels, distance = np.asarray(labels), neighbour_distance(Z, groups)
+    labels, distance = np.asarray(labels), np.empty(len(labels))
+    names = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    classes = [labels == c for c in np.unique(labels)]
+    for mine in classes:
+        distance[mine] = neighbour_distance(Z[mine], names[mine])
     middle, scale = np.empty(len(labels)), np.empty(len(labels))
-    for c in np.unique(labels):
-        mine = labels == c
-        enough = mine if mine.sum() >= 5 else np.ones_like(mine)
-        middle[mine], scale[mine] = _centre_and_scale(distance[enough])
-    least = max(1e-3, float(np.nanmean(scale)) / 2)
+    for mine in classes:
+        few = mine.sum() < 5
+        middle[mine], scale[mine] = _centre_and_scale(distance[mine | few])
+    least = max(1e-3, float(scale.mean()) / 2)
     return np.nan_to_num((distance - middle) / np.maximum(scale, least))
