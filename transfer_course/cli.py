@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import re
+import shlex
+import signal
 import sys
 import time
 from enum import StrEnum
@@ -396,10 +398,51 @@ def lab(
         )
 
 
+INTERRUPTED = 130  # the exit code after Ctrl-C, which typer returns
+_state = {"resumable": None, "signal": signal.SIGINT}
+
+
+def resumable(out: Path) -> None:
+    """Note that what runs now goes on with --resume after an interruption."""
+    _state["resumable"] = out
+
+
+@contextlib.contextmanager
+def _stoppable():
+    """Within it, SIGTERM ends the work as Ctrl-C does: files are left whole, and a
+    sentence is printed."""
+
+    def stop(number, frame):
+        _state["signal"] = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    _state.update(resumable=None, signal=signal.SIGINT)
+    before = None
+    with contextlib.suppress(ValueError):  # in another thread than the first
+        before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _stopped() -> int:
+    """Say that the work was interrupted and how it goes on; returns the exit code."""
+    out, again = _state["resumable"], ""
+    if out is not None:
+        place = shlex.quote(str(out))
+        again = f" Give the same command with --out {place} --resume to go on."
+    with contextlib.suppress(OSError):
+        print(f"Stopped.{again}", file=sys.stderr)
+    return 128 + _state["signal"]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
 
-    The exit code is 0, 2 for a user's mistake (one sentence) or 1 for ours.
+    The exit code is 0, 2 for a user's mistake (one sentence) or 1 for ours, and 130
+    or 143 after Ctrl-C or SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
     as_json = "--json" in argv
@@ -409,17 +452,13 @@ def main(argv: list[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(args=argv, prog_name="transfer-course", standalone_mode=False) or 0
+        with _stoppable():
+            code = app(args=argv, prog_name="transfer-course", standalone_mode=False)
+        code = _stopped() if code == INTERRUPTED else code or 0
     except SystemExit as e:
         code = e.code or 0
-    except KeyboardInterrupt:
-        again = (
-            " The same command with --resume goes on."
-            if "fine-tune" in argv and "--out" in argv
-            else ""
-        )
-        print(f"Stopped.{again}", file=sys.stderr)
-        code = 130
+    except (KeyboardInterrupt, typer.Abort):
+        code = _stopped()
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

@@ -39,7 +39,8 @@ def _share(name, value, one=False):
     "BadValue unless the value lies between 0 and 1; `one`: 1 itself is allowed."
     _positive(name, value, strict=False)
     if value > 1 or value == 1 and not one:
-        raise BadValue(f"{name} is {value}; it has to be below 1.")
+        limit = "at most" if one else "below"
+        raise BadValue(f"{name} is {value}; it has to be {limit} 1.")
 
 
 # %% ../../nbs/trainer/recipe.ipynb #c1a55e01
