@@ -16,6 +16,9 @@ __all__ = [
 
 # %% ../../nbs/6_practice/logging_runs.ipynb #imports1
 import csv
+import sys
+import time
+import types
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,9 +53,6 @@ class CsvLog:
 # %% ../../nbs/6_practice/logging_runs.ipynb #tb000002
 def _without_tensorflow():
     "Let TensorBoard write files without importing TensorFlow for it."
-    import sys
-    import types
-
     name = "tensorboard.compat.notf"
     if "tensorflow" not in sys.modules:
         sys.modules.setdefault(name, types.ModuleType(name))
@@ -67,12 +67,12 @@ class _Events:
 
         self.event, self.file = Event, EventFileWriter(str(folder))
         started = SessionLog(status=SessionLog.START)
-        self.file.add_event(Event(step=purge_step, session_log=started))
+        now = time.time()
+        event = Event(step=purge_step, wall_time=now, session_log=started)
+        self.file.add_event(event)
 
     def add_scalar(self, tag: str, value: float, step: int):
         "One number of one epoch."
-        import time
-
         event = self.event(step=step, wall_time=time.time())
         event.summary.value.add(tag=tag, simple_value=value)
         self.file.add_event(event)

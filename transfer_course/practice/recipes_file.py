@@ -10,7 +10,7 @@ __all__ = [
     "recipe_fields",
     "from_yaml",
     "read_recipe",
-    "chosen_fields",
+    "recipe_fields_of",
 ]
 
 # %% ../../nbs/6_practice/recipes_file.ipynb #imports1
@@ -184,11 +184,10 @@ def read_recipe(path) -> dict:
 
 
 # %% ../../nbs/6_practice/recipes_file.ipynb #merge002
-def chosen_fields(path=None, **options) -> dict:
-    """The fields of a recipe that a user chose: those of the file, if `path` names one,
-    and over them the `options` that are not None. BadValue for an unknown option."""
-    chosen = {} if path is None else read_recipe(path)
-    for name in options:
-        if name not in _TYPES:
-            raise BadValue(f"A recipe has no '{name}'.{did_you_mean(name, _TYPES)}")
-    return chosen | {k: v for k, v in options.items() if v is not None}
+def recipe_fields_of(recipe) -> dict:
+    "The fields that a Recipe, a recipe's file or None gives."
+    if recipe is None:
+        return {}
+    if isinstance(recipe, Recipe):
+        return {f.name: getattr(recipe, f.name) for f in fields(Recipe)}
+    return read_recipe(recipe)

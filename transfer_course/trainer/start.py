@@ -11,6 +11,7 @@ __all__ = [
     "class_weights",
     "check_data",
     "tell_what_moves",
+    "StartingHead",
     "prepared",
     "about_run",
     "run_checkpoint",
@@ -20,6 +21,7 @@ __all__ = [
 import hashlib
 import json
 import sys
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,7 +54,7 @@ def starting_head(
     No probe is fitted if the head is `known`: a checkpoint will replace what is here.
     """
     if not isinstance(todo.head, str):
-        return todo.head
+        return todo.head.weights, todo.head.biases
     if known or todo.head == "random":
         return initial_head(net.feature_dim, len(train.classes), recipe.seed)
     return probe_head(net, train, class_weights=class_weights(recipe, train))
@@ -154,21 +156,30 @@ def tell_what_moves(net, recipe: Recipe, classes: int):
 
 
 # %% ../../nbs/trainer/start.ipynb #givenhead
-def _checked_head(head, net, train, recipe: Recipe, todo: Plan) -> tuple:
+class StartingHead(NamedTuple):
+    "A head to start from."
+
+    weights: np.ndarray  # (D, C)
+    biases: np.ndarray  # (C,)
+    origin: str = ""  # what it was made from, for the checkpoint; "": its values
+
+
+def _checked_head(head, net, train, recipe: Recipe, todo: Plan) -> StartingHead:
     "A given head in float32; BadValue if it does not fit, or is not what is trained."
     if todo.head != "random" or todo.body == "random":
         raise BadValue(
             f"The strategy '{recipe.strategy}' does not start from a given head. "
             "Choose 'fine_tune', 'head' or 'gradual'."
         )
-    weights, biases = (np.asarray(part, np.float32) for part in head)
+    head = StartingHead(*head)
+    weights, biases = (np.asarray(part, np.float32) for part in head[:2])
     expected = (net.feature_dim, len(train.classes))
     if weights.shape != expected or biases.shape != expected[1:]:
         raise BadValue(
             f"The head has shapes {weights.shape} and {biases.shape}; expected "
             f"{expected} and {expected[1:]}, for {expected[1]} classes."
         )
-    return weights, biases
+    return StartingHead(weights, biases, head.origin)
 
 
 # %% ../../nbs/trainer/start.ipynb #160690bd
@@ -233,7 +244,8 @@ def run_checkpoint(
         return Checkpoint(folder, {})
     others = dict(source=data.source, unlabelled=data.unlabelled)
     if not isinstance(todo.head, str):
-        more["starting head"] = "".join(map(sha256_array, todo.head))
+        weights, biases, origin = todo.head
+        more["starting head"] = origin or sha256_array(weights) + sha256_array(biases)
     about = about_run(
         backbone, recipe, data.train, held_out_images=data.valid, **others
     )
