@@ -27,6 +27,8 @@ _LITTER = {
     "__pycache__": "a folder of Python",
     "node_modules": "a folder of Node.js",
 }
+
+# %% ../../nbs/engine/litter.ipynb #lit04exb
 _THUMBNAILS = re.compile(
     r"[._@]+(thumb(nail)?s?|picasaoriginals|dtrash)|lightroom previews\.lrdata"
     r"|thumb(nail)?s?_cache|.*\.(photoslibrary|lrdata)",

@@ -53,6 +53,8 @@ from transfer_course.engine.files import (
 from ..engine.litter import formats_told
 from . import images as _images
 from .images import PARTS, ImageDataset, _digest
+
+# %% ../../nbs/2_vision/datasets.ipynb #7236cd6b
 from transfer_course.vision.layouts import (
     _below,
     _home,
@@ -254,6 +256,7 @@ def _above(root, files) -> set:
     }
 
 
+# %% ../../nbs/2_vision/datasets.ipynb #f9375dfb
 def _empty_classes(root, files, good, places, left_out) -> list:
     "The class folders that hold no image that is used, with why."
     used, tried = _above(root, [files[i] for i in good]), _above(root, files)
@@ -285,9 +288,11 @@ def _left_out_classes(empty, skipped) -> list:
         pictures = [w for w in inside if w != "hidden" and "not an image (" not in w]
         if why == "no readable image in it" and pictures:
             name = printable(os.path.basename(folder), True)
+            one = len(pictures) == 1
+            files = "1 file" if one else f"{len(pictures)} files, the first one"
             said.append(
-                f"The class '{name}' is left out, because none of its "
-                f"{len(pictures)} images can be read ({pictures[0]})."
+                f"The class '{name}' is left out, because no image in it can be read "
+                f"({files}: {pictures[0]})."
             )
     return said
 
@@ -331,6 +336,7 @@ def _groups(digests, thumbnails, labels):
     return group[which.reshape(-1)]
 
 
+# %% ../../nbs/2_vision/datasets.ipynb #grp01exb
 def united(
     *columns,  # (N,) each: rows with equal values belong together
 ) -> np.ndarray:  # (N,): the number of the first row that each row is connected with
@@ -403,6 +409,7 @@ def _across(names, splits, copies, own_groups) -> list:
     return said
 
 
+# %% ../../nbs/2_vision/datasets.ipynb #spl21exb
 def _shares(n: str, part: str, what: str, example: str) -> str:
     "One sentence on images of a given set that training has seen in some form."
     name = {"valid": "validation", "test": "test"}[part]

@@ -408,6 +408,7 @@ def _filled(name, values, n, which):
     return np.full(n, "")
 
 
+# %% ../../nbs/2_vision/images.ipynb #75f829fb
 def _joined(name, a, b):
     "Column `name` of both data sets, one after the other."
     x, y = getattr(a, name), getattr(b, name)
@@ -532,6 +533,7 @@ class Parts(NamedTuple):
     test: ImageDataset
 
 
+# %% ../../nbs/2_vision/images.ipynb #9f2c4b1b
 def _split(d, valid, test, seed):
     "See `ImageDataset.split`."
     if not (0 <= valid < 1 and 0 <= test < 1 and valid + test < 1):
@@ -551,6 +553,7 @@ def _split(d, valid, test, seed):
     return Parts(*(_subset(d, part == p) for p in range(3)))
 
 
+# %% ../../nbs/2_vision/images.ipynb #9f2c4b1c
 def _given(splits, n):
     "The part 0, 1 or 2 that each image was given; 0 if all are in the same one."
     if splits is None or len(np.unique(splits)) < 2:

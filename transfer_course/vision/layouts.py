@@ -194,6 +194,7 @@ def _refuse_folders(shown: str, below: dict, splits: list, part: dict):
         )
 
 
+# %% ../../nbs/2_vision/layouts.ipynb #lay10exb
 _LONG = {"train": "training", "valid": "validation", "test": "test"}
 
 
@@ -216,6 +217,7 @@ def _ways(below: dict, splits: list) -> dict:
     return ways
 
 
+# %% ../../nbs/2_vision/layouts.ipynb #lay12exb
 def _below_way(tail: tuple, ways: dict):
     "(split folder, the tail inside its way), or (None, tail) for a file in none."
     for name, way in ways.items():
@@ -293,6 +295,7 @@ def check_part(told, train: set, other: set) -> list:
     return []
 
 
+# %% ../../nbs/2_vision/layouts.ipynb #lay16exb
 def _quoted(names) -> str:
     "'a', 'b' and 2 more"
     shown = [f"'{printable(name, True)}'" for name in names[:3]]
@@ -385,6 +388,7 @@ def _exactly(name: str) -> str:
     return f"'{printable(name, True)}'{spelled}"
 
 
+# %% ../../nbs/2_vision/layouts.ipynb #lay26exb
 def alike_names(
     classes,  # names
 ) -> list:  # a sentence for each pair
