@@ -86,6 +86,44 @@ def found(summary):
     return {finding["kind"]: finding for finding in summary["findings"]}
 
 
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_a_leak_between_splits_is_said_first(framework, tmp_path):
+    images = some(4)
+    for part, rows in {"train": [0, 1, 2], "Test": [3]}.items():
+        at = [4 * c + k for c in range(3) for k in rows]
+        save(images.subset(at), tmp_path / "cut" / part)
+    leaked = Image.open(tmp_path / "cut" / "train" / "coin" / "006.png")
+    leaked.resize((80, 80)).save(tmp_path / "cut" / "Test" / "coin" / "new.png")
+    out, pattern = tmp_path / "seen", "/(coin)/"
+    args = ("--framework", framework, "--size", 64, "--out", out)
+    done = run(tmp_path / "cut", *args, "--groups", pattern, cwd=tmp_path)
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("1 of 4 images in the test set has a copy in the training")
+    assert "Test/coin/new.png is a copy of train/coin/006.png" in first
+    summary = json.loads((out / "check.json").read_text(encoding="utf-8"))
+    assert [f["kind"] for f in summary["findings"]][:2] == [
+        "copies_train_test",
+        "groups",
+    ]
+    assert summary["splits"]["test"] == {"building": 1, "coin": 2, "mammal": 1}
+    page = (out / "check.html").read_text(encoding="utf-8")
+    assert page.index("Copies in the training") < page.index("Groups in several splits")
+
+
+def test_a_table_is_looked_at_like_a_folder(tmp_path, capsys):
+    files = save(some(3), tmp_path / "images")
+    lines = [f"{f},{c}" for c in CLASSES for f in files[c]] + [
+        f"{files['coin'][0]},fish"
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["file,kind", *lines, ""]))
+    out = tmp_path / "seen"
+    args = (tmp_path / "list.csv", "--label-column", "kind", "--out", out, "--json")
+    summary = json.loads(here(*args, capsys=capsys))
+    assert summary["classes"] == {"building": 3, "coin": 3, "fish": 1, "mammal": 3}
+    assert names(found(summary)["copies_across_classes"]) == {files["coin"][0].name}
+    assert "'fish'" in summary["not_checked"]["label_errors"]
+
+
 def names(finding):
     items = [image for item in finding["items"] for image in item.get("images", [item])]
     return {Path(item["path"]).name for item in items}
@@ -191,13 +229,11 @@ def test_three_images_are_too_few_and_that_is_said(folder, tmp_path, capsys):
 
 
 def test_equal_images_everywhere(folder, tmp_path, capsys):
-    images = some(2)
-    images.images[:] = 0 if images.images.flags.writeable else images.images
-    same = np.repeat(images.images[:1], 6, 0)
+    same = some(1).images[0]
     for c in CLASSES:
         (folder / c).mkdir(parents=True)
         for k in range(2):
-            Image.fromarray(same[0]).save(folder / c / f"{k}.png")
+            Image.fromarray(same).save(folder / c / f"{k}.png")
     said = here(folder, "--out", tmp_path / "seen", capsys=capsys)
     assert "6 images have a copy in another class" in said
     assert "Wrong labels were not looked for" in said

@@ -182,17 +182,11 @@ def _columns(path, label, split, group) -> dict:
     epilog=(
         "Examples:   transfer-course check photos/   |   "
         "transfer-course check photos/ --size 128 --out checked --json   |   "
-        "transfer-course check table.csv --path-column file --label-column class"
+        "transfer-course check list.csv --label-column diagnosis --groups patient"
     )
 )
 def check(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            help="A folder with one folder of images per class, with or without "
-            "ready-made splits; or a CSV file."
-        ),
-    ],
+    folder: Source,
     framework: Annotated[
         Framework, typer.Option(help="Which library runs the network.")
     ] = Framework.torch,
@@ -207,24 +201,11 @@ def check(
         str,
         typer.Option(help="How an image becomes a square: crop, pad or squash."),
     ] = "crop",
-    groups: Annotated[
-        str | None,
-        typer.Option(
-            help=(
-                "What belongs together, such as a patient or a burst: a regular "
-                "expression for paths, or a column of the CSV file."
-            )
-        ),
-    ] = None,
-    path_column: Annotated[
-        str | None, typer.Option(help="The CSV file's column of image paths.")
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="Its column of classes.")
-    ] = None,
-    split_column: Annotated[
-        str | None, typer.Option(help="Its column of train, valid and test.")
-    ] = None,
+    groups: Groups = None,
+    path_column: Column = None,
+    label_column: Column = None,
+    split_column: Column = None,
+    group_column: GroupColumn = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -238,8 +219,7 @@ def check(
     from transfer_course.practice.check import check_source
     from transfer_course.practice.reading import Reading
 
-    columns = {"path": path_column, "label": label_column, "split": split_column}
-    columns = {name: column for name, column in columns.items() if column}
+    columns = _columns(path_column, label_column, split_column, group_column)
     summary = check_source(
         folder,
         out,

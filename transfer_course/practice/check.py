@@ -89,11 +89,11 @@ def _looked_at(data, progress: bool) -> tuple:
     with bar:
         for start in range(0, len(data), 100):
             images = data.batch(np.arange(start, min(start + 100, len(data))))
-            if getattr(data, "copies", None) is None:
+            if data.copies is None:
                 small += [thumbnail(image) for image in images]
             measures.append(image_quality.qualities(images))
             bar.update(len(images))
-    copies = getattr(data, "copies", None)
+    copies = data.copies
     if copies is None:
         copies = copy_groups(data.digests(), np.stack(small), data.labels)
     return _first_rows(copies), np.concatenate(measures)
@@ -181,7 +181,7 @@ def measure(data, net, fit="crop", root="", progress=True) -> tuple:
         data,
         fit,
         shape_facts(headers, data.size),
-        class_facts(data.labels, data.classes, getattr(data, "splits", None)),
+        class_facts(data.labels, data.classes, data.splits),
         copies,
         _faults(measures, headers, data.size),
         errors,
@@ -289,7 +289,7 @@ def check_source(
     out = default_place(source) if out is None else Path(out)
     check_place(out, source)
     if reading.size is None:
-        reading = reading.but(size=default_size(source))
+        reading = reading.but(size=default_size(source, reading))
     data = read_source(source, reading, progress)
     net = load_backbone(backbone, framework)
     m, not_checked = measure(data, net, reading.fit, os.fspath(source), progress)

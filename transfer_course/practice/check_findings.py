@@ -73,7 +73,7 @@ def about_image(data, i: int) -> dict:
     label = int(data.labels[i])
     entry = {"path": printable(data.paths[i]) if data.paths is not None else str(i)}
     entry["class"] = data.classes[label] if label >= 0 else None
-    splits = getattr(data, "splits", None)
+    splits = data.splits
     return entry if splits is None else entry | {"split": str(splits[i])}
 
 
@@ -108,7 +108,7 @@ def _pair_items(data, pairs):
 
 def leak_findings(m: Measured) -> list:
     "A finding for each two splits that share copies."
-    splits = getattr(m.data, "splits", None)
+    splits = m.data.splits
     found = []
     for leak in leaks(m.copies, m.data.digests(), splits):
         n, all_ = len(leak.rows), int((splits == leak.target).sum())
@@ -146,7 +146,7 @@ def class_copy_findings(m: Measured) -> list:
 
 def plain_copy_findings(m: Measured) -> list:
     "Copies within one class and one split."
-    splits = getattr(m.data, "splits", None)
+    splits = m.data.splits
     where = np.zeros(len(m.data), int)
     if splits is not None:
         where = np.unique(splits, return_inverse=True)[1].reshape(-1)
@@ -169,7 +169,7 @@ def plain_copy_findings(m: Measured) -> list:
 # %% ../../nbs/6_practice/check_findings.ipynb #cfi17
 def group_findings(m: Measured) -> list:
     "Groups given by the user that lie in several splits."
-    splits, own = (getattr(m.data, c, None) for c in ("splits", "own_groups"))
+    splits, own = m.data.splits, m.data.own_groups
     if splits is None or own is None:
         return []
     rows = copy_pairs(own, m.data.digests(), splits)[1]

@@ -34,7 +34,7 @@ def _img(data, i) -> str:
 # %% ../../nbs/6_practice/check_page.ipynb #ckp09
 def _where(data, i) -> str:
     "Class and split of row i."
-    label, splits = int(data.labels[i]), getattr(data, "splits", None)
+    label, splits = int(data.labels[i]), data.splits
     parts = [_name(data.classes[label])] if label >= 0 else []
     parts += [_t(splits[i])] if splits is not None else []
     return ", ".join(parts)

@@ -101,8 +101,8 @@ def thresholds(P, labels) -> np.ndarray:
 
 def confident_classes(P, labels) -> np.ndarray:
     "(N,) the class that each image confidently belongs to, -1 where there is none."
-    least = thresholds(P, labels) - 1e-9
-    reached = P >= least
+    margin = P - thresholds(P, labels)
+    reached = margin > -1e-9
     best = np.where(reached, P, -1).argmax(1)
     return np.where(reached.any(1), best, -1)
 
