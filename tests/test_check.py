@@ -35,7 +35,7 @@ def run(*args, cwd, code=0):
 
 def save(images, folder, classes=CLASSES):
     """A PNG per image, in a folder per class; the files of each class."""
-    for i, (image, label) in enumerate(zip(images.images, images.labels)):
+    for i, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
         place = folder / classes[label]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(place / f"{i:03}.png")
