@@ -24,6 +24,7 @@ from transfer_course.practice.finished import (
     images_sum,
     same_images,
 )
+from .near_copies import rejoined, with_copies
 from transfer_course.practice.reading import (
     Reading,
     check_reading,
@@ -60,6 +61,7 @@ class Job:
     say: object = None  # gets each sentence
     began: float = 0.0
     team: object = None  # the processes that take part
+    near_copies: dict | None = None  # what was found, for `run.json`
 
     def check(self) -> None:
         "Everything that can be checked before anything heavy is loaded."
@@ -173,6 +175,10 @@ def _opened(job: Job):
     "The images, their split, and the network to start from."
     recipe = job.recipe
     data = read_source(job.folder, job.reading)
+    weights = {"weights": None} if recipe.strategy == "scratch" else {}
+    net = load_backbone(job.backbone, job.framework, seed=recipe.seed, **weights)
+    if job.team.num_processes == 1:
+        data, job.near_copies = with_copies(data, net, job.progress)
     parts = _hold_out(data, recipe.seed)
     if not len(parts.valid):
         raise BadValue(
@@ -180,14 +186,14 @@ def _opened(job: Job):
             "has a single one, or copies of it. Add a different picture to at least "
             "one class."
         )
-    for text in [*data.warnings, *splits_told(data)]:
+    near = job.near_copies or {}
+    effect = [near["told"]] if near.get("differs") else []
+    for text in [*data.warnings, *splits_told(data), *effect]:
         job.say(text)
     job.say(
         f"{len(parts.train)} images to train on, {len(parts.valid)} held out, "
         f"{len(data.classes)} classes, {len(data.skipped)} skipped."
     )
-    weights = {"weights": None} if recipe.strategy == "scratch" else {}
-    net = load_backbone(job.backbone, job.framework, seed=recipe.seed, **weights)
     return data, parts, net
 
 
@@ -213,6 +219,7 @@ def _about_data(job: Job, data) -> dict:
         "counts": counts,
         "skipped": [s._asdict() for s in data.skipped],
         "warnings": list(data.warnings),
+        "near_copies": job.near_copies,
         IMAGES: images_sum(data),
     }
 
@@ -282,6 +289,7 @@ def _complete(job: Job, info, data) -> None:
         )
         return
     result = load_result(out)
+    data = rejoined(data, info.get("near_copies"))
     valid = _hold_out(data, job.recipe.seed).valid
     explain_run(out, result, result.predict(valid), valid)
     forget_parts(out)
