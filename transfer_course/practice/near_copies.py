@@ -7,6 +7,7 @@ __all__ = [
     "ALIKE",
     "SIMILAR",
     "MEASURED",
+    "COMPARED",
     "centred",
     "is_copy",
     "NearCopies",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/6_practice/near_copies.ipynb #nea02imp
+import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -118,7 +120,7 @@ def _near_features(unit, least):
         for row, values in enumerate(cosine):
             i = start + row
             values[i] = -1
-            near = np.argsort(-values, kind="stable")[:NEAREST]
+            near = np.argpartition(-values, min(NEAREST, len(values)) - 1)[:NEAREST]
             pairs |= {
                 (min(i, j), max(i, j)) for j in near.tolist() if values[j] >= least
             }
@@ -180,7 +182,7 @@ def joined(
     columns = [found.groups]
     columns += [c for c in (dataset.copies, dataset.own_groups) if c is not None]
     before = dataset.groups if dataset.groups is not None else names
-    new = dataset.subset(np.arange(len(dataset)))
+    new = copy.copy(dataset)  # the pixels are shared
     new.groups = np.asarray(before)[united(*columns)]
     copies = [found.groups] + ([] if dataset.copies is None else [dataset.copies])
     new.copies = (names if dataset.copies is None else dataset.copies)[united(*copies)]
@@ -197,8 +199,8 @@ def copies_listed(
         return {"images": 0, "count": 0, "groups": []}
     paths = dataset.names if dataset.names is not None else np.arange(len(dataset))
     of = {}
-    for copy, path in zip(dataset.copies.tolist(), paths, strict=True):
-        of.setdefault(copy, []).append(printable(str(path)))
+    for name, path in zip(dataset.copies.tolist(), paths, strict=True):
+        of.setdefault(name, []).append(printable(str(path)))
     groups = sorted((g for g in of.values() if len(g) > 1), key=lambda g: (-len(g), g))
     images = sum(map(len, groups))
     return {"images": images, "count": len(groups), "groups": groups[:most]}
@@ -269,6 +271,7 @@ def with_and_without(
 
 # %% ../../nbs/6_practice/near_copies.ipynb #nea40exp
 MEASURED = 3000  # images up to which the effect of copies on the score is measured
+COMPARED = 10_000  # images up to which all pairs of features are compared
 
 
 # %% ../../nbs/6_practice/near_copies.ipynb #nea40exb
@@ -277,8 +280,11 @@ def with_copies(
     net,  # the backbone that is going to be trained
     progress: bool = True,
 ):  # (the data set with copies in one group, what run.json says of them)
-    "Join the near-copies among images by features, before they are split."
-    if net.weights is None or len(dataset) < 2:
+    """Join the near-copies among images by features, before they are split.
+
+    More than `COMPARED` images keep the groups of their thumbnails.
+    """
+    if net.weights is None or not 2 <= len(dataset) <= COMPARED:
         return dataset, copies_listed(dataset)
     features = extract(net, dataset, progress=progress)
     new = joined(dataset, confirmed(dataset, features))
@@ -312,7 +318,7 @@ def rejoined(dataset, listing):
         names |= dict.fromkeys(joint, joint[0])
     if not names or dataset.copies is None:
         return dataset
-    new = dataset.subset(np.arange(len(dataset)))
+    new = copy.copy(dataset)  # the pixels are shared
     new.copies = np.array([names.get(name, name) for name in dataset.copies.tolist()])
     columns = [c for c in (new.copies, dataset.own_groups) if c is not None]
     new.groups = dataset.groups[united(*columns)]
