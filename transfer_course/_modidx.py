@@ -2380,6 +2380,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'transfer_course/trainer/result.py'),
                                                 'transfer_course.trainer.result.Best.as_state': ( 'trainer/result.html#best.as_state',
                                                                                                   'transfer_course/trainer/result.py'),
+                                                'transfer_course.trainer.result.Best.begin': ( 'trainer/result.html#best.begin',
+                                                                                               'transfer_course/trainer/result.py'),
                                                 'transfer_course.trainer.result.Best.from_state': ( 'trainer/result.html#best.from_state',
                                                                                                     'transfer_course/trainer/result.py'),
                                                 'transfer_course.trainer.result.Best.offer': ( 'trainer/result.html#best.offer',

@@ -469,6 +469,7 @@ def extract(
     was after an interruption."""
     from transfer_course.practice.extract_folder import extract_folder
 
+    resumable(out)
     info = extract_folder(
         folder,
         out,
