@@ -14,6 +14,7 @@ import numpy as np
 
 from ..engine.extraction import ahead as run_ahead
 from .recipe import Recipe
+from .tasks import answers
 from ..vision.data import augment, augment_params
 
 
@@ -97,7 +98,7 @@ class Epoch:
             data = sets[stream]
             batch[f"{prefix}images"] = images(data, rows, stream)
             if prefix != "unlabelled_":
-                batch[f"{prefix}labels"] = data.labels[rows]
+                batch[f"{prefix}labels"] = answers(data)[rows]
         return batch
 
     def __getitem__(self, i):

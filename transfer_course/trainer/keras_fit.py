@@ -100,7 +100,8 @@ class Training(Run):
         scale = unchanged if self.part else self.scaling[0]
         inputs = {k: scale(v) for k, v in batch.items() if k.endswith("images")}
         labels = {k: v for k, v in batch.items() if k.endswith("labels")}
-        return inputs, {k: v.astype("int32") for k, v in labels.items()}
+        kinds = {1: "int32", 2: "float32"}  # classes; labels and numbers
+        return inputs, {k: v.astype(kinds[v.ndim]) for k, v in labels.items()}
 
     def read(self, number):
         "The batches of epoch `number`: images, or what the frozen part made of them."
@@ -206,10 +207,11 @@ class Watch(keras.callbacks.Callback):
         run.keep()
 
     def _row(self, number, scores) -> dict:
+        right = dict(accuracy=float(self.model.hits.result()))
         return dict(
             epoch=number,
             loss=self.total / sum(map(len, self.run.batches.data.parts)),
-            accuracy=float(self.model.hits.result()),
+            **(right if self.run.result.task.row[0] else {}),
             **scores,
             lr=self.place.phase.lr,
             trainable=self.run.result.trainable,
