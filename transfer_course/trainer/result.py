@@ -156,12 +156,13 @@ class Result:
         """
         wanted = match_answers(dataset, self.classes, self.task.name)
         if self.task.name != "classes":
-            return self._target_scores(self.predict(dataset), wanted, dataset.groups)
+            return self.score_targets(self.predict(dataset), wanted, dataset.groups)
         labelled = dataset.labels >= 0
         predicted = self.predict(dataset).argmax(1)[labelled]
         return scores(wanted[labelled], predicted, len(self.classes))
 
-    def _target_scores(self, predicted, wanted, groups):
+    def score_targets(self, predicted, wanted, groups=None) -> dict:
+        "The scores of predicted labels or numbers (N, C) for the true ones."
         if self.task.name == "numbers":
             return number_scores(predicted, wanted, groups)
         about = wanted, self.classes, self.thresholds, groups
