@@ -31,7 +31,7 @@ from ..engine.frameworks import agreed, processes
 from .recipe import Recipe
 from .result import Result
 from .start import about_run, class_weights
-from .tasks import match_answers, match_classes
+from .tasks import match_answers, match_classes, task_of
 from ..vision.evaluate import paired_interval
 
 # %% ../../nbs/trainer/auto.ipynb #auto5rule
@@ -106,8 +106,9 @@ def candidates(recipe: Recipe, n: int) -> list[Recipe]:
 # %% ../../nbs/trainer/auto.ipynb #auto11agree
 def _losses(result: Result, valid, weights) -> list:
     "The loss of each held-out image, times its weight: for classes, in nats."
-    wanted = match_answers(valid, result.classes, result.task.name)
-    losses = weights * result.task.losses(result.logits(valid), wanted)
+    task = task_of(result.info)
+    wanted = match_answers(valid, result.classes, task.name)
+    losses = weights * task.losses(result.logits(valid), wanted)
     return [round(float(loss), 6) for loss in losses]
 
 
@@ -171,7 +172,7 @@ class Auto:
         A fine-tuning that ended with the weights it began with is noted as its best
         epoch was.
         """
-        task, logits = result.task, result.logits(self.valid)
+        task, logits = task_of(result.info), result.logits(self.valid)
         wanted = match_answers(self.valid, result.classes, task.name)
         loss, score = task.summary(logits, wanted)
         if more.get("best_epoch") == 0 and result.history:
@@ -246,7 +247,7 @@ class Auto:
         probe = self.run(self.recipe.but(strategy="probe"))
         right, noted = self.scored(probe, "probe")
         about = dict(chosen="probe", probe=noted)
-        task = probe.task
+        task = task_of(probe.info)
         if agreed(_hopeless(task.best * self.weights, right, self.valid)):
             why = _why_skipped(np.count_nonzero(right), len(right), task.name)
             return self.told(probe, about | dict(why=why))
