@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from PIL import Image
+from ..vision.target_tables import check_target, target_table
 
 from ..engine.errors import BadValue, Damaged, NotFound
 from ..engine.files import list_images, printable
@@ -64,6 +65,9 @@ def check_reading(source, reading: Reading) -> None:
         raise BadValue(
             f"size is {size}; expected a whole number of pixels from 32 to 1024."
         )
+    check_target(source, reading.target)
+    if reading.target != "classes" and os.path.isfile(source):
+        return
     if not os.path.isdir(source):
         raise NotFound(
             f"There is no folder '{printable(source)}'. Give a folder that holds one "
@@ -74,6 +78,11 @@ def check_reading(source, reading: Reading) -> None:
 # %% ../../nbs/6_practice/reading.ipynb #rea07rea
 def read_source(source, reading: Reading, progress: bool = True):
     "The ImageDataset of a folder or a table; the size has to be known."
+    if reading.target != "classes":
+        columns = {f"{role}_column": name for role, name in reading.columns.items()}
+        about = dict(separator=reading.separator, group_column=reading.groups)
+        about |= dict(progress=progress) | columns
+        return target_table(source, reading.size, reading.target, **about)
     return image_folder(source, size=reading.size, progress=progress)
 
 
