@@ -6,6 +6,8 @@
 __all__ = ["baselines", "describe", "explain_run", "sentences"]
 
 # %% ../../nbs/6_practice/describing.ipynb #des03imp
+import shlex
+
 import numpy as np
 
 from ..engine.files import printable
@@ -158,7 +160,7 @@ def _verdict(difference: dict) -> str:
 def _what_next(out):
     "Where the run is, and how to use it."
     yield f"saved in {printable(out)}: model, run.json, report.html, card.md"
-    yield f"next: transfer-course predict '{printable(out)}' IMAGE…"
+    yield f"next: transfer-course predict {shlex.quote(printable(out))} IMAGE…"
 
 
 def sentences(info, out):
