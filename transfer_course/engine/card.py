@@ -9,17 +9,6 @@ __all__ = ["write_card"]
 import re
 from pathlib import Path
 
-from transfer_course.engine.target_pages import (
-    _LABEL_HEADS,
-    _MEASURES,
-    _OTHER,
-    _label_rows,
-    _target,
-    _target_baselines,
-    _value,
-    _what,
-)
-
 from .errors import printable
 from .page import _duration, _f, _number
 from transfer_course.engine.scores import (
@@ -30,6 +19,16 @@ from transfer_course.engine.scores import (
     _ends,
     _rates,
     _strategy,
+)
+from transfer_course.engine.target_pages import (
+    _LABEL_HEADS,
+    _MEASURES,
+    _OTHER,
+    _label_rows,
+    _target,
+    _target_baselines,
+    _value,
+    _what,
 )
 from .writing import atomic_write
 

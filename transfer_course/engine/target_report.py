@@ -10,6 +10,11 @@ import html
 import shlex
 from pathlib import Path
 
+from .charts import _curves
+from .errors import printable
+from .page import _name, _t, write_page
+from .report import _png, _skipped, _subtitle, _trained
+from .scores import _auto, _rates
 from transfer_course.engine.target_pages import (
     _each_label,
     _scatter,
@@ -18,12 +23,6 @@ from transfer_course.engine.target_pages import (
     _target_verdict,
     _what,
 )
-
-from .charts import _curves
-from .errors import printable
-from .page import _name, _t, write_page
-from .report import _png, _skipped, _subtitle, _trained
-from .scores import _auto, _rates
 
 
 # %% ../../nbs/engine/target_report.ipynb #tr03exp

@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from PIL import Image
-from ..vision.target_tables import check_target, target_table
 
 from ..engine.errors import BadValue, Damaged, NotFound
 from ..engine.files import list_images, printable
 from ..vision.data import image_folder
+from ..vision.target_tables import check_target, target_table
 
 
 # %% ../../nbs/6_practice/reading.ipynb #8d148d0d
