@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from ..engine.errors import UserMistake
 from ..engine.frameworks import load_keras, load_torch
-from .batches import Step
+from .batches import Step, mixed_loss
 from .keras_speed import replicas, tensorflow, unchanged
 
 keras = load_keras()
@@ -276,7 +276,12 @@ class Trainer(Steps):
         "The target's loss, plus the source's, plus the penalty."
         smoothing = self.recipe.label_smoothing
         weights, loss_of = self.class_weights, objective_of(self.task)
-        loss = loss_of(y["labels"], out["logits"], smoothing, weights)
+
+        def of_target(labels):
+            return loss_of(labels, out["logits"], smoothing, weights)
+
+        mixed = y.get("partner_labels"), y.get("own_share")
+        loss = mixed_loss(of_target, y["labels"], *mixed)
         if "source_logits" in out:
             more = cross_entropy(y["source_labels"], out["source_logits"], smoothing)
             loss = loss + self.recipe.source_weight * more

@@ -458,6 +458,8 @@ def image_folder(
     root = os.fsdecode(path)
     files, left_out = list_images(root)
     where = layout(root, files)
+    names = [printable(Path(file).relative_to(root).as_posix()) for file in files]
+    own = _own_groups(groups, names, where.classes)
     room, found = _read_files(files, size, draft, progress)
     good, skipped = _sorted_out(files, found, where)
     skipped += left_out
@@ -466,18 +468,27 @@ def image_folder(
     if len(classes) < 2:
         paths = [files[i] for i in good]
         raise BadValue(_too_few(root, classes, paths or files, left_out))
-    names = [printable(Path(files[i]).relative_to(root).as_posix()) for i in good]
     return assembled(
         (room, found, good),
         files,
         dict(size=size, draft=draft),
         classes=[where.classes[i] for i in good],
-        names=names,
+        names=[names[i] for i in good],
         splits=where.parts and [where.parts[i] for i in good],
-        own_groups=None if groups is None else name_groups(groups, names),
+        own_groups=own and [own[i] for i in good],
         skipped=sorted(skipped + empty),
         said=where.said + _left_out_classes(empty, skipped),
     )
+
+
+# %% ../../nbs/2_vision/datasets.ipynb #grp05exp
+def _own_groups(pattern, names, classes):
+    "The group of each file in a class folder by its name, or None without a pattern."
+    if pattern is None:
+        return None
+    inside = [name for name, c in zip(names, classes, strict=True) if c]
+    found = iter(name_groups(pattern, inside))
+    return [next(found) if c else "" for c in classes]
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #636ca044

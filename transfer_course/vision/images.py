@@ -413,7 +413,7 @@ def _describe(d) -> str:
         parts.append(f"{(d.labels < 0).sum()} unlabelled")
     if d.groups is not None:
         parts.append(f"{len(np.unique(d.groups))} identities")
-    if d.splits is not None:
+    if d.splits is not None and len(d):
         counts = [f"{p} {(d.splits == p).sum()}" for p in PARTS if p in d.splits]
         parts.append("splits given: " + ", ".join(counts))
     if d.domains is not None:

@@ -34,7 +34,7 @@ from ..engine.files import Skipped, resize_square
 from ..engine.litter import formats_told
 from .datasets import _read_files, assembled
 from .images import PARTS, ImageDataset
-from .layouts import check_part, split_of
+from .layouts import check_part, name_groups, split_of
 
 
 # %% ../../nbs/2_vision/tables.ipynb #tab04exp
@@ -270,6 +270,7 @@ def read_table(
     label_column=None,
     split_column=None,
     group_column=None,  # None: no groups
+    groups=None,  # the same, or a regular expression on the paths
     root=None,  # where relative paths start; None: the CSV's folder, else the current
     keep_empty=False,  # rows without a label, too
 ) -> Table:
@@ -286,13 +287,17 @@ def read_table(
     if name is not None:
         values = [columns[name][i] for i in good]
         splits, said = _splits_of(name, values, split_column is not None)
-    groups = None
+    names = [printable(paths[i]) for i in good]
+    if group_column is None and groups in columns:
+        group_column = groups
     if group_column is not None:
         name = column_for("group", columns, group_column)
         groups = _groups_of(name, [columns[name][i] for i in good])
+    elif groups is not None:
+        groups = _named_groups(groups, names, columns)
     return Table(
         [files[i] for i in good],
-        [printable(paths[i]) for i in good],
+        names,
         [labels[i] for i in good],
         splits,
         groups,
@@ -322,6 +327,16 @@ def _rows_used(paths, files, labels, keep_empty=False):
 
 
 # %% ../../nbs/2_vision/tables.ipynb #tab21exb
+def _named_groups(pattern, names, columns) -> list:
+    "Groups by a regular expression, which could be a column with a wrong name."
+    try:
+        return name_groups(pattern, names)
+    except BadValue as e:
+        seen = ", ".join(printable(c, True) for c in list(columns)[:20])
+        near = did_you_mean(pattern, columns)
+        raise BadValue(f"{e} It is no column either; there are {seen}.{near}") from None
+
+
 def _groups_of(column, values) -> list:
     "Groups as they stand in the table; BadValue if some are missing."
     missing = values.count("")
@@ -343,6 +358,7 @@ def image_table(
     label_column=None,  # file and class
     split_column=None,  # as well: split, set; train, val, test in any spelling
     group_column=None,  # rows with the same value never straddle a split
+    groups=None,  # the same, or a regular expression on the paths
     root=None,  # where relative paths start; None: the CSV's folder
     progress=True,  # a bar on stderr when it takes longer than two seconds
     draft=False,  # decode JPEGs at a reduced scale: faster, other pixels
@@ -354,7 +370,7 @@ def image_table(
     """
     resize_square(np.zeros((1, 1, 3), np.uint8), size)  # says what is wrong with a size
     names = dict(path_column=path_column, label_column=label_column)
-    names |= dict(split_column=split_column, group_column=group_column)
+    names |= dict(split_column=split_column, group_column=group_column, groups=groups)
     return dataset_of(read_table(source, root=root, **names), size, progress, draft)
 
 
