@@ -87,6 +87,11 @@ class Job:
         check_log(self.log)
         if self.start is not None:
             self.start.check(self.recipe)
+        if self.start and self.reading.target != "classes":
+            raise BadValue(
+                "Only a run on classes can go on from another one (--from). Leave out "
+                f"--from, or --target {self.reading.target}."
+            )
         check_reading(self.folder, self.reading)
 
 
