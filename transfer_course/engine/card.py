@@ -7,10 +7,17 @@ __all__ = ["write_card"]
 
 # %% ../../nbs/engine/card.ipynb #e6a7bc21
 import re
+
+
 from pathlib import Path
 
+
 from .errors import printable
+
+
 from .page import _duration, _f, _number
+
+
 from transfer_course.engine.scores import (
     _NAMES,
     _auto,
@@ -20,6 +27,8 @@ from transfer_course.engine.scores import (
     _rates,
     _strategy,
 )
+
+# %% ../../nbs/engine/card.ipynb #e6a7bc21b
 from transfer_course.engine.target_pages import (
     _LABEL_HEADS,
     _MEASURES,
@@ -30,6 +39,8 @@ from transfer_course.engine.target_pages import (
     _value,
     _what,
 )
+
+
 from .writing import atomic_write
 
 # %% ../../nbs/engine/card.ipynb #5660b89b
@@ -97,6 +108,7 @@ def _target_rows(info):
     return out + head + "".join(lines)
 
 
+# %% ../../nbs/engine/card.ipynb #97855eecb
 def _card_scores(metrics, baselines):
     "Scores with interval, baselines, and the part that they are from."
     if _number(metrics.get("accuracy")) is None:
@@ -162,6 +174,7 @@ _USES = {
 }
 
 
+# %% ../../nbs/engine/card.ipynb #c682b183b
 def write_card(
     folder,  # the run's folder
     info,  # as `read_run` returns it

@@ -51,6 +51,7 @@ def _target_baselines(info) -> dict:
     return found
 
 
+# %% ../../nbs/engine/target_pages.ipynb #pg04expb
 def _target_verdict(info) -> str:
     "The result in two or three sentences, as HTML."
     metrics, (key, title) = info.get("metrics") or {}, _MEASURES[_target(info)]
@@ -69,6 +70,8 @@ def _target_verdict(info) -> str:
 
 
 _CONSTANT = {"labels": "prevalence", "numbers": "mean"}
+
+
 _ALWAYS = {
     "labels": "The same answer for every image",
     "numbers": "Always predicting the mean of the training images",
@@ -89,6 +92,7 @@ def _gain_items(info) -> str:
     return f"{note}<ul>{items}</ul>" if items else ""
 
 
+# %% ../../nbs/engine/target_pages.ipynb #pg05expb
 def _target_bars(info) -> str:
     "This model and the baselines as bars; errors as a share of the largest one."
     metrics, key = info.get("metrics") or {}, _MEASURES[_target(info)][0]
@@ -114,6 +118,8 @@ _OTHER = {
     "labels": {"precision": "Precision", "recall": "Recall", "f1": "F1"},
     "numbers": {"r2": "R²"},
 }
+
+
 _EXPLAINED = {
     "labels": "Average precision is the area under a label's precision-recall curve; "
     "a random order gives the label's prevalence. Precision, recall and F1 are at each "
@@ -123,6 +129,7 @@ _EXPLAINED = {
 }
 
 
+# %% ../../nbs/engine/target_pages.ipynb #pg06expb
 def _target_scores(info) -> str:
     "How good the model is: bars, differences, and the other scores."
     metrics, target = info.get("metrics") or {}, _target(info)
@@ -158,6 +165,7 @@ def _label_rows(metrics) -> list:
     ]
 
 
+# %% ../../nbs/engine/target_pages.ipynb #pg07expb
 def _each_label(info) -> str:
     "The table of the labels, as HTML."
     heads = "".join(f"<th scope=col>{head}</th>" for head in _LABEL_HEADS)

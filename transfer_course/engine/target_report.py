@@ -55,6 +55,8 @@ from transfer_course.engine.files import read_image
 run = load_result({at!r})
 images = np.stack([read_image("one.jpg", size={size})])
 {use}"""
+
+
 _USES = {
     "labels": """\
 p = run.predict(images)[0]             # a probability for each label
@@ -64,6 +66,7 @@ print([name for name, one, least in zip(run.classes, p, run.thresholds)
 }
 
 
+# %% ../../nbs/engine/target_report.ipynb #tr04expb
 def _use(folder, info) -> str:
     "Commands and code that use the run."
     at = printable(str(folder), one_line=True)

@@ -163,6 +163,7 @@ def _what_next(out):
     yield f"next: transfer-course predict {shlex.quote(printable(out))} IMAGE…"
 
 
+# %% ../../nbs/6_practice/describing.ipynb #7797d942b
 def sentences(info, out):
     "What a person wants to know, one line at a time."
     if info.get("target", "classes") != "classes":

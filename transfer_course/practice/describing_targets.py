@@ -173,6 +173,7 @@ _TITLES = {
 }
 
 
+# %% ../../nbs/6_practice/describing_targets.ipynb #dt11expb
 def target_sentences(info):
     "What a person wants to know of the scores, one line at a time."
     metrics, (title, better) = info["metrics"], _TITLES[info["target"]]
@@ -196,6 +197,7 @@ def target_sentences(info):
         yield f"{verdict}: {than} ({ends[0]} to {ends[1]})"
 
 
+# %% ../../nbs/6_practice/describing_targets.ipynb #dt11expc
 def target_summary(info) -> dict:
     "The scores that the command line prints with --json."
     wanted = ("mean_average_precision", "f1", "mean_absolute_error", "r2")
@@ -223,6 +225,7 @@ def target_answer(result, row, top: int) -> dict:
     }
 
 
+# %% ../../nbs/6_practice/describing_targets.ipynb #dt13expb
 def answer_text(row: dict) -> str:
     "The line of an image for a person, without its path."
     if "labels" in row:

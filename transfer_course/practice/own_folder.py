@@ -18,14 +18,22 @@ from ..engine.runs import claim_folder, read_run, state_of
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
 from .describing import describe, explain_run, sentences
+
+
 from .describing_targets import target_summary
+
+
 from transfer_course.practice.finished import (
     IMAGES,
     check_same,
     images_sum,
     same_images,
 )
+
+
 from .logging_runs import check_log, log_of
+
+
 from transfer_course.practice.reading import (
     Reading,
     check_reading,
@@ -36,10 +44,20 @@ from transfer_course.practice.reading import (
     splits_told,
     whole,
 )
+
+
 from .recipes_file import NAME as RECIPE
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69b
 from .recipes_file import write_recipe
+
+
 from .rehearsing import planned, rehearsal, told_rehearsal
+
+
 from .settings import default_recipe, unused
+
+
 from transfer_course.practice.starting_from import (
     FROM_RUN,
     Start,
@@ -162,6 +180,7 @@ def tune_folder(
     return _summary(info, out, job.began)
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #4861bc94b
 def _usual(framework, backbone) -> tuple[str, str]:
     "(framework, backbone), the usual ones for None."
     return framework or "torch", backbone or "efficientnet_lite0"
@@ -186,6 +205,7 @@ def _say_settings(job: Job, training: dict) -> None:
         job.say("A probe has no epochs, so nothing is logged.")
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #opt01expb
 def _rehearse(job: Job) -> dict:
     "Tell what the job would train, and for about how long; nothing is written."
     if job.reading.size is None:
@@ -262,6 +282,7 @@ def _counted(data) -> str:
     return f"{len(data.classes)} {data.task}"
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #121323x1b
 def _opened(job: Job):
     "The images, their split, and the network to start from."
     recipe = job.recipe
@@ -286,6 +307,7 @@ def _opened(job: Job):
     return data, parts, _network(job)
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #121323x1c
 def _network(job: Job):
     "The network to start from; BadValue if the recipe names a stage that it lacks."
     if job.start:

@@ -65,7 +65,11 @@ def photo_areas(size: int = 96) -> ImageDataset:
 
 # %% ../../nbs/6_practice/targets.ipynb #st07exp
 RECIPE = Recipe("lp_ft", epochs=4, lr=1e-4, batch_size=16, train_from="stage6")
+
+
 PROBE_SEEDS, TUNED_SEEDS = tuple(range(6)), tuple(range(3))
+
+
 DATA = {"labels": photo_labels, "numbers": photo_areas}
 
 
@@ -81,6 +85,7 @@ class TargetRun(NamedTuple):
     scores: list  # of these images; see `trainer.tasks`
 
 
+# %% ../../nbs/6_practice/targets.ipynb #st07expb
 def _sets(data, seed):
     "Parts(train, valid, test) and the rows of the test images."
     rows = np.arange(len(data))
@@ -115,6 +120,7 @@ def run_baselines(name: str, framework: str, seed: int) -> list[TargetRun]:
     return runs
 
 
+# %% ../../nbs/6_practice/targets.ipynb #st08expb
 def run_tuned(name: str, framework: str, seed: int) -> TargetRun:
     "Fine-tuning of the last stages from the probe's head."
     parts, rows = _sets(DATA[name](), seed)
@@ -137,6 +143,7 @@ def load_targets(path=None) -> list[TargetRun]:
     return [TargetRun(**run) for run in found]
 
 
+# %% ../../nbs/6_practice/targets.ipynb #st09expb
 def study_targets(path=None, frameworks=("torch", "keras"), say=print) -> None:
     "Run what the record lacks, and store each run as it ends (about 10 minutes)."
     path = path or record_path("targets")

@@ -174,6 +174,7 @@ class StartingHead(NamedTuple):
     origin: str = ""  # what it was made from, for the checkpoint; "": its values
 
 
+# %% ../../nbs/trainer/start.ipynb #givenheadb
 def _checked_head(head, net, train, recipe: Recipe, todo: Plan) -> StartingHead:
     "A given head in float32; BadValue if it does not fit, or is not what is trained."
     if todo.head != "random" or todo.body == "random":
@@ -239,6 +240,7 @@ def about_run(backbone, recipe: Recipe, train, **others) -> dict:
     return about
 
 
+# %% ../../nbs/trainer/start.ipynb #44bbbd61b
 def _checksum(data) -> str:
     "sha256 over a data set's images, labels and classes."
     what = [data.digests(), data.labels.tolist(), list(data.classes)]

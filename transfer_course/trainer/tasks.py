@@ -159,6 +159,7 @@ def about_task(train) -> dict:
     return {"target": task, "mean": mean.tolist(), "std": std.tolist()}
 
 
+# %% ../../nbs/trainer/tasks.ipynb #tk11expb
 def ready(train):
     "The training set as the loops use it: numbers are standardised in a copy."
     if getattr(train, "task", "classes") != "numbers":
@@ -187,6 +188,7 @@ def _floats(values, n) -> list:
     )
 
 
+# %% ../../nbs/trainer/tasks.ipynb #tk12expb
 def task_of(info: dict) -> Classes:
     "The task that `info` describes. Raises Damaged where it makes no sense."
     name = info.get("target") or "classes"

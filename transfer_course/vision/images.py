@@ -221,6 +221,7 @@ def _stratum(targets, task) -> np.ndarray:
 TASKS = ("classes", "labels", "numbers")  # one class, several labels, or values
 
 
+# %% ../../nbs/2_vision/images.ipynb #tgt03expb
 def _known_targets(targets, task, classes, n):
     "Targets as float32 (N, C) and their names (made up if None), or BadValue."
     if task not in TASKS[1:]:

@@ -81,6 +81,7 @@ def _head(scaler, V, coefs, biases):
     return W.T.astype("float32"), b.astype("float32")
 
 
+# %% ../../nbs/2_vision/target_probes.ipynb #tp07expb
 def label_probe(
     Z: np.ndarray,  # (N, D) features
     Y: np.ndarray,  # (N, C) 0 and 1

@@ -69,6 +69,7 @@ def _by_file(table: Table, task: str, separator) -> dict:
     return cells
 
 
+# %% ../../nbs/2_vision/target_tables.ipynb #tt05expb
 def _first_rows(table: Table) -> Table:
     "The table with each file once, and the same class for all."
     first = {}

@@ -64,6 +64,7 @@ def _split_cell(text: str, separator: str | None) -> list:
     return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
+# %% ../../nbs/2_vision/targets.ipynb #tc06expb
 def _label_told(cells, classes, separator) -> list:
     "What a person should know of these labels before training."
     counts = Counter(label for cell in cells for label in cell)
