@@ -76,6 +76,14 @@ GroupColumn = Annotated[
 ]
 
 
+class Target(StrEnum):
+    """What is predicted of an image."""
+
+    classes = "classes"
+    labels = "labels"
+    numbers = "numbers"
+
+
 class Framework(StrEnum):
     """Which library trains."""
 
@@ -222,6 +230,24 @@ def fine_tune(
     label_column: Column = None,
     split_column: Column = None,
     group_column: GroupColumn = None,
+    target: Annotated[
+        Target,
+        typer.Option(
+            help=(
+                "What the label column of a table holds: one class for each image, "
+                "several labels, or a number."
+            )
+        ),
+    ] = Target.classes,
+    separator: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "What stands between the labels of one image; by default the one of "
+                "| ; , that occurs, or a space."
+            )
+        ),
+    ] = None,
     strategy: Annotated[
         str | None,
         typer.Option(
@@ -400,6 +426,8 @@ def fine_tune(
         dry_run=dry_run,
         groups=groups,
         columns=_columns(path_column, label_column, split_column, group_column),
+        target=target.value,
+        separator=separator,
         resume=resume,
         workers=workers,
         progress=processes().is_main_process,
@@ -508,8 +536,9 @@ def predict(
     ] = 3,
     as_json: Json = False,
 ) -> None:
-    """Class and probability of each image, a line each; exit code 2 if any could not be
-    read. What else lies in a folder is skipped."""
+    """Class and probability of each image (or its labels, or its number), a line each;
+    exit code 2 if any could not be read. What else lies in a folder is skipped."""
+    from transfer_course.practice.describing_targets import answer_text
     from transfer_course.practice.predicting import predict_files
 
     failed, left_out = False, 0
@@ -522,8 +551,10 @@ def predict(
             continue
         elif "error" in row:
             print(f"{row['path']}: {row['error']}", file=sys.stderr)
-        else:
+        elif "class" in row:
             print(f"{row['path']}  {row['class']}  {row['probability']:.2f}")
+        else:
+            print(f"{row['path']}  {answer_text(row)}")
     if left_out:
         print(
             f"{left_out} more in these folders {'is' if left_out == 1 else 'are'} no "

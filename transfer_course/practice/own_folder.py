@@ -18,6 +18,7 @@ from ..engine.runs import claim_folder, read_run, state_of
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
 from .describing import describe, explain_run, sentences
+from .describing_targets import target_summary
 from transfer_course.practice.finished import (
     IMAGES,
     check_same,
@@ -90,6 +91,11 @@ class Job:
         check_log(self.log)
         if self.start is not None:
             self.start.check(self.recipe)
+        if self.start and self.reading.target != "classes":
+            raise BadValue(
+                "Only a run on classes can go on from another one (--from). Leave out "
+                f"--from, or --target {self.reading.target}."
+            )
         check_reading(self.folder, self.reading)
 
 
@@ -255,6 +261,14 @@ def _hold_out(data, seed: int):
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #121323x1
+def _counted(data) -> str:
+    "How many classes or labels there are, or what the numbers are called."
+    if data.task == "numbers":
+        return f"numbers in '{', '.join(printable(c, True) for c in data.classes)}'"
+    return f"{len(data.classes)} {data.task}"
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #121323x1b
 def _opened(job: Job):
     "The images, their split, and the network to start from."
     recipe = job.recipe
@@ -279,7 +293,7 @@ def _opened(job: Job):
         job.say(text)
     job.say(
         f"{len(parts.train)} images to train on, {len(parts.valid)} held out, "
-        f"{len(data.classes)} classes, {len(data.skipped)} skipped."
+        f"{_counted(data)}, {len(data.skipped)} skipped."
     )
     return data, parts, net
 
@@ -318,10 +332,9 @@ def _train(job: Job, data, parts, net) -> None:
 # %% ../../nbs/6_practice/own_folder.ipynb #3ca4cfx1
 def _about_data(job: Job, data) -> dict:
     "What `run.json` says of the images and of how they were read."
-    counts = {c: int((data.labels == i).sum()) for i, c in enumerate(data.classes)}
     return job.reading.to_dict() | {
         "source": printable(job.folder),
-        "counts": counts,
+        "counts": data.counts(),
         "skipped": [s._asdict() for s in data.skipped],
         "warnings": list(data.warnings),
         "near_copies": job.near_copies,
@@ -350,12 +363,16 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
 def _summary(info, out, began) -> dict:
     "What the command line prints with --json."
     more = {k: info[k] for k in ("auto", "from") if info.get(k)}
+    if info.get("target", "classes") == "classes":
+        scores = {"accuracy": info["metrics"]["accuracy"]}
+    else:
+        scores = target_summary(info)
     return more | {
         "run": str(out),
         "framework": info["framework"],
         "backbone": info["backbone"]["name"],
         "strategy": info["strategy"],
-        "accuracy": info["metrics"]["accuracy"],
+        **scores,
         "n_train": info["n_train"],
         "n_valid": info["n_valid"],
         "classes": info["classes"],
