@@ -15,6 +15,7 @@ from transfer_course.engine.scores import (
     _NAMES,
     _auto,
     _baselines,
+    _beside,
     _candidates,
     _ends,
     _rates,
@@ -86,8 +87,12 @@ def _card_network(net):
 def _card_data(info):
     "How many images of which size, and how many files were left out."
     train, valid, size = (_known(info, k) for k in ("n_train", "n_valid", "size"))
+    held_out = f" and {valid} held out"
+    if info.get("n_test"):
+        test = _known(info, "n_test")
+        held_out = f", {valid} held out to choose with and {test} to test on"
     return (
-        f"{train} images for training and {valid} held out, at {size} pixels; "
+        f"{train} images for training{held_out}, at {size} pixels; "
         f"files left out: {len(info.get('skipped') or [])}."
     )
 
@@ -120,12 +125,13 @@ def write_card(
     classes = info.get("classes") or []
     use = f"Telling apart pictures of {len(classes)} classes: "
     versions = _md_table(info.get("versions") or {}, ("package", "version"))
+    scored = _card_scores(info.get("metrics") or {}, _baselines(info))
     sections = [
         ("Intended use", f"{use}{', '.join(map(_md, classes))}."),
         ("Data", _card_data(info)),
         ("Network", _card_network(info.get("backbone") or {})),
         ("Training", _card_training(info)),
-        ("Scores", _card_scores(info.get("metrics") or {}, _baselines(info))),
+        ("Scores", f"{scored}\n{_md(_beside(info))}"),
         ("Limits", _LIMITS),
         ("Versions", versions),
     ]
