@@ -138,6 +138,7 @@ def _other_scores(metrics):
     return f"<dl class=scores>{items}</dl><p class=note>{note}</p>"
 
 
+# %% ../../nbs/engine/scores.ipynb #scobesexp
 def _beside(info):
     "The validation score beside that of the test set, or a probe's without one."
     valid, found = info.get("validation"), info.get("cross_validation")

@@ -50,6 +50,7 @@ LEAST_IDENTITIES = 50  # in all
 LEAST_PER_CLASS = 5  # identities of the class in the middle
 
 
+# %% ../../nbs/6_practice/holding_out.ipynb #hol06ex2
 def ready_made(data) -> bool:
     "Whether the folder or table itself says which images are held out."
     splits = getattr(data, "splits", None)
@@ -62,6 +63,7 @@ def _per_class(labels, codes) -> np.ndarray:
     return np.unique(pairs[0], return_counts=True)[1]
 
 
+# %% ../../nbs/6_practice/holding_out.ipynb #hol06ex3
 def why_no_test(data) -> str:
     "Why no test set is held out, as the end of a sentence; empty if one is."
     if ready_made(data):
@@ -96,6 +98,7 @@ def hold_out(data, seed: int = 0) -> Parts:
     return data.split(valid=SHARE * (1 - test), test=test, seed=seed)
 
 
+# %% ../../nbs/6_practice/holding_out.ipynb #hol08ex2
 def without_test_images(parts: Parts) -> list[str]:
     "The classes that have no image in the test set, though there is one."
     if not len(parts.test):
@@ -171,6 +174,7 @@ def cross_validate(
     return dict(accuracy=mean, low=low, high=high, level=level, **about)
 
 
+# %% ../../nbs/6_practice/holding_out.ipynb #hol15ex2
 def cross_validated(net, data, seed: int = 0) -> dict:
     "`cross_validate` on the features that `net` gives for a labelled data set."
     known = data.subset(data.labels >= 0)
@@ -191,6 +195,7 @@ class ImageRow(NamedTuple):
     digest: str  # of the content, the size and the fit
 
 
+# %% ../../nbs/6_practice/holding_out.ipynb #hol25ex2
 def _base(source) -> str:
     "The folder that paths are relative to."
     source = os.path.abspath(os.fsdecode(source))
@@ -220,6 +225,7 @@ def _label_texts(part) -> list[str]:
     return ["|".join(f"{value:.9g}" for value in row) for row in targets]
 
 
+# %% ../../nbs/6_practice/holding_out.ipynb #hol26ex2
 def image_rows(parts: Parts, source) -> list[ImageRow]:
     "A row for every image of a split, by path."
     rows, base = [], _base(source)
@@ -243,6 +249,7 @@ def write_images(folder, rows: list[ImageRow]) -> Path:
     return path
 
 
+# %% ../../nbs/6_practice/holding_out.ipynb #hol27ex2
 def read_images(folder) -> list[ImageRow]:
     "The rows of a run's `images.csv`; none if an earlier version saved the run."
     path = Path(folder) / IMAGES

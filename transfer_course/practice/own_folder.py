@@ -36,6 +36,8 @@ from transfer_course.practice.holding_out import (
     image_rows,
     write_images,
 )
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5ex2
 from transfer_course.practice.reading import (
     Reading,
     check_reading,

@@ -25,10 +25,8 @@ from ..engine.errors import BadValue
 from .evaluate import Interval, interval
 from .intervals import _codes
 
+
 # %% ../../nbs/2_vision/calibration.ipynb #cal05exp
-MOST_BINS, LEAST_IMAGES = 10, 10  # at most ten bins, with at least ten images each
-
-
 def _both(confidence, correct):
     "Confidences and right or wrong as floats (N,), or BadValue."
     confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
@@ -40,6 +38,10 @@ def _both(confidence, correct):
     if not ((confidence >= 0) & (confidence <= 1)).all():
         raise BadValue("confidence holds values that are no probabilities, 0 … 1.")
     return confidence, correct
+
+
+# %% ../../nbs/2_vision/calibration.ipynb #cal05ex2
+MOST_BINS, LEAST_IMAGES = 10, 10  # at most ten bins, with at least ten images each
 
 
 def equal_mass(
@@ -56,7 +58,7 @@ def equal_mass(
     return np.unique(where, return_inverse=True)[1]
 
 
-# %% ../../nbs/2_vision/calibration.ipynb #cal06exp
+# %% ../../nbs/2_vision/calibration.ipynb #cal06ex0
 class Bin(NamedTuple):
     "Predictions of similar confidence."
 
@@ -65,6 +67,7 @@ class Bin(NamedTuple):
     accuracy: Interval
 
 
+# %% ../../nbs/2_vision/calibration.ipynb #cal06exp
 def reliability(
     confidence,  # (N,) probability of the predicted class
     correct,  # (N,) right or wrong
@@ -103,7 +106,7 @@ def calibration_error(
     return float(np.abs(gaps).sum() / len(correct))
 
 
-# %% ../../nbs/2_vision/calibration.ipynb #cal13exp
+# %% ../../nbs/2_vision/calibration.ipynb #cal13ex0
 class Chance(NamedTuple):
     "The calibration error that a perfectly calibrated network shows by chance."
 
@@ -111,6 +114,7 @@ class Chance(NamedTuple):
     high: float  # exceeded with probability 1 − level
 
 
+# %% ../../nbs/2_vision/calibration.ipynb #cal13exp
 def chance_error(
     confidence,  # (N,)
     groups=None,  # (N,) identities; one is right or wrong as a whole

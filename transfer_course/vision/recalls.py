@@ -14,7 +14,7 @@ from .evaluate import Interval, interval
 from .intervals import _codes, _table
 
 
-# %% ../../nbs/2_vision/recalls.ipynb #rec04exp
+# %% ../../nbs/2_vision/recalls.ipynb #rec04ex0
 class Recall(NamedTuple):
     "How many images of one class were recognised."
 
@@ -23,6 +23,7 @@ class Recall(NamedTuple):
     interval: Interval | None  # of the recall; None without images
 
 
+# %% ../../nbs/2_vision/recalls.ipynb #rec04exp
 def recalls(
     labels,  # (N,) true classes, 0 … n_classes-1
     correct,  # (N,) right or wrong
@@ -56,6 +57,7 @@ def _combined(rows) -> Interval:
     return Interval(middle, max(0.0, middle - down / n), min(1.0, middle + up / n))
 
 
+# %% ../../nbs/2_vision/recalls.ipynb #rec07ex2
 def _across(labels, correct, codes, level) -> Interval:
     "The mean of recalls that share identities."
     present, at, n = np.unique(labels, return_inverse=True, return_counts=True)
