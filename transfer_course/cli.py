@@ -47,7 +47,32 @@ BackboneName = Annotated[
 
 
 Source = Annotated[
-    Path, typer.Argument(help="A folder with one folder of images per class.")
+    Path,
+    typer.Argument(
+        help=(
+            "A folder with one folder of images per class, or with train/, val/ and "
+            "test/ that hold such folders; or a CSV file that lists images."
+        )
+    ),
+]
+Groups = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "What keeps images of one patient, burst or video in one split: a regular "
+            r"expression on the path, such as '(patient\d+)_', or a column of the CSV."
+        )
+    ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(
+        help="A column of the CSV; by default the one with the usual name, if any."
+    ),
+]
+GroupColumn = Annotated[
+    str | None,
+    typer.Option(help="As --groups, and always a column of the CSV."),
 ]
 
 
@@ -147,6 +172,12 @@ def demo(
         emit({"rows": rows, "report": str(report)})
 
 
+def _columns(path, label, split, group) -> dict:
+    """The columns of a table that were named."""
+    named = dict(path=path, label=label, split=split, group=group)
+    return {role: name for role, name in named.items() if name is not None}
+
+
 @app.command(
     "fine-tune",
     epilog=(
@@ -156,7 +187,8 @@ def demo(
         "transfer-course fine-tune photos/ --out runs/mine --resume   |   "
         "transfer-course fine-tune photos/ --lr 1e-3 --patience 3 --no-mirror "
         "--log csv --dry-run   |   "
-        "transfer-course fine-tune more-photos/ --from runs/mine --keep all"
+        "transfer-course fine-tune more-photos/ --from runs/mine --keep all   |   "
+        "transfer-course fine-tune list.csv --label-column diagnosis --groups patient"
     ),
 )
 def fine_tune(
@@ -185,6 +217,11 @@ def fine_tune(
             )
         ),
     ] = None,
+    groups: Groups = None,
+    path_column: Column = None,
+    label_column: Column = None,
+    split_column: Column = None,
+    group_column: GroupColumn = None,
     strategy: Annotated[
         str | None,
         typer.Option(
@@ -361,6 +398,8 @@ def fine_tune(
         old_images=old_images,
         log=log,
         dry_run=dry_run,
+        groups=groups,
+        columns=_columns(path_column, label_column, split_column, group_column),
         resume=resume,
         workers=workers,
         progress=processes().is_main_process,
@@ -497,7 +536,8 @@ def predict(
 
 @app.command(
     epilog=(
-        "Examples:   transfer-course lab   |   transfer-course lab my-lessons --no-open"
+        "Examples:   transfer-course lab   |   transfer-course lab my-lessons "
+        "--no-open   |   transfer-course lab --no-browser --ip 0.0.0.0 --allow-root"
     )
 )
 def lab(
@@ -514,6 +554,19 @@ def lab(
             "--browser/--no-browser", help="Let JupyterLab open a browser window."
         ),
     ] = True,
+    ip: Annotated[
+        str | None,
+        typer.Option(help="Address that JupyterLab listens at, as 0.0.0.0 in Docker."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port that it listens at.")
+    ] = None,
+    allow_root: Annotated[
+        bool,
+        typer.Option(
+            "--allow-root", help="Run as root, which JupyterLab refuses otherwise."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Copy the lessons to a folder of yours, never over your own work, and open
@@ -521,7 +574,11 @@ def lab(
     from transfer_course.practice.lab import copy_lessons, jupyterlab_command
 
     # A missing extra is said before anything is copied.
-    command = jupyterlab_command(folder, browser) if open_lab else None
+    command = None
+    if open_lab:
+        command = jupyterlab_command(
+            folder, browser, ip=ip, port=port, allow_root=allow_root
+        )
     copied, kept = copy_lessons(folder)
     if as_json:
         emit({"folder": str(folder), "copied": copied, "kept": kept})
@@ -536,6 +593,26 @@ def lab(
         raise typer.Exit(
             0 if subprocess.run(command, check=False).returncode == 0 else 1
         )
+
+
+def _open_streams() -> None:
+    """Give a standard stream that was closed a place to write to.
+
+    Otherwise the next file that is opened gets its number, and what a library prints
+    lands in that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            place = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, place)
 
 
 INTERRUPTED = 130  # the exit code after Ctrl-C, which typer returns
@@ -585,6 +662,7 @@ def main(argv: list[str] | None = None) -> None:
     or 143 after Ctrl-C or SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
+    _open_streams()
     as_json = "--json" in argv
     os.environ.setdefault("TRANSFER_COURSE_STARTED", str(time.time()))
     # A file name that is not UTF-8 is printed escaped, not a crash.

@@ -25,6 +25,7 @@ from transfer_course.practice.finished import (
     same_images,
 )
 from .logging_runs import check_log, log_of
+from .near_copies import rejoined, with_copies
 from transfer_course.practice.reading import (
     Reading,
     check_reading,
@@ -32,9 +33,12 @@ from transfer_course.practice.reading import (
     read_source,
     size_of,
     size_told,
+    splits_told,
     whole,
 )
 from .recipes_file import NAME as RECIPE
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5e6b
 from .recipes_file import write_recipe
 from .rehearsing import planned, rehearsal, told_rehearsal
 from .settings import default_recipe, unused
@@ -73,6 +77,7 @@ class Job:
     say: object = None  # gets each sentence
     began: float = 0.0
     team: object = None  # the processes that take part
+    near_copies: dict | None = None  # what was found, for `run.json`
 
     def check(self) -> None:
         "Everything that can be checked before anything heavy is loaded."
@@ -91,7 +96,8 @@ class Job:
 # %% ../../nbs/6_practice/own_folder.ipynb #97ca4eed
 def default_out(folder, framework: str, strategy: str) -> Path:
     "The name of a new folder under `runs/`."
-    name = printable(Path(folder).resolve().name)
+    source = Path(folder).resolve()
+    name = printable(source.stem if source.is_file() else source.name)
     base = Path("runs") / f"{name}-{framework}-{strategy}"
     out, n = base, 1
     while out.exists():
@@ -154,6 +160,7 @@ def tune_folder(
     return _summary(info, out, job.began)
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #4861bc9b
 def _usual(framework, backbone) -> tuple[str, str]:
     "(framework, backbone), the usual ones for None."
     return framework or "torch", backbone or "efficientnet_lite0"
@@ -178,6 +185,7 @@ def _say_settings(job: Job, training: dict) -> None:
         job.say("A probe has no epochs, so nothing is logged.")
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #opt01exb
 def _rehearse(job: Job) -> dict:
     "Tell what the job would train, and for about how long; nothing is written."
     if job.reading.size is None:
@@ -235,7 +243,7 @@ def _own_size(job: Job, done: bool) -> int:
     "The size of a finished run, or that of a new one, which is said."
     if done:
         return size_of(read_run(job.out)[0], job.out)
-    size = default_size(job.folder)
+    size = default_size(job.folder, job.reading)
     job.say(size_told(size))
     return size
 
@@ -255,6 +263,9 @@ def _opened(job: Job):
         data = job.start.take(data)
         for text in told_classes(job.start.classes):
             job.say(text)
+    net = _network(job)
+    if job.team.num_processes == 1:
+        data, job.near_copies = with_copies(data, net, job.progress)
     parts = _hold_out(data, recipe.seed)
     if not len(parts.valid):
         raise BadValue(
@@ -262,15 +273,18 @@ def _opened(job: Job):
             "has a single one, or copies of it. Add a different picture to at least "
             "one class."
         )
-    for text in data.warnings:
+    near = job.near_copies or {}
+    effect = [near["told"]] if near.get("differs") else []
+    for text in [*data.warnings, *splits_told(data), *effect]:
         job.say(text)
     job.say(
         f"{len(parts.train)} images to train on, {len(parts.valid)} held out, "
         f"{len(data.classes)} classes, {len(data.skipped)} skipped."
     )
-    return data, parts, _network(job)
+    return data, parts, net
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #121323xb
 def _network(job: Job):
     "The network to start from; BadValue if the recipe names a stage that it lacks."
     if job.start:
@@ -310,6 +324,7 @@ def _about_data(job: Job, data) -> dict:
         "counts": counts,
         "skipped": [s._asdict() for s in data.skipped],
         "warnings": list(data.warnings),
+        "near_copies": job.near_copies,
         IMAGES: images_sum(data),
     }
 
@@ -382,6 +397,7 @@ def _complete(job: Job, info, data) -> None:
         )
         return
     result = load_result(out)
+    data = rejoined(data, info.get("near_copies"))
     valid = _hold_out(data, job.recipe.seed).valid
     explain_run(out, result, result.predict(valid), valid)
     forget_parts(out)
