@@ -58,7 +58,12 @@ def _count(info, key):
 # %% ../../nbs/engine/report.ipynb #4a79e0d7
 def _image_count(info):
     train, valid = _count(info, "n_train"), _count(info, "n_valid")
-    return f"{train} for training, {valid or '–'} held out" if train else None
+    if not train:
+        return None
+    if info.get("n_test"):
+        test = _count(info, "n_test")
+        return f"{train} for training, {valid} to choose with, {test} to test on"
+    return f"{train} for training, {valid or '–'} held out"
 
 
 def _image_size(info):

@@ -6,6 +6,7 @@
 __all__ = ["Job", "default_out", "tune_folder"]
 
 # %% ../../nbs/6_practice/own_folder.ipynb #821cdc66
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,12 +18,24 @@ from ..engine.frameworks import check_framework, processes
 from ..engine.runs import claim_folder, read_run, state_of
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
-from .describing import describe, explain_run, sentences
+from transfer_course.practice.describing import (
+    describe,
+    explain_run,
+    scored_part,
+    sentences,
+)
+from .describing_targets import target_summary
 from transfer_course.practice.finished import (
     IMAGES,
     check_same,
     images_sum,
     same_images,
+)
+from transfer_course.practice.holding_out import (
+    held_out_paths,
+    hold_out,
+    image_rows,
+    write_images,
 )
 from .logging_runs import check_log, log_of
 from .near_copies import rejoined, with_copies
@@ -90,6 +103,11 @@ class Job:
         check_log(self.log)
         if self.start is not None:
             self.start.check(self.recipe)
+        if self.start and self.reading.target != "classes":
+            raise BadValue(
+                "Only a run on classes can go on from another one (--from). Leave out "
+                f"--from, or --target {self.reading.target}."
+            )
         check_reading(self.folder, self.reading)
 
 
@@ -249,12 +267,27 @@ def _own_size(job: Job, done: bool) -> int:
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #12132384
-def _hold_out(data, seed: int):
-    "Parts(train, valid, test) of the images."
-    return data.split(valid=0.2, test=0, seed=seed)
+def _held_out_told(parts, data) -> str:
+    "How many images train, choose and test."
+    train, valid, test = map(len, parts)
+    held_out = f"{valid} held out"
+    if test:
+        held_out = f"{valid} held out to choose with, {test} held out to test on"
+    return (
+        f"{train} images to train on, {held_out}, {_counted(data)}, "
+        f"{len(data.skipped)} skipped."
+    )
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #121323x1
+def _counted(data) -> str:
+    "How many classes or labels there are, or what the numbers are called."
+    if data.task == "numbers":
+        return f"numbers in '{', '.join(printable(c, True) for c in data.classes)}'"
+    return f"{len(data.classes)} {data.task}"
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #121323x1b
 def _opened(job: Job):
     "The images, their split, and the network to start from."
     recipe = job.recipe
@@ -266,7 +299,7 @@ def _opened(job: Job):
     net = _network(job)
     if job.team.num_processes == 1:
         data, job.near_copies = with_copies(data, net, job.progress)
-    parts = _hold_out(data, recipe.seed)
+    parts = hold_out(data, recipe.seed)
     if not len(parts.valid):
         raise BadValue(
             f"No picture of {printable(job.folder, True)} can be held out: each class "
@@ -277,10 +310,7 @@ def _opened(job: Job):
     effect = [near["told"]] if near.get("differs") else []
     for text in [*data.warnings, *splits_told(data), *effect]:
         job.say(text)
-    job.say(
-        f"{len(parts.train)} images to train on, {len(parts.valid)} held out, "
-        f"{len(data.classes)} classes, {len(data.skipped)} skipped."
-    )
+    job.say(_held_out_told(parts, data))
     return data, parts, net
 
 
@@ -318,10 +348,9 @@ def _train(job: Job, data, parts, net) -> None:
 # %% ../../nbs/6_practice/own_folder.ipynb #3ca4cfx1
 def _about_data(job: Job, data) -> dict:
     "What `run.json` says of the images and of how they were read."
-    counts = {c: int((data.labels == i).sum()) for i, c in enumerate(data.classes)}
     return job.reading.to_dict() | {
-        "source": printable(job.folder),
-        "counts": counts,
+        "source": printable(os.path.abspath(job.folder)),
+        "counts": data.counts(),
         "skipped": [s._asdict() for s in data.skipped],
         "warnings": list(data.warnings),
         "near_copies": job.near_copies,
@@ -334,11 +363,13 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
     "Fill the run's folder: model, run.json, report, card."
     out = job.out
     info["total_seconds"] = round(time.perf_counter() - job.began, 1)
-    result.save(out, **info)
+    rows = image_rows(parts, job.folder)
+    result.save(out, **info, held_out=held_out_paths(rows))
+    write_images(out, rows)
     forget_parts(out)  # which leaves more room for the report
     try:
         write_recipe(job.recipe, Path(out) / RECIPE)
-        explain_run(out, result, probabilities, parts.valid)
+        explain_run(out, result, probabilities, scored_part(parts))
     except (UserMistake, OSError) as e:
         raise NoRoom(
             f"The model is saved in {printable(out, True)}, and its report could not "
@@ -350,14 +381,20 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
 def _summary(info, out, began) -> dict:
     "What the command line prints with --json."
     more = {k: info[k] for k in ("auto", "from") if info.get(k)}
+    if info.get("target", "classes") == "classes":
+        scores = {"accuracy": info["metrics"]["accuracy"]}
+    else:
+        scores = target_summary(info)
     return more | {
         "run": str(out),
         "framework": info["framework"],
         "backbone": info["backbone"]["name"],
         "strategy": info["strategy"],
-        "accuracy": info["metrics"]["accuracy"],
+        **scores,
+        "part": info["metrics"].get("part", "held-out"),
         "n_train": info["n_train"],
         "n_valid": info["n_valid"],
+        "n_test": info.get("n_test", 0),
         "classes": info["classes"],
         "skipped": info["skipped"],
         "seconds": round(time.perf_counter() - began, 1),
@@ -387,8 +424,9 @@ def _give_back(job: Job, info) -> None:
 # %% ../../nbs/6_practice/own_folder.ipynb #fc6a25x1
 def _complete(job: Job, info, data) -> None:
     "Write what a run lacks that was killed between its model and its report."
-    out = Path(job.out)
-    if all((out / name).exists() for name in ("report.html", "card.md")):
+    out, new = Path(job.out), "n_test" in info
+    needed = ["report.html", "card.md", *(["images.csv"] if new else [])]
+    if all((out / name).exists() for name in needed):
         return
     if IMAGES not in info:
         job.say(
@@ -396,8 +434,12 @@ def _complete(job: Job, info, data) -> None:
             "split the images in another way."
         )
         return
-    result = load_result(out)
     data = rejoined(data, info.get("near_copies"))
-    valid = _hold_out(data, job.recipe.seed).valid
-    explain_run(out, result, result.predict(valid), valid)
+    result, parts = load_result(out), hold_out(data, job.recipe.seed)
+    if new:
+        write_images(out, image_rows(parts, job.folder))
+    else:  # an earlier version held out no test set
+        parts = data.split(valid=0.2, test=0, seed=job.recipe.seed)
+    held_out = scored_part(parts)
+    explain_run(out, result, result.predict(held_out), held_out)
     forget_parts(out)

@@ -213,10 +213,11 @@ class Watch(keras.callbacks.Callback):
         run.keep()
 
     def _row(self, number, scores) -> dict:
+        right = dict(accuracy=float(self.model.hits.result()))
         return dict(
             epoch=number,
             loss=self.total / sum(map(len, self.run.batches.data.parts)),
-            accuracy=float(self.model.hits.result()),
+            **(right if self.run.result.task.row[0] else {}),
             **scores,
             lr=self.place.phase.lr,
             trainable=self.run.result.trainable,
