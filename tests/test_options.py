@@ -337,6 +337,8 @@ def test_an_interrupted_run_says_how_it_goes_on(number, folder, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell starts what runs in the background with SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (out / "checkpoint.safetensors").exists():
         time.sleep(0.02)
