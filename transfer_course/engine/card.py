@@ -7,17 +7,10 @@ __all__ = ["write_card"]
 
 # %% ../../nbs/engine/card.ipynb #e6a7bc21
 import re
-
-
 from pathlib import Path
 
-
 from .errors import printable
-
-
 from .page import _duration, _f, _number
-
-
 from transfer_course.engine.scores import (
     _NAMES,
     _auto,
@@ -39,8 +32,6 @@ from transfer_course.engine.target_pages import (
     _value,
     _what,
 )
-
-
 from .writing import atomic_write
 
 # %% ../../nbs/engine/card.ipynb #5660b89b

@@ -18,22 +18,14 @@ from ..engine.runs import claim_folder, read_run, state_of
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
 from .describing import describe, explain_run, sentences
-
-
 from .describing_targets import target_summary
-
-
 from transfer_course.practice.finished import (
     IMAGES,
     check_same,
     images_sum,
     same_images,
 )
-
-
 from .logging_runs import check_log, log_of
-
-
 from transfer_course.practice.reading import (
     Reading,
     check_reading,
@@ -44,20 +36,12 @@ from transfer_course.practice.reading import (
     splits_told,
     whole,
 )
-
-
 from .recipes_file import NAME as RECIPE
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69b
 from .recipes_file import write_recipe
-
-
 from .rehearsing import planned, rehearsal, told_rehearsal
-
-
 from .settings import default_recipe, unused
-
-
 from transfer_course.practice.starting_from import (
     FROM_RUN,
     Start,
