@@ -89,7 +89,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "trainer.recipe": ["Recipe", "register_strategy"],
         "trainer.result": ["Result"],
         "trainer.run": ["fine_tune", "load_result"],
+        "practice.logging_runs": ["CsvLog", "TensorBoardLog"],
         "practice.own_folder": ["tune_folder"],
         "practice.predicting": ["predict_files"],
+        "practice.recipes_file": ["from_yaml", "to_yaml"],
     },
 )

@@ -396,9 +396,10 @@ def fine_tune(
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train on your own images. Holds out a fifth of them and says how good the result
-    is on those. By default a probe and a fine-tuned network are compared, and the
-    better one is saved."""
+    """Train on your own images, and say how good the result is on images that were held
+    out. From 200 images on, a test set is among them that chooses nothing; below that,
+    a probe is cross-validated. By default a probe and a fine-tuned network are
+    compared, and the better one is saved."""
     from transfer_course.engine.errors import BadValue
     from transfer_course.engine.frameworks import processes
     from transfer_course.practice.own_folder import default_out, tune_folder
@@ -497,6 +498,7 @@ def extract(
     was after an interruption."""
     from transfer_course.practice.extract_folder import extract_folder
 
+    resumable(out)
     info = extract_folder(
         folder,
         out,
@@ -517,6 +519,60 @@ def extract(
     )
     if as_json or not sys.stdout.isatty():
         emit(info)
+
+
+@app.command(
+    epilog=(
+        "Examples:   transfer-course evaluate runs/mine new-photos/   |   "
+        "transfer-course evaluate runs/mine new-photos/ --out scores --json   |   "
+        "transfer-course evaluate runs/mine labels.csv --label-column species"
+    )
+)
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The folder of a saved run.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Labelled images: a folder with one folder per class, or a CSV file."
+        ),
+    ],
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "What images of one subject share: a regular expression for paths, or "
+                "a column of the CSV file. The intervals then count subjects."
+            )
+        ),
+    ] = None,
+    path_column: Annotated[
+        str | None,
+        typer.Option(help="Column of the image paths; by default the run's."),
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of the classes; by default the run's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluate.html and evaluate.json.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a saved run on labelled images that it never saw: accuracy, recall of each
+    class, confusion matrix and calibration, with intervals. Warns about images that
+    the run was trained on, and gives the score without them."""
+    from transfer_course.practice.evaluate_run import evaluate_run
+
+    columns = {"path": path_column, "label": label_column}
+    found = evaluate_run(
+        run,
+        source,
+        groups=groups,
+        columns={name: given for name, given in columns.items() if given},
+        out=out,
+        say=lambda text="": say(text, as_json),
+    )
+    if as_json or not sys.stdout.isatty():
+        emit(found)
 
 
 @app.command(

@@ -15,6 +15,7 @@ from transfer_course.engine.scores import (
     _NAMES,
     _auto,
     _baselines,
+    _beside,
     _candidates,
     _ends,
     _rates,
@@ -132,8 +133,12 @@ def _card_network(net):
 def _card_data(info):
     "How many images of which size, and how many files were left out."
     train, valid, size = (_known(info, k) for k in ("n_train", "n_valid", "size"))
+    held_out = f" and {valid} held out"
+    if info.get("n_test"):
+        test = _known(info, "n_test")
+        held_out = f", {valid} held out to choose with and {test} to test on"
     return (
-        f"{train} images for training and {valid} held out, at {size} pixels; "
+        f"{train} images for training{held_out}, at {size} pixels; "
         f"files left out: {len(info.get('skipped') or [])}."
     )
 
@@ -176,6 +181,7 @@ def write_card(
     versions = _md_table(info.get("versions") or {}, ("package", "version"))
     if _target(info) == "classes":
         scores = _card_scores(info.get("metrics") or {}, _baselines(info))
+        scores = f"{scores}\n{_md(_beside(info))}"
     else:
         scores = _target_rows(info)
     sections = [

@@ -97,6 +97,7 @@ def describe_targets(result, net, parts, note) -> tuple[dict, np.ndarray]:
         del beside["probe"]  # it is this network
     about = dict(metrics=metrics, baselines=beside)
     about |= dict(n_train=len(parts.train), n_valid=len(parts.valid))
+    about |= dict(n_test=len(parts.test))
     return about | ({"n_test": len(images)} if tested else {}), predicted
 
 

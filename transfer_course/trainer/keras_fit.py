@@ -123,6 +123,8 @@ class Training(Run):
     def begin(self, place):
         "Begin a phase, or go on in it, with an optimizer that is still new."
         trainer, begun = self.trainer, self.epoch > place.first
+        whole = sum(phase.epochs for phase in self.job.plan.phases)
+        self.best.begin(place.end == whole, anew=not begun)
         # Without this, TensorFlow would trace the first step twice.
         trainer.optimizer.build(trainer.trainable_variables)
         if begun:

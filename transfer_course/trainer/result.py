@@ -63,6 +63,13 @@ class Best:
         self.state = None  # the best one by validation score
         self.lowest = math.inf  # the lowest loss of an epoch, without validation
         self.good, self.newest = None, None
+        self.last = True  # whether this is the last phase, in which patience counts
+
+    def begin(self, last: bool, anew: bool = True):
+        "Begin a phase; one that is not begun `anew` goes on from a checkpoint."
+        self.last = last
+        if anew:
+            self.bad = 0
 
     def offer(self, epoch: int, row: dict, take: Callable) -> bool:
         "Keep `take()` if `row` is the best so far; False when patience is used up."
@@ -76,7 +83,7 @@ class Best:
             self.score, self.epoch, self.bad = score, epoch, 0
             self.state = take()
         else:
-            self.bad += 1
+            self.bad += self.last
         return self.patience is None or self.bad < self.patience
 
     def _keep_good(self, loss, state):

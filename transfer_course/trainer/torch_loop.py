@@ -166,6 +166,8 @@ class Loop(Bookkeeping):
         batch_norm = self.plan.batch_norm or self.result.recipe.batch_norm
         network = self.result.model
         open_stages(network, self.result.backbone, phase.stages, batch_norm)
+        last = self.at.phase == len(self.plan.phases) - 1
+        self.best.begin(last, anew=not found)
         self.steps.begin(phase, self.data)
         self.result.trainable = count_trainable(network)
         if found:
