@@ -13,11 +13,18 @@ __all__ = [
 ]
 
 # %% ../../nbs/6_practice/describing.ipynb #des03imp
+import shlex
+
 import numpy as np
 
 from ..engine.files import printable
 from ..engine.report import write_card, write_report
 from ..engine.runs import read_run
+from transfer_course.practice.describing_targets import (
+    describe_targets,
+    explain_targets,
+    target_sentences,
+)
 
 # %% ../../nbs/6_practice/describing.ipynb #des04imp
 from transfer_course.practice.holding_out import (
@@ -130,6 +137,8 @@ def _scored(result, net, data, parts, guess, note) -> dict:
 def describe(result, net, data, parts) -> tuple[dict, np.ndarray]:
     "What `run.json` says of the scores, and the probabilities of the scored part."
     held_out, auto = scored_part(parts), result.info.get("auto") or {}
+    if result.task.name != "classes":
+        return describe_targets(result, net, parts, _note(result.recipe, auto))
     probabilities = result.predict(held_out)
     guess = probabilities.argmax(1)
     beside = baselines(net, parts.train, held_out, guess)
@@ -168,6 +177,8 @@ def mistakes_of(classes, probabilities, held_out, most=12) -> list:
 # %% ../../nbs/6_practice/describing.ipynb #cbb4984d
 def explain_run(out, result, probabilities, held_out):
     "Write report and card beside the saved model; `held_out` is the scored part."
+    if result.task.name != "classes":
+        return explain_targets(out, result, probabilities, held_out)
     info, _ = read_run(out)
     classes, guess = result.classes, probabilities.argmax(1)
     confusion = confusion_matrix(held_out.labels, guess, len(classes))
@@ -210,8 +221,19 @@ def _beside_told(info):
 
 
 # %% ../../nbs/6_practice/describing.ipynb #7797d942
+def _what_next(out):
+    "Where the run is, and how to use it."
+    yield f"saved in {printable(out)}: model, run.json, report.html, card.md"
+    yield f"next: transfer-course predict {shlex.quote(printable(out))} IMAGE…"
+
+
+# %% ../../nbs/6_practice/describing.ipynb #7797d942b
 def sentences(info, out):
     "What a person wants to know, one line at a time."
+    if info.get("target", "classes") != "classes":
+        yield from target_sentences(info)
+        yield from _what_next(out)
+        return
     metrics, others = info["metrics"], info["baselines"]
     beside = ", ".join(f"{k} {v['accuracy']:.2f}" for k, v in others.items())
     yield (
@@ -226,5 +248,4 @@ def sentences(info, out):
             f"{_verdict(d)}: {d['mean']:+.2f} over random features "
             f"({d['low']:+.2f} to {d['high']:+.2f})"
         )
-    yield f"saved in {printable(out)}: model, run.json, report.html, card.md"
-    yield f"next: transfer-course predict '{printable(out)}' IMAGE…"
+    yield from _what_next(out)
