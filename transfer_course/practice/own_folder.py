@@ -31,6 +31,8 @@ from transfer_course.practice.finished import (
     images_sum,
     same_images,
 )
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5ex3
 from transfer_course.practice.holding_out import (
     held_out_paths,
     hold_out,
