@@ -187,6 +187,60 @@ def _columns(path, label, split, group) -> dict:
 
 
 @app.command(
+    epilog=(
+        "Examples:   transfer-course check photos/   |   "
+        "transfer-course check photos/ --size 128 --out checked --json   |   "
+        "transfer-course check list.csv --label-column diagnosis --groups patient"
+    )
+)
+def check(
+    folder: Source,
+    framework: Annotated[
+        Framework, typer.Option(help="Which library runs the network.")
+    ] = Framework.torch,
+    backbone: BackboneName = "efficientnet_lite0",
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side in pixels that images are looked at; by default as fine-tune's."
+        ),
+    ] = None,
+    fit: Annotated[
+        str,
+        typer.Option(help="How an image becomes a square: crop, pad or squash."),
+    ] = "crop",
+    groups: Groups = None,
+    path_column: Column = None,
+    label_column: Column = None,
+    split_column: Column = None,
+    group_column: GroupColumn = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for check.html and check.json; by default a new one in runs/."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at your images before you train: copies across splits and classes, likely
+    wrong labels, unreadable files, imbalance, outliers, blur. Findings are no error."""
+    from transfer_course.practice.check import check_source
+    from transfer_course.practice.reading import Reading
+
+    columns = _columns(path_column, label_column, split_column, group_column)
+    summary = check_source(
+        folder,
+        out,
+        framework=framework.value,
+        backbone=backbone,
+        reading=Reading(size=size, fit=fit, groups=groups, columns=columns),
+        say=lambda text="": say(text, as_json),
+    )
+    if as_json:
+        emit(summary)
+
+
+@app.command(
     "fine-tune",
     epilog=(
         "Examples:   transfer-course fine-tune photos/   |   "
