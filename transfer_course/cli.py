@@ -49,6 +49,26 @@ Source = Annotated[
 ]
 
 
+class Fit(StrEnum):
+    """How an image becomes a square."""
+
+    crop = "crop"
+    pad = "pad"
+    squash = "squash"
+
+
+FitOption = Annotated[
+    Fit,
+    typer.Option(
+        help=(
+            "How an image becomes a square. crop keeps the centre; pad keeps the whole "
+            "image, with a border; squash stretches it. Take pad or squash where the "
+            "sides of long images matter."
+        )
+    ),
+]
+
+
 class Framework(StrEnum):
     """Which library trains."""
 
@@ -171,6 +191,7 @@ def fine_tune(
             )
         ),
     ] = None,
+    fit: FitOption = Fit.crop,
     strategy: Annotated[
         str,
         typer.Option(
@@ -232,6 +253,7 @@ def fine_tune(
         framework=framework.value,
         backbone=backbone,
         size=size,
+        fit=fit.value,
         resume=resume,
         workers=workers,
         progress=processes().is_main_process,
@@ -266,6 +288,7 @@ def extract(
     size: Annotated[
         int, typer.Option(help="Side in pixels that images are resized to.")
     ] = 224,
+    fit: FitOption = Fit.crop,
     bf16: Annotated[
         bool,
         typer.Option(
@@ -298,6 +321,7 @@ def extract(
         framework=framework.value,
         backbone=backbone,
         size=size,
+        fit=fit.value,
         bf16=bf16,
         fast_jpeg=fast_jpeg,
         resume=resume,
@@ -399,12 +423,25 @@ def lab(
         )
 
 
+def _at_home(arg: str) -> str:
+    """An argument with `~/` replaced by the home folder, as in `--out=~/runs`.
+
+    The shell does that only where a word begins with it.
+    """
+    option, equals, value = (
+        arg.partition("=") if arg.startswith("--") else ("", "", arg)
+    )
+    if value == "~" or value.startswith("~/"):
+        value = os.path.expanduser(value)
+    return option + equals + value
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
 
     The exit code is 0, 2 for a user's mistake (one sentence) or 1 for ours.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = [_at_home(arg) for arg in (sys.argv[1:] if argv is None else argv)]
     as_json = "--json" in argv
     os.environ.setdefault("TRANSFER_COURSE_STARTED", str(time.time()))
     # A file name that is not UTF-8 is printed escaped, not a crash.

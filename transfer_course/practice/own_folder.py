@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.errors import BadValue, NoRoom, UserMistake
-from ..engine.files import printable
+from ..engine.files import home_path, printable
 from ..engine.frameworks import check_framework, processes
 from ..engine.runs import claim_folder, read_run, state_of
 
@@ -74,7 +74,7 @@ class Job:
 # %% ../../nbs/6_practice/own_folder.ipynb #97ca4eed
 def default_out(folder, framework: str, strategy: str) -> Path:
     "The name of a new folder under `runs/`."
-    name = printable(Path(folder).resolve().name)
+    name = printable(Path(home_path(folder)).resolve().name)
     base = Path("runs") / f"{name}-{framework}-{strategy}"
     out, n = base, 1
     while out.exists():
@@ -107,6 +107,7 @@ def tune_folder(
     `resume` returns a finished run only if it has the same settings and images.
     Returns the summary that the command line prints.
     """
+    folder, out = home_path(folder), home_path(out)
     reading = Reading(size, fit, groups, columns or {}, target, separator)
     recipe = default_recipe(**training)
     job = Job(folder, out, framework, backbone, recipe, reading, resume)

@@ -14,7 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.errors import NotFound
-from ..engine.files import Unreadable, list_images, printable, read_image
+from transfer_course.engine.files import (
+    Unreadable,
+    home_path,
+    list_images,
+    printable,
+    read_image,
+)
 from .reading import reading_of
 from ..trainer.run import load_result
 
@@ -36,7 +42,7 @@ def _files(paths):
 def _read(path, reading):
     "The image, or the exception that says why it can't be read."
     try:
-        return read_image(path, size=reading.size)
+        return read_image(path, size=reading.size, fit=reading.fit)
     except Unreadable as e:
         return e
 
@@ -48,6 +54,7 @@ def predict_files(run, paths, top: int = 3, batch_size: int = 32):
     Yields dict(path, class, probability, top) or dict(path, error) for each file, in
     order, then dict(path, skipped) for what else lies in the folders.
     """
+    paths = [home_path(path) for path in paths]
     result = load_result(run)
     read = partial(_read, reading=reading_of(result.info, run))
     files, left_out = _files(paths)

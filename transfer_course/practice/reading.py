@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from ..engine.errors import BadValue, Damaged, NotFound
-from ..engine.files import list_images, printable
+from ..engine.files import check_fit, list_images, printable
 from ..vision.data import image_folder
 
 
@@ -59,6 +59,7 @@ class Reading:
 # %% ../../nbs/6_practice/reading.ipynb #rea06chk
 def check_reading(source, reading: Reading) -> None:
     "Everything about a source that can be checked before anything heavy is loaded."
+    check_fit(reading.fit)
     size = reading.size
     if size is not None and not whole(size, 32, 1024):
         raise BadValue(
@@ -74,7 +75,8 @@ def check_reading(source, reading: Reading) -> None:
 # %% ../../nbs/6_practice/reading.ipynb #rea07rea
 def read_source(source, reading: Reading, progress: bool = True):
     "The ImageDataset of a folder or a table; the size has to be known."
-    return image_folder(source, size=reading.size, progress=progress)
+    how = dict(size=reading.size, fit=reading.fit, progress=progress)
+    return image_folder(source, **how)
 
 
 def reading_of(info: dict, run) -> Reading:

@@ -44,13 +44,15 @@ from transfer_course.engine.files import (
     Unreadable,
     asset,
     disk_mistake,
-    image_and_sum,
+    home_path,
     list_images,
+    noted_image,
     printable,
     resize_square,
 )
 from . import images as _images
 from .images import ImageDataset, _digest
+from .oddities import noticed, oddities
 
 # %% ../../nbs/2_vision/datasets.ipynb #063c1d9f
 STYLES = ("photo", "noto", "twemoji", "openmoji", "outline")
@@ -147,11 +149,11 @@ def styles(
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #287b7605
-def _open(path, size, draft):
-    "(image, its digest, None), or (None, None, why not); the file is read once."
+def _open(path, size, draft, fit="crop"):
+    "(what was read, its digest, None), or (None, None, why not); read once."
     try:
-        image, file_sum = image_and_sum(path, size, draft=draft)
-        return image, _digest(file_sum, size, draft), None
+        read = noted_image(path, size, draft=draft, fit=fit)
+        return read, _digest(read.sum, size, draft, fit), None
     except Unreadable as e:
         return None, None, e.reason
     except OSError as e:
@@ -159,20 +161,20 @@ def _open(path, size, draft):
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #cc949de6
-def _open_all(files, size, draft, progress, room):
-    """(digest, why not, thumbnail) of each file.
+def _open_all(files, size, draft, progress, room, fit="crop"):
+    """(digest, why not, thumbnail, look) of each file.
 
     The pixels go to `room`, if there is one.
     """
     from tqdm import tqdm
 
     def work(i):
-        image, digest, why = _open(files[i], size, draft)
-        if image is None:
-            return None, why, None
+        read, digest, why = _open(files[i], size, draft, fit)
+        if read is None:
+            return None, why, None, None
         if room is not None:
-            room[i] = image
-        return digest, None, thumbnail(image)
+            room[i] = read.pixels
+        return digest, None, thumbnail(read.pixels), noticed(read)
 
     found = []
     answers = ahead(work, range(len(files)), min(8, os.cpu_count() or 1), 64)
@@ -214,7 +216,7 @@ def _class_folders(root):
 def _sorted_out(root, files, found):
     "(good, skipped): the numbers of the files that are used, the others with why."
     good, skipped = [], []
-    for i, (path, (_, why, _)) in enumerate(zip(files, found)):
+    for i, (path, (_, why, *_)) in enumerate(zip(files, found)):
         if not why and not _class_of(root, path):
             why = "not in a class folder"
         if why:
@@ -449,8 +451,9 @@ def _too_few(root, classes, files):
 # %% ../../nbs/2_vision/datasets.ipynb #b2d9abec
 def image_folder(
     path,
-    size=224,  # side of the squares in pixels: short side resized, centre kept
+    size=224,  # side of the squares in pixels
     *,
+    fit="crop",  # centre kept; or the whole image: "pad" with a border, or "squash"
     progress=True,  # a bar on stderr when it takes longer than two seconds
     draft=False,  # decode JPEGs at a reduced scale: faster, other pixels
 ) -> ImageDataset:
@@ -460,14 +463,15 @@ def image_folder(
     image share a group. Raises BadValue, before it reads anything, for a folder that
     holds ready-made splits (train, val, test); its message names the folder to give.
     """
-    resize_square(np.zeros((1, 1, 3), np.uint8), size)  # says what is wrong with a size
-    root = os.fsdecode(path)
+    # says what is wrong with a size or a fit
+    resize_square(np.zeros((1, 1, 3), np.uint8), size, fit)
+    root = os.fsdecode(home_path(path))
     files, left_out = list_images(root)
     _refuse_splits(root, files)
     room = None
     if len(files) * size * size * 3 < _images.KEEP_BYTES:
         room = np.empty((len(files), size, size, 3), np.uint8)
-    found = _open_all(files, size, draft, progress, room)
+    found = _open_all(files, size, draft, progress, room, fit)
     good, skipped = _sorted_out(root, files, found)
     paths = [files[i] for i in good]
     classes = sorted({_class_of(root, path) for path in paths})
@@ -479,16 +483,17 @@ def image_folder(
         paths=paths,
         size=size,
         draft=draft,
+        fit=fit,
         skipped=sorted(left_out + skipped),
-        **_known_of(root, paths, [found[i] for i in good], classes),
+        **_known_of(root, paths, [found[i] for i in good], classes, fit),
     )
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #636ca044
-def _known_of(root, paths, found, classes) -> dict:
+def _known_of(root, paths, found, classes, fit="crop") -> dict:
     "Labels, digests, groups, names and warnings of the files that are used."
-    digests = [digest for digest, _, _ in found]
-    thumbnails = np.stack([small for _, _, small in found])
+    digests = [digest for digest, *_ in found]
+    thumbnails = np.stack([small for _, _, small, _ in found])
     labels = [classes.index(_class_of(root, path)) for path in paths]
     names = [printable(Path(path).relative_to(root)) for path in paths]
     groups = _groups(digests, thumbnails, labels)
@@ -498,7 +503,9 @@ def _known_of(root, paths, found, classes) -> dict:
         digests=digests,
         groups=[digests[i][:16] for i in groups],
         names=names,
-        warnings=doubts + _alike(names, labels, digests, groups),
+        warnings=doubts
+        + _alike(names, labels, digests, groups)
+        + oddities([seen for *_, seen in found], names, fit),
     )
 
 
