@@ -24,32 +24,35 @@ from ..vision.features import extract, linear_probe, random_probe
 
 
 # %% ../../nbs/6_practice/describing.ipynb #4dfb859d
-def _baseline_guesses(net, parts) -> dict:
+def _baseline_guesses(net, parts, recipe) -> dict:
     "The predicted labels of each baseline for the held-out images."
     train, valid = parts.train, parts.valid
     features = extract(net, train, progress=False)
-    probe = linear_probe(features, train.labels, train.groups)
+    weights = class_weights(recipe, train)  # those of the run
+    probe = linear_probe(features, train.labels, train.groups, weights)
     guesses = {
         "majority": majority(train.labels, len(valid.labels)),
         "probe": probe.predict(extract(net, valid, progress=False)),
     }
     if net.weights is not None:
-        predict = random_probe(train, net.framework, net.name)
+        names = train, net.framework, net.name
+        predict = random_probe(*names, class_weights=weights)
         guesses["random_probe"] = predict(valid)
     return guesses
 
 
 # %% ../../nbs/6_practice/describing.ipynb #4e7f75c6
-def baselines(net, parts, result, groups) -> dict:
+def baselines(net, parts, result, groups, recipe) -> dict:
     """Held-out accuracy of majority, probe and random_probe.
 
+    The probes have the recipe's class weights.
     The two probes come with the paired difference of `result`, the labels predicted
     by the trained model, to theirs: what training and what pretraining added.
     """
     labels = parts.valid.labels
     right = result == labels
     out = {}
-    for name, guess in _baseline_guesses(net, parts).items():
+    for name, guess in _baseline_guesses(net, parts, recipe).items():
         out[name] = {"accuracy": float((guess == labels).mean())}
         if name != "majority":
             difference = paired_interval(right, guess == labels, groups, level=0.95)
@@ -91,12 +94,14 @@ def describe(result, net, data, parts) -> tuple[dict, np.ndarray]:
     probabilities = result.predict(valid)
     guess = probabilities.argmax(1)
     auto = result.info.get("auto") or {}
-    beside = baselines(net, parts, guess, valid.groups)
+    beside = baselines(net, parts, guess, valid.groups, result.recipe)
     if auto.get("chosen") == "probe":
         del beside["probe"]  # it is this network
     metrics = _metrics(valid.labels, guess, valid.groups, len(data.classes))
+    known = valid.labels, guess, valid.groups, data.classes
     about = dict(
         metrics=metrics | _note(result.recipe, auto),
+        recall=recalls(*known),
         baselines=beside,
         n_train=len(parts.train),
         n_valid=len(valid),

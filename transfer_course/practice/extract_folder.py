@@ -94,7 +94,7 @@ def _claimed(out: Path, resume: bool):
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #8d148d0d
-def _check(folder, framework, size, fit):
+def _check(folder, framework, size, fit="crop"):
     "Everything that can be checked before anything heavy is loaded."
     check_framework(framework)
     check_fit(fit)

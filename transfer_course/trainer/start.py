@@ -47,7 +47,8 @@ def starting_head(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The head of the plan: random from the seed, or a probe on `train`'s features.
 
-    No probe is fitted if the head is `known`: a checkpoint will replace what is here.
+    The probe has the recipe's class weights, as the loop has. No probe is fitted if
+    the head is `known`: a checkpoint will replace what is here.
     """
     if known or todo.head == "random":
         return initial_head(net.feature_dim, len(train.classes), recipe.seed)
