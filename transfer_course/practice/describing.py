@@ -11,6 +11,8 @@ import numpy as np
 from ..engine.files import printable
 from ..engine.report import write_card, write_report
 from ..engine.runs import read_run
+from .imbalance import is_unequal, recalls, told_recall
+from ..trainer.start import class_weights
 
 # %% ../../nbs/6_practice/describing.ipynb #des04imp
 from transfer_course.vision.evaluate import (
@@ -45,9 +47,9 @@ def _baseline_guesses(net, parts, recipe) -> dict:
 def baselines(net, parts, result, groups, recipe) -> dict:
     """Held-out accuracy of majority, probe and random_probe.
 
-    The probes have the recipe's class weights.
-    The two probes come with the paired difference of `result`, the labels predicted
-    by the trained model, to theirs: what training and what pretraining added.
+    The two probes have the recipe's class weights. They come with the paired
+    difference of `result`, the labels predicted by the trained model, to theirs: what
+    training and what pretraining added.
     """
     labels = parts.valid.labels
     right = result == labels
@@ -164,5 +166,7 @@ def sentences(info, out):
             f"{_verdict(d)}: {d['mean']:+.2f} over random features "
             f"({d['low']:+.2f} to {d['high']:+.2f})"
         )
+    if info.get("recall") and is_unequal(info["counts"]):
+        yield told_recall(info["recall"])
     yield f"saved in {printable(out)}: model, run.json, report.html, card.md"
     yield f"next: transfer-course predict '{printable(out)}' IMAGE…"

@@ -9,6 +9,7 @@ __all__ = [
     "weights_for",
     "is_unequal",
     "told_unequal",
+    "told_recall",
     "recalls",
 ]
 
@@ -70,7 +71,8 @@ def _file_text(path) -> str:
         hint = did_you_mean(str(path), ["none", "balanced"])
         raise NotFound(
             f"--class-weights is {printable(path, True)}; expected none, balanced or a "
-            f"CSV or JSON file with a weight per class, and there is no such file.{hint}"
+            "CSV or JSON file with a weight per class, and there is no such file."
+            + hint
         ) from None
     except UnicodeDecodeError:
         raise BadValue(f"{printable(path, True)} is not a text file.") from None
@@ -83,10 +85,12 @@ def _file_text(path) -> str:
 def read_weights(given):
     """What `--class-weights` asks for: None, "balanced" or {class: weight}.
 
-    NotFound for a file that does not exist, BadValue for one that makes no sense.
+    What is neither a word nor a path is given back. NotFound for a file that does not exist, BadValue for one that makes no sense.
     """
-    if given is None or isinstance(given, dict) or str(given) in ("none", "balanced"):
-        return None if given is None or str(given) == "none" else given
+    if given is None or not isinstance(given, (str, os.PathLike)):
+        return given
+    if str(given) in ("none", "balanced"):
+        return None if str(given) == "none" else given
     weights = {}
     for name, weight in _rows(_file_text(given), given):
         name = name.strip()
@@ -148,6 +152,22 @@ def told_unequal(counts: dict, weights) -> str | None:
 
 
 # %% ../../nbs/6_practice/imbalance.ipynb #imb16exp
+def told_recall(found: dict) -> str | None:
+    "A sentence on the class with the lowest recall, from what `recalls` returns."
+    known = {name: one for name, one in found.items() if one["recall"] is not None}
+    if not known:
+        return None
+    name = min(known, key=lambda name: known[name]["recall"])
+    one = known[name]
+    ends = ""
+    if one["low"] is not None:
+        ends = f" (95 % interval {one['low']:.2f} to {one['high']:.2f})"
+    return (
+        f"lowest recall: {one['recall']:.2f}{ends}, of the {one['n']} held-out images "
+        f"of {printable(repr(name), True)}"
+    )
+
+
 def recalls(labels, guess, groups, classes, level: float = 0.95) -> dict:
     """Class → dict(n, recall, low, high); None where no image was held out.
 

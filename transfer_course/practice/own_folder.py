@@ -24,6 +24,11 @@ from transfer_course.practice.finished import (
     images_sum,
     same_images,
 )
+from transfer_course.practice.imbalance import (
+    read_weights,
+    told_unequal,
+    weights_for,
+)
 from transfer_course.practice.reading import (
     Reading,
     check_reading,
@@ -59,6 +64,12 @@ class Job:
     say: object = None  # gets each sentence
     began: float = 0.0
     team: object = None  # the processes that take part
+    weights: object = None  # of the classes, as `read_weights` returns them
+
+    def weigh(self, classes) -> None:
+        "Put the weights into the recipe, in the order of these classes."
+        weights = weights_for(self.weights, list(classes))
+        self.recipe = self.recipe.but(class_weights=weights)
 
     def check(self) -> None:
         "Everything that can be checked before anything heavy is loaded."
@@ -109,8 +120,10 @@ def tune_folder(
     """
     folder, out = home_path(folder), home_path(out)
     reading = Reading(size, fit, groups, columns or {}, target, separator)
+    weights = read_weights(training.pop("class_weights", None))
     recipe = default_recipe(**training)
     job = Job(folder, out, framework, backbone, recipe, reading, resume)
+    job.weights = weights
     job.workers, job.progress, job.began = workers, progress, time.perf_counter()
     job.check()
     job.team = _processes_for(framework)
@@ -145,6 +158,7 @@ def _carry_out(job: Job) -> dict:
     job.team.wait_for_everyone()  # one process writes, the others see it written
     info, _ = read_run(job.out)
     if done:
+        job.weigh(info.get("classes") or [])
         about = job.framework, job.backbone, job.recipe, job.reading
         check_same(info, job.out, *about)
         _give_back(job, info)
@@ -170,8 +184,11 @@ def _hold_out(data, seed: int):
 # %% ../../nbs/6_practice/own_folder.ipynb #121323x1
 def _opened(job: Job):
     "The images, their split, and the network to start from."
-    recipe = job.recipe
     data = read_source(job.folder, job.reading)
+    job.weigh(data.classes)
+    recipe = job.recipe
+    unequal = told_unequal(data.counts(), recipe.class_weights)
+    data.warnings += [unequal] if unequal else []
     parts = _hold_out(data, recipe.seed)
     if not len(parts.valid):
         raise BadValue(
@@ -243,6 +260,7 @@ def _summary(info, out, began) -> dict:
         "strategy": info["strategy"],
         "accuracy": info["metrics"]["accuracy"],
         "n_train": info["n_train"],
+        "recall": info.get("recall"),
         "n_valid": info["n_valid"],
         "classes": info["classes"],
         "skipped": info["skipped"],
