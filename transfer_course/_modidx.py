@@ -870,6 +870,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'transfer_course/engine/report.py'),
                                                'transfer_course.engine.report._use': ( 'engine/report.html#_use',
                                                                                        'transfer_course/engine/report.py'),
+                                               'transfer_course.engine.report._with_interval': ( 'engine/report.html#_with_interval',
+                                                                                                 'transfer_course/engine/report.py'),
                                                'transfer_course.engine.report.write_report': ( 'engine/report.html#write_report',
                                                                                                'transfer_course/engine/report.py')},
             'transfer_course.engine.runs': { 'transfer_course.engine.runs._brief': ( 'engine/runs.html#_brief',

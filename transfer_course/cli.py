@@ -171,6 +171,7 @@ def demo(
         "Examples:   transfer-course fine-tune photos/   |   "
         "transfer-course fine-tune photos/ --framework keras --strategy probe "
         "--size 224 --out runs/mine   |   "
+        "transfer-course fine-tune photos/ --fit pad --class-weights balanced   |   "
         "transfer-course fine-tune photos/ --out runs/mine --resume"
     ),
 )
@@ -215,6 +216,17 @@ def fine_tune(
     seed: Annotated[
         int, typer.Option(help="Decides split, order and new weights.")
     ] = 0,
+    class_weights: Annotated[
+        str,
+        typer.Option(
+            metavar="none|balanced|FILE",
+            help=(
+                "How much the images of each class count, in the probe and in "
+                "fine-tuning: none, all the same; balanced, rare classes as much as "
+                "frequent ones; or a CSV or JSON file with a weight for every class."
+            ),
+        ),
+    ] = "none",
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the run; by default a new one in runs/."),
@@ -261,6 +273,7 @@ def fine_tune(
         strategy=strategy,
         epochs=epochs,
         seed=seed,
+        class_weights=class_weights,
     )
     if processes().is_main_process and (as_json or not sys.stdout.isatty()):
         emit(summary)

@@ -201,10 +201,7 @@ def _small_enough(data: bytes, max_pixels: int) -> Image.Image:
     im = _header(data)
     most = 2 * max_pixels if im.format == "JPEG" else max_pixels
     if im.width * im.height > most:
-        raise _Refused(
-            f"too many pixels ({im.width} × {im.height}): resize it to {max_pixels:,} "
-            "at most"
-        )
+        raise _Refused(f"too many pixels ({im.width} × {im.height}): make it smaller")
     return im
 
 

@@ -85,7 +85,8 @@ def _file_text(path) -> str:
 def read_weights(given):
     """What `--class-weights` asks for: None, "balanced" or {class: weight}.
 
-    What is neither a word nor a path is given back. NotFound for a file that does not exist, BadValue for one that makes no sense.
+    What is neither a word nor a path is given back. NotFound for a file that does not
+    exist, BadValue for one that makes no sense.
     """
     if given is None or not isinstance(given, (str, os.PathLike)):
         return given
