@@ -573,7 +573,8 @@ def test_a_nasty_folder(nasty):
         [s._asdict() for s in d.skipped] + d.names.tolist() + d.classes + d.warnings
     )
     assert (
-        len(d.warnings) == 1
+        len(d.warnings) == 2
+        and "more than a quarter of the pixels of 1 of the 13" in d.warnings[1]
         and "not a bird.jpg" in d.warnings[0]
         and "plain.jpg" in d.warnings[0]
         and "\n" not in d.warnings[0]

@@ -66,6 +66,7 @@ from transfer_course.engine.pixels import (
     _without_alpha,
     check_fit,
     resize_square,
+    without_border,
 )
 
 
@@ -177,7 +178,7 @@ class ReadImage(NamedTuple):
 
     pixels: np.ndarray  # uint8, (H, W, 3)
     sum: str | None  # sha256 of the file's bytes
-    sides: tuple[int, int]  # width and height of the image in the file
+    sides: tuple[int, int]  # width and height of the image in the file, upright
     ground: str  # what stands behind transparent pixels: "white" or "black"
 
 
@@ -192,6 +193,8 @@ def _pixels(data: bytes, size, max_pixels: int, draft=False, fit="crop") -> tupl
         ground = im.info.get("ground", "white")
         if turn is not None:
             im = im.transpose(turn)
+            wide = im.width > im.height
+            sides = (max(sides), min(sides)) if wide else (min(sides), max(sides))
         pixels = np.array(im if size is None else _fitted(im, size, fit))
     return pixels, sides, ground
 

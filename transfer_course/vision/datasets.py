@@ -49,6 +49,7 @@ from transfer_course.engine.files import (
     noted_image,
     printable,
     resize_square,
+    without_border,
 )
 from . import images as _images
 from .images import ImageDataset, _digest
@@ -174,7 +175,9 @@ def _open_all(files, size, draft, progress, room, fit="crop"):
             return None, why, None, None
         if room is not None:
             room[i] = read.pixels
-        return digest, None, thumbnail(read.pixels), noticed(read)
+        # The borders of padded images look all the same.
+        seen = without_border(read.pixels, read.sides) if fit == "pad" else read.pixels
+        return digest, None, thumbnail(seen), noticed(read)
 
     found = []
     answers = ahead(work, range(len(files)), min(8, os.cpu_count() or 1), 64)

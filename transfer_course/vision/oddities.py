@@ -32,7 +32,7 @@ def noticed(read: ReadImage) -> Look:
 
 # %% ../../nbs/2_vision/oddities.ipynb #odd08exp
 CROPPED = 0.25  # share of the pixels; what loses more is told
-DARK = 16  # of 255: the greatest value of twelve bits that are read as sixteen
+DARK = 20  # of 255: twelve bits that are read as sixteen reach 16, resized a bit more
 
 
 def _cropped(looks) -> str | None:
