@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from transfer_course import load_result
 from transfer_course.engine.errors import BadValue, NotFound
 from transfer_course.engine.files import (
     Unreadable,
@@ -300,27 +301,24 @@ def command(*args, code=0):
     return done
 
 
-@pytest.mark.parametrize("framework", BOTH)
-def test_a_clue_at_the_border_is_kept_by_pad_and_squash(framework, wide, tmp_path):
-    settings = ("--framework", framework, "--strategy", "probe", "--size", 64)
-    done = command(
-        "fine-tune",
-        wide,
-        *settings,
-        "--fit",
-        "pad",
-        "--out",
-        tmp_path / "pad",
-        "--json",
-    )
+@pytest.fixture(scope="module", params=BOTH)
+def padded(request, wide, tmp_path_factory):
+    """(framework, a run with `--fit pad`, the finished command)."""
+    out = tmp_path_factory.mktemp("padded") / "run"
+    settings = ("--framework", request.param, "--strategy", "probe", "--size", 64)
+    given = ("--fit", "pad", "--out", out, "--json")
+    return request.param, out, command("fine-tune", wide, *settings, *given)
+
+
+def test_a_clue_at_the_border_is_kept_by_pad_and_squash(padded, wide, tmp_path):
+    framework, out, done = padded
     assert json.loads(done.stdout)["accuracy"] == 1 and "Cropping" not in done.stderr
-    info = json.loads((tmp_path / "pad/run.json").read_text())
-    assert info["fit"] == "pad"
-    report = (tmp_path / "pad/report.html").read_text()
+    assert json.loads((out / "run.json").read_text())["fit"] == "pad"
+    report = (out / "report.html").read_text()
     assert "whole image with a border" in report and "fit=&#x27;pad&#x27;" in report
     accuracy, said = {}, []
+    how = dict(framework=framework, strategy="probe", size=64, progress=False)
     for fit in ("crop", "squash"):
-        how = dict(framework=framework, strategy="probe", size=64, progress=False)
         run = tune_folder(wide, tmp_path / fit, fit=fit, say=said.append, **how)
         accuracy[fit] = run["accuracy"]
     assert accuracy["squash"] == 1 and accuracy["crop"] < 0.9
@@ -328,26 +326,18 @@ def test_a_clue_at_the_border_is_kept_by_pad_and_squash(framework, wide, tmp_pat
     assert len(told) == 1 and "28 of the 28 images, 75 %" in told[0]
     assert "--fit pad" in told[0]
     with pytest.raises(BadValue, match="fit pad, not crop"):
-        how = dict(framework=framework, strategy="probe", size=64, progress=False)
-        tune_folder(wide, tmp_path / "pad", resume=True, **how)
+        tune_folder(wide, out, resume=True, **how)
 
 
-@pytest.mark.parametrize("framework", BOTH)
-def test_predict_reads_as_training_did(framework, wide, tmp_path):
-    from transfer_course import load_result
-
-    how = dict(framework=framework, strategy="probe", size=64, progress=False)
-    tune_folder(wide, tmp_path / "run", fit="pad", **how)
-    (tmp_path / "new").mkdir()
+def test_predict_reads_as_training_did(padded, tmp_path):
     names = []
     for kind, name in enumerate(("blue", "red")):
         for i in range(4):
-            border_image(kind, 100 + i).save(tmp_path / "new" / f"{name}{i}.png")
+            border_image(kind, 100 + i).save(tmp_path / f"{name}{i}.png")
             names.append(name)
-    rows = list(predict_files(tmp_path / "run", [tmp_path / "new"]))
+    rows = list(predict_files(padded[1], [tmp_path]))
     assert [row["class"] for row in rows] == names
-    result = load_result(tmp_path / "run")
-    files = [row["path"] for row in rows]
+    result, files = load_result(padded[1]), [row["path"] for row in rows]
     for given in (files, [Image.open(file) for file in files]):
         sure = result.predict(given).max(1)
         assert np.allclose(sure, [row["probability"] for row in rows], atol=1e-4)
