@@ -22,6 +22,31 @@ if "OMP_WAIT_POLICY" not in os.environ:
 os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
 
 
+def _give_home() -> None:
+    """Name a user and a home folder where the system knows none, as in a container
+    that runs under a foreign number: torch, Keras and matplotlib ask for both."""
+    import pwd
+    import tempfile
+
+    name = f"user-{os.getuid()}"
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", name)
+    if os.path.expanduser("~") == "~":
+        home = os.path.join(tempfile.gettempdir(), f"transfer_course-{name}")
+        try:
+            os.makedirs(home, 0o700, exist_ok=True)
+            private = os.stat(home).st_uid == os.getuid()
+        except OSError:
+            private = False
+        os.environ["HOME"] = home if private else tempfile.mkdtemp()
+
+
+if os.name == "posix":
+    _give_home()
+
+
 class _TritonFirst:
     """Import hook that lets an `import tensorflow` that comes later load triton first.
 
@@ -48,6 +73,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "engine.frameworks": ["load_keras", "load_torch"],
         "vision.data": ["ImageDataset", "image_folder", "named_dataset", "styles"],
         "vision.photos": ["photos"],
+        "vision.target_tables": ["target_table"],
+        "vision.tables": ["image_table"],
         "vision.glyphs": ["glyphs", "handwriting"],
         "vision.evaluate": [
             "by_model",
@@ -62,7 +89,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "trainer.recipe": ["Recipe", "register_strategy"],
         "trainer.result": ["Result"],
         "trainer.run": ["fine_tune", "load_result"],
+        "practice.logging_runs": ["CsvLog", "TensorBoardLog"],
         "practice.own_folder": ["tune_folder"],
         "practice.predicting": ["predict_files"],
+        "practice.recipes_file": ["from_yaml", "to_yaml"],
     },
 )

@@ -6,11 +6,18 @@
 __all__ = ["baselines", "describe", "explain_run", "sentences"]
 
 # %% ../../nbs/6_practice/describing.ipynb #des03imp
+import shlex
+
 import numpy as np
 
 from ..engine.files import printable
 from ..engine.report import write_card, write_report
 from ..engine.runs import read_run
+from transfer_course.practice.describing_targets import (
+    describe_targets,
+    explain_targets,
+    target_sentences,
+)
 from .imbalance import is_unequal, recalls, told_recall
 from ..trainer.start import class_weights
 
@@ -92,6 +99,9 @@ def _metrics(labels, guess, groups, n_classes) -> dict:
 # %% ../../nbs/6_practice/describing.ipynb #3a2ed83b
 def describe(result, net, data, parts) -> tuple[dict, np.ndarray]:
     "What `run.json` says of the scores, and the held-out probabilities (N, C)."
+    if result.task.name != "classes":
+        auto = result.info.get("auto") or {}
+        return describe_targets(result, net, parts, _note(result.recipe, auto))
     valid = parts.valid
     probabilities = result.predict(valid)
     guess = probabilities.argmax(1)
@@ -132,6 +142,8 @@ def _mistakes(classes, probabilities, valid, most=12) -> list:
 # %% ../../nbs/6_practice/describing.ipynb #cbb4984d
 def explain_run(out, result, probabilities, valid):
     "Write report and card beside the saved model."
+    if result.task.name != "classes":
+        return explain_targets(out, result, probabilities, valid)
     info, _ = read_run(out)
     classes, guess = result.classes, probabilities.argmax(1)
     confusion = confusion_matrix(valid.labels, guess, len(classes))
@@ -152,8 +164,19 @@ def _verdict(difference: dict) -> str:
 
 
 # %% ../../nbs/6_practice/describing.ipynb #7797d942
+def _what_next(out):
+    "Where the run is, and how to use it."
+    yield f"saved in {printable(out)}: model, run.json, report.html, card.md"
+    yield f"next: transfer-course predict {shlex.quote(printable(out))} IMAGE…"
+
+
+# %% ../../nbs/6_practice/describing.ipynb #7797d942b
 def sentences(info, out):
     "What a person wants to know, one line at a time."
+    if info.get("target", "classes") != "classes":
+        yield from target_sentences(info)
+        yield from _what_next(out)
+        return
     metrics, others = info["metrics"], info["baselines"]
     beside = ", ".join(f"{k} {v['accuracy']:.2f}" for k, v in others.items())
     yield (
@@ -168,5 +191,4 @@ def sentences(info, out):
         )
     if info.get("recall") and is_unequal(info["counts"]):
         yield told_recall(info["recall"])
-    yield f"saved in {printable(out)}: model, run.json, report.html, card.md"
-    yield f"next: transfer-course predict '{printable(out)}' IMAGE…"
+    yield from _what_next(out)

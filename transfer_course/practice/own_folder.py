@@ -18,6 +18,7 @@ from ..engine.runs import claim_folder, read_run, state_of
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
 from .describing import describe, explain_run, sentences
+from .describing_targets import target_summary
 from transfer_course.practice.finished import (
     IMAGES,
     check_same,
@@ -29,6 +30,8 @@ from transfer_course.practice.imbalance import (
     told_unequal,
     weights_for,
 )
+from .logging_runs import check_log, log_of
+from .near_copies import rejoined, with_copies
 from transfer_course.practice.reading import (
     Reading,
     check_reading,
@@ -36,9 +39,22 @@ from transfer_course.practice.reading import (
     read_source,
     size_of,
     size_told,
+    splits_told,
     whole,
 )
-from .settings import default_recipe
+from .recipes_file import NAME as RECIPE
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5e6b
+from .recipes_file import write_recipe
+from .rehearsing import planned, rehearsal, told_rehearsal
+from .settings import default_recipe, unused
+from transfer_course.practice.starting_from import (
+    FROM_RUN,
+    Start,
+    start_of,
+    told_classes,
+    told_start,
+)
 
 # %% ../../nbs/6_practice/own_folder.ipynb #24b9994b
 from ..trainer.auto import forget_parts
@@ -59,11 +75,15 @@ class Job:
     recipe: Recipe
     reading: Reading
     resume: bool = False
+    start: Start | None = None  # the run that this one starts from
+    log: str | None = None  # "csv" or "tensorboard"
+    callbacks: tuple = ()  # further functions of an EpochEnd
     workers: int = 1
     progress: bool = True
     say: object = None  # gets each sentence
     began: float = 0.0
     team: object = None  # the processes that take part
+    near_copies: dict | None = None  # what was found, for `run.json`
     weights: object = None  # of the classes, as `read_weights` returns them
 
     def weigh(self, classes) -> None:
@@ -79,13 +99,22 @@ class Job:
                 f"workers is {self.workers}; expected a whole number of threads from "
                 "1 to 256."
             )
+        check_log(self.log)
+        if self.start is not None:
+            self.start.check(self.recipe)
+        if self.start and self.reading.target != "classes":
+            raise BadValue(
+                "Only a run on classes can go on from another one (--from). Leave out "
+                f"--from, or --target {self.reading.target}."
+            )
         check_reading(self.folder, self.reading)
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #97ca4eed
 def default_out(folder, framework: str, strategy: str) -> Path:
     "The name of a new folder under `runs/`."
-    name = printable(Path(home_path(folder)).resolve().name)
+    source = Path(home_path(folder)).resolve()
+    name = printable(source.stem if source.is_file() else source.name)
     base = Path("runs") / f"{name}-{framework}-{strategy}"
     out, n = base, 1
     while out.exists():
@@ -99,41 +128,105 @@ def tune_folder(
     folder,  # one folder of images per class
     out,  # where the run is saved; new or empty
     *,
-    framework: str = "torch",
-    backbone: str = "efficientnet_lite0",
-    size: int | None = None,  # None: the images' own, up to 224
-    fit: str = "crop",  # how an image becomes a square: "crop", "pad" or "squash"
+    framework: str | None = None,  # None: that of `start_from`, or "torch"
+    backbone: str | None = None,  # None: that of `start_from`, or efficientnet_lite0
+    size: int | None = None,  # None: that of `start_from`, or the images', up to 224
+    fit: str | None = None,  # "crop", "pad" or "squash"; None: as the size, or "crop"
     groups: str | None = None,  # what keeps images in one split; see `Reading`
     columns: dict | None = None,  # of a table: path, label, split
     target: str = "classes",  # "classes", "labels" or "numbers"
     separator: str | None = None,  # between the labels of one image
+    start_from=None,  # the folder of a saved run, whose weights are the first ones
+    keep=(),  # its classes to keep without images: names, or "all"
+    old_images=None,  # folder of images of its classes, to measure forgetting
+    log: str | None = None,  # "csv" or "tensorboard", in `out`
+    callbacks=(),  # functions of an EpochEnd, called after every epoch
+    dry_run: bool = False,  # only tell what would be trained, and for how long
     resume: bool = False,  # continue a killed run in `out`, return a finished one
     workers: int = 1,  # threads that read and augment the next batches
     progress: bool = True,
     say=lambda text="": None,
-    **training,  # strategy, epochs, seed and further fields of `Recipe`
+    **training,  # a recipe or its file; strategy, epochs, seed and more of `Recipe`
 ) -> dict:
     """Hold out images, train on the rest, score, save and report.
 
     `resume` returns a finished run only if it has the same settings and images.
-    Returns the summary that the command line prints.
+    Returns the summary that the command line prints, or what `rehearsal` returns.
     """
     folder, out = home_path(folder), home_path(out)
-    reading = Reading(size, fit, groups, columns or {}, target, separator)
-    weights = read_weights(training.pop("class_weights", None))
-    recipe = default_recipe(**training)
-    job = Job(folder, out, framework, backbone, recipe, reading, resume)
-    job.weights = weights
+    given = training.pop("class_weights", None)
+    weights = read_weights(given)
+    start = start_of(start_from, keep, old_images)
+    asked = framework, backbone
+    framework, backbone = start.settled(*asked) if start else _usual(*asked)
+    reading = Reading(size, fit or "crop", groups, columns or {}, target, separator)
+    if start:
+        reading = start.reading(reading, size, fit)
+    recipe = default_recipe(start=start and FROM_RUN, **training)
+    job = Job(folder, out, framework, backbone, recipe, reading, resume, start, log)
+    job.callbacks = tuple(callbacks)
+    job.weights = recipe.class_weights if given is None else weights
     job.workers, job.progress, job.began = workers, progress, time.perf_counter()
     job.check()
     job.team = _processes_for(framework)
     job.say = say if job.team.is_main_process else lambda text="": None
+    _say_settings(job, training)
+    if dry_run:
+        return _rehearse(job)
     main = job.team.is_main_process
     with claim_folder(out, resume) if main else nullcontext():
         info = _carry_out(job)
-    for text in sentences(info, out):
+    for text in (*told_start(info.get("from")), *sentences(info, out)):
         job.say(text)
     return _summary(info, out, job.began)
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #4861bc9b
+def _usual(framework, backbone) -> tuple[str, str]:
+    "(framework, backbone), the usual ones for None."
+    return framework or "torch", backbone or "efficientnet_lite0"
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #opt01exp
+def _say_settings(job: Job, training: dict) -> None:
+    "Say what a user may not expect of the settings."
+    chosen = [k for k, v in training.items() if v is not None]
+    if names := unused(job.recipe, chosen):
+        job.say(
+            f"{', '.join(names)}: without effect, because the strategy is "
+            f"'{job.recipe.strategy}' and the augmentation {job.recipe.augment:g}."
+        )
+    trains = job.recipe.strategy != "probe"
+    if trains and job.recipe.augment and job.recipe.mirror:
+        job.say(
+            "Training images are also mirrored left to right; --no-mirror turns that "
+            "off, where left and right matter."
+        )
+    if job.log and not trains:
+        job.say("A probe has no epochs, so nothing is logged.")
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #opt01exb
+def _rehearse(job: Job) -> dict:
+    "Tell what the job would train, and for about how long; nothing is written."
+    if job.reading.size is None:
+        job.reading = job.reading.but(size=_own_size(job, done=False))
+    data, parts, net = _opened(job)
+    found = rehearsal(net, parts, job.recipe, job.workers)
+    for text in told_rehearsal(found):
+        job.say(text)
+    return {"dry_run": True, **found}
+
+
+def _forgotten(job: Job, result, parts) -> dict:
+    "What `run.json` says under `from`, where the run started from another one."
+    if not job.start:
+        return {}
+    held_out = parts.test if len(parts.test) else parts.valid
+    images = job.start.old_images
+    if images is not None:
+        images = read_source(images, job.reading)
+    return {"from": job.start.report(result, held_out, images)}
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #a01690b9
@@ -161,6 +254,8 @@ def _carry_out(job: Job) -> dict:
         job.weigh(info.get("classes") or [])
         about = job.framework, job.backbone, job.recipe, job.reading
         check_same(info, job.out, *about)
+        if job.start:
+            job.start.same(info, job.out)
         _give_back(job, info)
     return info
 
@@ -170,7 +265,7 @@ def _own_size(job: Job, done: bool) -> int:
     "The size of a finished run, or that of a new one, which is said."
     if done:
         return size_of(read_run(job.out)[0], job.out)
-    size = default_size(job.folder)
+    size = default_size(job.folder, job.reading)
     job.say(size_told(size))
     return size
 
@@ -182,13 +277,29 @@ def _hold_out(data, seed: int):
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #121323x1
+def _counted(data) -> str:
+    "How many classes or labels there are, or what the numbers are called."
+    if data.task == "numbers":
+        return f"numbers in '{', '.join(printable(c, True) for c in data.classes)}'"
+    return f"{len(data.classes)} {data.task}"
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #121323x1b
 def _opened(job: Job):
     "The images, their split, and the network to start from."
-    data = read_source(job.folder, job.reading)
-    job.weigh(data.classes)
     recipe = job.recipe
-    unequal = told_unequal(data.counts(), recipe.class_weights)
-    data.warnings += [unequal] if unequal else []
+    data = read_source(job.folder, job.reading)
+    if job.start:
+        data = job.start.take(data)
+        for text in told_classes(job.start.classes):
+            job.say(text)
+    job.weigh(data.classes)
+    if data.task == "classes":
+        unequal = told_unequal(data.counts(), job.recipe.class_weights)
+        data.warnings += [unequal] if unequal else []
+    net = _network(job)
+    if job.team.num_processes == 1:
+        data, job.near_copies = with_copies(data, net, job.progress)
     parts = _hold_out(data, recipe.seed)
     if not len(parts.valid):
         raise BadValue(
@@ -196,15 +307,28 @@ def _opened(job: Job):
             "has a single one, or copies of it. Add a different picture to at least "
             "one class."
         )
-    for text in data.warnings:
+    near = job.near_copies or {}
+    effect = [near["told"]] if near.get("differs") else []
+    for text in [*data.warnings, *splits_told(data), *effect]:
         job.say(text)
     job.say(
         f"{len(parts.train)} images to train on, {len(parts.valid)} held out, "
-        f"{len(data.classes)} classes, {len(data.skipped)} skipped."
+        f"{_counted(data)}, {len(data.skipped)} skipped."
     )
-    weights = {"weights": None} if recipe.strategy == "scratch" else {}
-    net = load_backbone(job.backbone, job.framework, seed=recipe.seed, **weights)
     return data, parts, net
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #121323xb
+def _network(job: Job):
+    "The network to start from; BadValue if the recipe names a stage that it lacks."
+    if job.start:
+        net = job.start.load().backbone
+    else:
+        weights = {"weights": None} if job.recipe.strategy == "scratch" else {}
+        seed = job.recipe.seed
+        net = load_backbone(job.backbone, job.framework, seed=seed, **weights)
+    planned(job.recipe, net.stages)
+    return net
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #3ca4cf5f
@@ -212,23 +336,28 @@ def _train(job: Job, data, parts, net) -> None:
     "Train; the main process then scores, saves, and only then drops the checkpoint."
     how = dict(progress=job.progress, workers=job.workers)
     how |= dict(say=job.say) if job.recipe.strategy == "auto" else {}
+    if job.start:
+        how["head"] = job.start.head(parts.train)
     sets = parts.train, parts.valid, job.recipe
-    result = fine_tune(net, *sets, checkpoint=job.out, **how)
+    with log_of(job.log, job.out) as logs:
+        how["callbacks"] = (*logs, *job.callbacks)
+        result = fine_tune(net, *sets, checkpoint=job.out, **how)
     if not job.team.is_main_process:
         return
     about, probabilities = describe(result, net, data, parts)
+    about |= _forgotten(job, result, parts)
     _save(job, result, _about_data(job, data) | about, probabilities, parts)
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #3ca4cfx1
 def _about_data(job: Job, data) -> dict:
     "What `run.json` says of the images and of how they were read."
-    counts = {c: int((data.labels == i).sum()) for i, c in enumerate(data.classes)}
     return job.reading.to_dict() | {
         "source": printable(job.folder),
-        "counts": counts,
+        "counts": data.counts(),
         "skipped": [s._asdict() for s in data.skipped],
         "warnings": list(data.warnings),
+        "near_copies": job.near_copies,
         IMAGES: images_sum(data),
     }
 
@@ -241,6 +370,7 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
     result.save(out, **info)
     forget_parts(out)  # which leaves more room for the report
     try:
+        write_recipe(job.recipe, Path(out) / RECIPE)
         explain_run(out, result, probabilities, parts.valid)
     except (UserMistake, OSError) as e:
         raise NoRoom(
@@ -252,13 +382,17 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
 # %% ../../nbs/6_practice/own_folder.ipynb #02aa43e2
 def _summary(info, out, began) -> dict:
     "What the command line prints with --json."
-    auto = info.get("auto")
-    return ({"auto": auto} if auto else {}) | {
+    more = {k: info[k] for k in ("auto", "from") if info.get(k)}
+    if info.get("target", "classes") == "classes":
+        scores = {"accuracy": info["metrics"]["accuracy"]}
+    else:
+        scores = target_summary(info)
+    return more | {
         "run": str(out),
         "framework": info["framework"],
         "backbone": info["backbone"]["name"],
         "strategy": info["strategy"],
-        "accuracy": info["metrics"]["accuracy"],
+        **scores,
         "n_train": info["n_train"],
         "recall": info.get("recall"),
         "n_valid": info["n_valid"],
@@ -272,6 +406,8 @@ def _summary(info, out, began) -> dict:
 def _give_back(job: Job, info) -> None:
     "Return to a finished run: check its images, and write the report if it lacks one."
     data = read_source(job.folder, job.reading)
+    if job.start:
+        data = job.start.take(data)
     same_images(info, data, job.folder, job.out)
     job.say(f"{printable(job.out)} is finished already; nothing was trained.")
     if info.get("auto"):
@@ -299,6 +435,7 @@ def _complete(job: Job, info, data) -> None:
         )
         return
     result = load_result(out)
+    data = rejoined(data, info.get("near_copies"))
     valid = _hold_out(data, job.recipe.seed).valid
     explain_run(out, result, result.predict(valid), valid)
     forget_parts(out)

@@ -21,6 +21,8 @@ from transfer_course.engine.files import (
     printable,
     read_image,
 )
+from ..engine.litter import formats_told
+from .describing_targets import target_answer
 from .reading import reading_of
 from ..trainer.run import load_result
 
@@ -52,7 +54,8 @@ def predict_files(run, paths, top: int = 3, batch_size: int = 32):
     """Predict the class of each image file, and of those in the folders given.
 
     Yields dict(path, class, probability, top) or dict(path, error) for each file, in
-    order, then dict(path, skipped) for what else lies in the folders.
+    order, then dict(path, skipped) for what else lies in the folders. A run on labels
+    gives dict(path, labels, top), one on numbers dict(path, value, values).
     """
     paths = [home_path(path) for path in paths]
     result = load_result(run)
@@ -61,6 +64,7 @@ def predict_files(run, paths, top: int = 3, batch_size: int = 32):
     if not files:
         raise NotFound(
             f"There is no image in {', '.join(printable(p) for p in paths)}."
+            + formats_told(left_out)
         )
     with ThreadPoolExecutor(4) as pool:
         for i in range(0, len(files), batch_size):
@@ -80,6 +84,9 @@ def _answers(result, files, images, top):
             yield {"path": printable(path), "error": image.reason}
             continue
         p = next(rows)
+        if result.task.name != "classes":
+            yield {"path": printable(path), **target_answer(result, p, top)}
+            continue
         best = [
             {"class": result.classes[j], "probability": float(p[j])}
             for j in np.argsort(-p, kind="stable")[:top]

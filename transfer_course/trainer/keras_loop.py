@@ -21,6 +21,7 @@ from .keras_speed import working
 from .keras_state import KerasResult
 from .keras_step import Trainer
 from .recipe import Recipe
+from .tasks import about_task, ready
 from ..vision.finetune_keras import dense, network
 
 keras = load_keras()
@@ -54,7 +55,9 @@ def _trainer(result, data, penalty) -> Trainer:
         source_head = dense(*second, "source_head")
     body, recipe = result.backbone.model, result.recipe
     weights = class_weights(recipe, data.train)
-    return Trainer(body, head, recipe, source_head, penalty, weights)
+    trainer = Trainer(body, head, recipe, source_head, penalty, weights)
+    trainer.task = data.train.task
+    return trainer
 
 
 # %% ../../nbs/trainer/keras_loop.ipynb #1bf0849a
@@ -71,21 +74,23 @@ def fine_tune(
     progress: bool = True,  # a bar with time left, on stderr
     checkpoint=None,  # a folder: keeps the state after every epoch, to go on from
     workers: int = 1,  # threads that build batches
+    head=None,  # (weights (D, C), biases (C,)) to start from; None: as planned
 ) -> KerasResult:
     """Train a copy of `backbone` with a new head on `train` by `recipe`.
 
     Raises BadValue if the data or the recipe cannot be used.
     """
     recipe, todo = prepared(
-        backbone, "keras", train, valid, recipe, source, unlabelled, progress
+        backbone, "keras", train, valid, recipe, source, unlabelled, progress, head
     )
-    began, data = time.perf_counter(), Data(train, valid, source, unlabelled)
+    began, data = time.perf_counter(), Data(ready(train), valid, source, unlabelled)
     more = {"Keras backend": keras.config.backend()}
     kept = run_checkpoint(checkpoint, backbone, recipe, todo, data, **more)
     saved = kept.load() if todo.phases else None
     with working(repeatable=bool(checkpoint)):
         keras.utils.set_random_seed(recipe.seed)
-        result = _untrained(backbone, train, recipe, todo, saved is not None)
+        result = _untrained(backbone, data.train, recipe, todo, saved is not None)
+        result.info |= about_task(train)
         if todo.phases:
             trainer = _trainer(result, data, penalty)
             job = Job(todo, data, callbacks, progress, workers)

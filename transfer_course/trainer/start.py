@@ -11,6 +11,7 @@ __all__ = [
     "class_weights",
     "check_data",
     "tell_what_moves",
+    "StartingHead",
     "prepared",
     "about_run",
     "run_checkpoint",
@@ -20,17 +21,20 @@ __all__ = [
 import hashlib
 import json
 import sys
+from typing import NamedTuple
 
 import numpy as np
 
 from ..engine.checkpoints import Checkpoint
 from ..engine.errors import BadValue
+from ..engine.files import sha256_array
 from .batches import Data
 from .recipe import Plan, Recipe, plan
-from .result import match_classes
+from .tasks import label_weights, match_answers
 from ..vision.backbones import backbone
 from ..vision.features import fingerprint, probe_head
 from ..vision.freezing import stage_sizes, what_moves
+from ..vision.target_probes import target_head
 
 
 # %% ../../nbs/trainer/start.ipynb #7c3d509f
@@ -45,14 +49,20 @@ def initial_head(dim: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndar
 def starting_head(
     net, train, recipe: Recipe, todo: Plan, known: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The head of the plan: random from the seed, or a probe on `train`'s features.
+    """The head of the plan: random from the seed, a probe on `train`'s features, or
+    the one that was given.
 
     The probe has the recipe's class weights, as the loop has. No probe is fitted if
     the head is `known`: a checkpoint will replace what is here.
     """
+    if not isinstance(todo.head, str):
+        return todo.head.weights, todo.head.biases
     if known or todo.head == "random":
         return initial_head(net.feature_dim, len(train.classes), recipe.seed)
-    return probe_head(net, train, class_weights=class_weights(recipe, train))
+    weights = class_weights(recipe, train)
+    if train.targets is not None:
+        return target_head(net, train, weights)
+    return probe_head(net, train, class_weights=weights)
 
 
 # %% ../../nbs/trainer/start.ipynb #0f049d13
@@ -81,6 +91,10 @@ def class_weights(recipe: Recipe, train) -> np.ndarray | None:
     weights, classes = recipe.class_weights, list(train.classes)
     if weights is None:
         return None
+    if train.task == "numbers":
+        raise BadValue("class_weights is for classes and labels; numbers have none.")
+    if weights == "balanced" and train.task == "labels":
+        return label_weights(train.targets)
     if weights == "balanced":
         weights = _balanced(train.labels, classes)
     if len(weights) != len(classes):
@@ -120,8 +134,10 @@ def check_data(backbone, framework, train, valid=None, source=None, unlabelled=N
         _check_labelled("source", source)
     if unlabelled is not None and not len(unlabelled):
         raise BadValue("The unlabelled part is empty.")
+    if train.task != "classes" and source is not None:
+        raise BadValue(f"A source needs classes; the training set has {train.task}.")
     if valid is not None and len(valid):
-        match_classes(valid, train.classes)
+        match_answers(valid, train.classes, train.task)
 
 
 # %% ../../nbs/trainer/start.ipynb #bf7cd120
@@ -135,7 +151,7 @@ def _check_labelled(name, data):
             f"{missing} images of the {name} part have no label (-1); "
             "give those as `unlabelled`."
         )
-    if len(data.classes) < 2:
+    if len(data.classes) < 2 and data.task == "classes":
         n = len(data.classes)
         raise BadValue(f"The {name} part has {n} class; at least two are needed.")
 
@@ -150,6 +166,34 @@ def tell_what_moves(net, recipe: Recipe, classes: int):
         print(what_moves(net.stages, sizes, phase.stages, head), file=sys.stderr)
 
 
+# %% ../../nbs/trainer/start.ipynb #givenhead
+class StartingHead(NamedTuple):
+    "A head to start from."
+
+    weights: np.ndarray  # (D, C)
+    biases: np.ndarray  # (C,)
+    origin: str = ""  # what it was made from, for the checkpoint; "": its values
+
+
+# %% ../../nbs/trainer/start.ipynb #givenheadb
+def _checked_head(head, net, train, recipe: Recipe, todo: Plan) -> StartingHead:
+    "A given head in float32; BadValue if it does not fit, or is not what is trained."
+    if todo.head != "random" or todo.body == "random":
+        raise BadValue(
+            f"The strategy '{recipe.strategy}' does not start from a given head. "
+            "Choose 'fine_tune', 'head' or 'gradual'."
+        )
+    head = StartingHead(*head)
+    weights, biases = (np.asarray(part, np.float32) for part in head[:2])
+    expected = (net.feature_dim, len(train.classes))
+    if weights.shape != expected or biases.shape != expected[1:]:
+        raise BadValue(
+            f"The head has shapes {weights.shape} and {biases.shape}; expected "
+            f"{expected} and {expected[1:]}, for {expected[1]} classes."
+        )
+    return StartingHead(weights, biases, head.origin)
+
+
 # %% ../../nbs/trainer/start.ipynb #160690bd
 def prepared(
     backbone,
@@ -160,12 +204,19 @@ def prepared(
     source=None,
     unlabelled=None,
     progress=False,
+    head=None,
 ) -> tuple[Recipe, Plan]:
-    "The recipe (the default one for None) and its plan, after the data were checked."
+    """The recipe (the default one for None) and its plan, after the data were checked.
+
+    A `head` (weights (D, C), biases (C,)) is what the plan's head starts from.
+    """
     recipe = recipe or Recipe()
     check_data(backbone, framework, train, valid, source, unlabelled)
     class_weights(recipe, train)
     todo = plan(recipe, backbone.stages)
+    if head is not None:
+        head = _checked_head(head, backbone, train, recipe, todo)
+        todo = todo._replace(head=head)
     if recipe.train_from and progress:
         tell_what_moves(backbone, recipe, len(train.classes))
     return recipe, todo
@@ -190,9 +241,13 @@ def about_run(backbone, recipe: Recipe, train, **others) -> dict:
     return about
 
 
+# %% ../../nbs/trainer/start.ipynb #44bbbd61b
 def _checksum(data) -> str:
     "sha256 over a data set's images, labels and classes."
-    text = json.dumps([data.digests(), data.labels.tolist(), list(data.classes)])
+    what = [data.digests(), data.labels.tolist(), list(data.classes)]
+    if data.targets is not None:
+        what += [data.task, data.targets.tolist()]
+    text = json.dumps(what)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -204,6 +259,9 @@ def run_checkpoint(
     if not folder or not todo.phases:
         return Checkpoint(folder, {})
     others = dict(source=data.source, unlabelled=data.unlabelled)
+    if not isinstance(todo.head, str):
+        weights, biases, origin = todo.head
+        more["starting head"] = origin or sha256_array(weights) + sha256_array(biases)
     about = about_run(
         backbone, recipe, data.train, held_out_images=data.valid, **others
     )
