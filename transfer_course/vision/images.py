@@ -91,6 +91,7 @@ def _side(images):
 KEEP_BYTES = 2**30  # decoded images that take less than this stay in memory
 
 
+# %% ../../nbs/2_vision/images.ipynb #fit11exp
 def _read_all(paths, size, draft=False, digests=None, fit="crop"):
     """Images and digests of these files.
 
@@ -111,6 +112,7 @@ def _read_all(paths, size, draft=False, digests=None, fit="crop"):
         return images, list(pool.map(read, range(len(paths))))
 
 
+# %% ../../nbs/2_vision/images.ipynb #fit12exp
 def _digest(file_sum, size, draft=False, fit="crop"):
     "The digest of an image: its file's checksum, its size and how it is read."
     text = f"{file_sum} {size}{' draft' if draft else ''}"
