@@ -97,6 +97,7 @@ def _text_length(kind: bytes, body: bytes) -> int:
         return len(body)
 
 
+# %% ../../nbs/engine/decoding.ipynb #txt02expx1
 def _long_texts(data: bytes):
     "(begin, end) of each text or profile in a PNG that is too long for Pillow."
     at, seen = 8, 0
@@ -113,6 +114,7 @@ def _long_texts(data: bytes):
             yield begin, at
 
 
+# %% ../../nbs/engine/decoding.ipynb #txt02expx2
 def _without_long_texts(data: bytes) -> bytes:
     "The PNG without them."
     kept, after = [], 0

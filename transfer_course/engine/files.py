@@ -58,6 +58,8 @@ from transfer_course.engine.decoding import (
     _small_enough,
     _strictly,
 )
+
+# %% ../../nbs/engine/files.ipynb #c6d77238x1
 from transfer_course.engine.pixels import (
     FITS,
     _check_size,
@@ -183,6 +185,7 @@ class ReadImage(NamedTuple):
     ground: str  # what stands behind transparent pixels: "white" or "black"
 
 
+# %% ../../nbs/engine/files.ipynb #bfe709e5x1
 def _pixels(data: bytes, size, max_pixels: int, draft=False, fit="crop") -> tuple:
     "A file's bytes as uint8 (H, W, 3) or (size, size, 3), its sides, its ground."
     im = _small_enough(data, max_pixels)
@@ -229,6 +232,7 @@ def noted_image(
         raise Unreadable(name, "too many pixels for this memory") from None
 
 
+# %% ../../nbs/engine/files.ipynb #723dd5d7x1
 def image_and_sum(path_or_bytes, size=None, **how) -> tuple:
     """The image as from `read_image`, and the sha256 of the file's bytes.
 

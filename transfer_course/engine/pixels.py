@@ -43,6 +43,7 @@ def _declared(im: Image.Image):
     return 65535 if im.mode == "I" and im.format in ("PNG", "PPM") else None
 
 
+# %% ../../nbs/engine/pixels.ipynb #f47a8ef8x1
 def _range(values, top=None) -> tuple[float, float]:
     """0 to `top`, if that is declared.
 
@@ -96,6 +97,7 @@ def _lost_on_white(im: Image.Image, shown: Image.Image) -> bool:
     return _bright([im.getchannel(c).histogram(seen) for c in "RGB"], 0.98)
 
 
+# %% ../../nbs/engine/pixels.ipynb #0496d808x1
 def _without_alpha(im: Image.Image) -> Image.Image:
     """The image with its transparent pixels shown on white.
 
@@ -112,6 +114,7 @@ def _without_alpha(im: Image.Image) -> Image.Image:
     return shown
 
 
+# %% ../../nbs/engine/pixels.ipynb #0496d808x2
 def _rgb(im: Image.Image) -> Image.Image:
     """RGB from any mode: deep grey is scaled, alpha is put on white or black.
 
@@ -174,6 +177,7 @@ def without_border(padded: np.ndarray, sides) -> np.ndarray:
     return padded[top : top + height, left : left + width]
 
 
+# %% ../../nbs/engine/pixels.ipynb #fit02expx1
 def _padded(im: Image.Image, size: int) -> Image.Image:
     "The whole image in a square, whose border has the mean colour of the edges."
     width, height = _inside(im.size, size)
@@ -214,6 +218,7 @@ def check_fit(fit):
         )
 
 
+# %% ../../nbs/engine/pixels.ipynb #d5e18045x1
 def _check_images(images):
     shaped = images.ndim in (3, 4) and images.shape[-1] == 3
     if images.dtype != np.uint8 or not shaped or 0 in images.shape[-3:]:

@@ -182,6 +182,7 @@ def _with_interval(recall, known) -> str:
     return f"{_f(recall)}{ends}"
 
 
+# %% ../../nbs/engine/report.ipynb #bc592d8ex1
 def _classes(confusion, classes, known=None):
     "Recall and precision of each class; `known` has the intervals of the run."
     rows, known = "", known or {}
@@ -335,6 +336,7 @@ p = run.predict(images)                # (images, classes) probabilities
 print(run.classes[p[0].argmax()], p[0].max())"""
 
 
+# %% ../../nbs/engine/report.ipynb #3210a8f8x1
 def _use(folder, info):
     "Commands and code that use the run."
     at = printable(str(folder), one_line=True)

@@ -41,6 +41,7 @@ def _number(text, name, path) -> float:
     return weight
 
 
+# %% ../../nbs/6_practice/imbalance.ipynb #imb06expx1
 def _rows(text: str, path) -> list:
     "[class, weight] pairs of a JSON object, or of the lines of a CSV file."
     if text.lstrip().startswith("{"):
@@ -82,6 +83,7 @@ def _file_text(path) -> str:
         ) from None
 
 
+# %% ../../nbs/6_practice/imbalance.ipynb #imb07expx1
 def read_weights(given):
     """What `--class-weights` asks for: None, "balanced" or {class: weight}.
 
@@ -138,6 +140,7 @@ def is_unequal(counts: dict) -> bool:
     return bool(sizes) and max(sizes) >= UNEQUAL * min(sizes)
 
 
+# %% ../../nbs/6_practice/imbalance.ipynb #imb13expx1
 def told_unequal(counts: dict, weights) -> str | None:
     "A sentence on unequal classes that have no weights, or None."
     if weights is not None or not is_unequal(counts):
@@ -169,6 +172,7 @@ def told_recall(found: dict) -> str | None:
     )
 
 
+# %% ../../nbs/6_practice/imbalance.ipynb #imb16expx1
 def recalls(labels, guess, groups, classes, level: float = 0.95) -> dict:
     """Class → dict(n, recall, low, high); None where no image was held out.
 

@@ -32,6 +32,8 @@ from transfer_course.practice.imbalance import (
 )
 from .logging_runs import check_log, log_of
 from .near_copies import rejoined, with_copies
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69x1
 from transfer_course.practice.reading import (
     Reading,
     check_reading,
@@ -218,6 +220,7 @@ def _rehearse(job: Job) -> dict:
     return {"dry_run": True, **found}
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #opt01exbx1
 def _forgotten(job: Job, result, parts) -> dict:
     "What `run.json` says under `from`, where the run started from another one."
     if not job.start:

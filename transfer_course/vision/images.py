@@ -306,6 +306,7 @@ _COLUMNS = (
 PARTS = ("train", "valid", "test")
 
 
+# %% ../../nbs/2_vision/images.ipynb #7185eec5x1
 def _known_splits(splits):
     "BadValue unless each split is one of `PARTS`."
     unknown = [] if splits is None else sorted(set(splits.tolist()) - set(PARTS))
@@ -690,6 +691,7 @@ def _whole_numbers(given) -> np.ndarray:
 _SHAPES = "expected (N, H, W, 3), one image (H, W, 3), or one grey image (H, W)"
 
 
+# %% ../../nbs/2_vision/images.ipynb #giv03expx1
 def _batch_of(given) -> np.ndarray:
     """An array as uint8 (N, H, W, 3).
 
