@@ -38,6 +38,8 @@ from transfer_course.practice.holding_out import (
     write_images,
 )
 from .logging_runs import check_log, log_of
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69b
 from .near_copies import rejoined, with_copies
 from transfer_course.practice.reading import (
     Reading,
