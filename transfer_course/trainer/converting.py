@@ -11,6 +11,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from ..engine.errors import BadValue, UserMistake, require
 from ..engine.frameworks import keras_backend, load_keras, load_torch
 from ..engine.inference import _whole
@@ -27,16 +29,24 @@ def task_of(result) -> str:
     return result.info.get("target") or "classes"
 
 
+def _last(result, softmax, sigmoid, constant):
+    """What the framework does with the network's outputs.
+
+    Numbers get their unit back; `constant` makes one of the framework's tensors.
+    """
+    if task_of(result) == "numbers":
+        mean, std = (constant(np.float32(result.info[k])) for k in ("mean", "std"))
+        return lambda outputs: outputs * std + mean
+    return {"classes": softmax, "labels": sigmoid}[task_of(result)]
+
+
 # %% ../../nbs/trainer/converting.ipynb #cv000007
 def torch_whole(result):
     "A module on the CPU: uint8 (N, H, W, 3) to what `predict` gives."
     torch = load_torch()
     body = copy.deepcopy(result.model).cpu().eval()
-    last = {
-        "classes": lambda logits: torch.softmax(logits, 1),
-        "labels": torch.sigmoid,
-        "numbers": lambda values: values,
-    }[task_of(result)]
+    parts = (lambda x: torch.softmax(x, 1), torch.sigmoid, torch.tensor)
+    last = _last(result, *parts)
 
     class Exported(torch.nn.Module):
         def __init__(self):
@@ -106,8 +116,7 @@ def keras_whole(result, size):
             f"'{result.backbone.name}' has a preprocessing of its own in Python, which "
             "can't be put into an exported file. Use a backbone that only scales."
         )
-    last = {"classes": tf.nn.softmax, "labels": tf.nn.sigmoid}
-    finish = last.get(task_of(result), tf.identity)
+    finish = _last(result, tf.nn.softmax, tf.nn.sigmoid, tf.constant)
     spec = tf.TensorSpec((None, size, size, 3), tf.uint8, name="images")
     return tf.function(
         lambda images: finish(result.model(scale(images), training=False)),
