@@ -15,6 +15,7 @@ __all__ = [
     "files_of",
     "refuse_existing",
     "staged",
+    "describe_file",
     "export_result",
 ]
 
@@ -30,7 +31,10 @@ import numpy as np
 
 import transfer_course
 from ..engine.errors import BadValue, NotFound, UserMistake, printable
+from ..engine.plain_use import write_export_readme
 from transfer_course.engine.runtimes import (
+    SUFFIXES,
+    check_format,
     format_of,
     open_exported,
     quietly,
@@ -125,13 +129,22 @@ def check_agreement(result, path, images) -> float:
 
 # %% ../../nbs/trainer/export_model.ipynb #em000009
 def files_of(path) -> list[Path]:
-    "The files that an export consists of; the one with its name comes last."
+    "The files of an export: weights of OpenVINO, how to use it, and the model, last."
     path = Path(path)
-    return [path.with_suffix(".bin"), path] if format_of(path) == "openvino" else [path]
+    weights = [path.with_suffix(".bin")] if format_of(path) == "openvino" else []
+    return [*weights, path.with_name(path.name + ".md"), path]
 
 
-def refuse_existing(path):
-    "BadValue if the file, or one that belongs to it, exists; NotFound without folder."
+def refuse_existing(path, to: str | None = None):
+    """BadValue if the file, or one that belongs to it, exists; NotFound without folder.
+
+    With a format, BadValue for a name that does not end as its files do.
+    """
+    if to and format_of(path) != check_format(to):
+        raise BadValue(
+            f"{printable(Path(path).name, True)} does not end in {SUFFIXES[to]}, as a "
+            f"file for {to} does. Give another name (--out)."
+        )
     for file in files_of(path):
         if file.exists():
             raise BadValue(
@@ -156,7 +169,7 @@ def staged(path):
     refuse_existing(path)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as temp:
-            file = Path(temp) / f"model{path.suffix}"
+            file = Path(temp) / path.name
             yield file
             for new, name in zip(files_of(file), files_of(path), strict=True):
                 os.replace(new, name)
@@ -164,6 +177,14 @@ def staged(path):
         if isinstance(e, UserMistake) or e.errno is None:
             raise
         raise disk_mistake(e, path) from e
+
+
+# %% ../../nbs/trainer/export_model.ipynb #em000015
+def describe_file(path, notes: dict):
+    "Put the notes into an exported file, and write beside it how to use it."
+    with quietly():
+        write_notes(path, notes)
+    write_export_readme(path, format_of(path), notes)
 
 
 # %% ../../nbs/trainer/export_model.ipynb #em000010
@@ -179,12 +200,11 @@ def export_result(
     """
     path = Path(path)
     to = to or format_of(path)
-    if format_of(path) != to:
-        raise BadValue(f"{path.name} does not end as a file for {to} does.")
+    refuse_existing(path, to)
     if images is None:
         images = check_images(side_of(result))
     with staged(path) as file:
         convert(result, file, to, side_of(result))
-        write_notes(file, notes_of(result))
+        describe_file(file, notes_of(result))
         off = check_agreement(result, file, images)
     return {"path": path, "format": to, "images": len(images), "difference": off}
