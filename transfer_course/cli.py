@@ -420,7 +420,8 @@ def export(
 
 @app.command(
     epilog=(
-        "Examples:   transfer-course lab   |   transfer-course lab my-lessons --no-open"
+        "Examples:   transfer-course lab   |   transfer-course lab my-lessons "
+        "--no-open   |   transfer-course lab --no-browser --ip 0.0.0.0 --allow-root"
     )
 )
 def lab(
@@ -437,6 +438,19 @@ def lab(
             "--browser/--no-browser", help="Let JupyterLab open a browser window."
         ),
     ] = True,
+    ip: Annotated[
+        str | None,
+        typer.Option(help="Address that JupyterLab listens at, as 0.0.0.0 in Docker."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port that it listens at.")
+    ] = None,
+    allow_root: Annotated[
+        bool,
+        typer.Option(
+            "--allow-root", help="Run as root, which JupyterLab refuses otherwise."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Copy the lessons to a folder of yours, never over your own work, and open
@@ -444,7 +458,11 @@ def lab(
     from transfer_course.practice.lab import copy_lessons, jupyterlab_command
 
     # A missing extra is said before anything is copied.
-    command = jupyterlab_command(folder, browser) if open_lab else None
+    command = None
+    if open_lab:
+        command = jupyterlab_command(
+            folder, browser, ip=ip, port=port, allow_root=allow_root
+        )
     copied, kept = copy_lessons(folder)
     if as_json:
         emit({"folder": str(folder), "copied": copied, "kept": kept})
@@ -461,12 +479,32 @@ def lab(
         )
 
 
+def _open_streams() -> None:
+    """Give a standard stream that was closed a place to write to.
+
+    Otherwise the next file that is opened gets its number, and what a library prints
+    lands in that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
 
     The exit code is 0, 2 for a user's mistake (one sentence) or 1 for ours.
     """
     argv = sys.argv[1:] if argv is None else argv
+    _open_streams()
     as_json = "--json" in argv
     os.environ.setdefault("TRANSFER_COURSE_STARTED", str(time.time()))
     # A file name that is not UTF-8 is printed escaped, not a crash.

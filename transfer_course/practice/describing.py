@@ -6,6 +6,8 @@
 __all__ = ["baselines", "describe", "explain_run", "sentences"]
 
 # %% ../../nbs/6_practice/describing.ipynb #des03imp
+import shlex
+
 import numpy as np
 
 from ..engine.files import printable
@@ -160,4 +162,4 @@ def sentences(info, out):
             f"({d['low']:+.2f} to {d['high']:+.2f})"
         )
     yield f"saved in {printable(out)}: model, run.json, report.html, card.md"
-    yield f"next: transfer-course predict '{printable(out)}' IMAGE…"
+    yield f"next: transfer-course predict {shlex.quote(printable(out))} IMAGE…"
