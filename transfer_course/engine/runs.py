@@ -328,7 +328,9 @@ def _replace(folder, name, write_model, info):
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     _settle(folder)
-    for stale in {*MODEL_FILES.values(), "report.html", "card.md"} - {name}:
+    for stale in {*MODEL_FILES.values(), "report.html", "card.md", "README.md"} - {
+        name
+    }:
         (folder / stale).unlink(missing_ok=True)
 
 

@@ -161,5 +161,5 @@ def sentences(info, out):
             f"{_verdict(d)}: {d['mean']:+.2f} over random features "
             f"({d['low']:+.2f} to {d['high']:+.2f})"
         )
-    yield f"saved in {printable(out)}: model, run.json, report.html, card.md"
+    yield f"saved in {printable(out)}: model, run.json, report.html, card.md, README.md"
     yield f"next: transfer-course predict {shlex.quote(printable(out))} IMAGE…"

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..engine.errors import BadValue, NoRoom, UserMistake
 from ..engine.files import printable
 from ..engine.frameworks import check_framework, processes
+from ..engine.plain_use import write_readme
 from ..engine.runs import claim_folder, read_run, state_of
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
@@ -224,6 +225,7 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
     forget_parts(out)  # which leaves more room for the report
     try:
         explain_run(out, result, probabilities, parts.valid)
+        write_readme(out, read_run(out)[0])
     except (UserMistake, OSError) as e:
         raise NoRoom(
             f"The model is saved in {printable(out, True)}, and its report could not "
@@ -271,7 +273,7 @@ def _give_back(job: Job, info) -> None:
 def _complete(job: Job, info, data) -> None:
     "Write what a run lacks that was killed between its model and its report."
     out = Path(job.out)
-    if all((out / name).exists() for name in ("report.html", "card.md")):
+    if all((out / name).exists() for name in ("report.html", "card.md", "README.md")):
         return
     if IMAGES not in info:
         job.say(
@@ -282,4 +284,5 @@ def _complete(job: Job, info, data) -> None:
     result = load_result(out)
     valid = _hold_out(data, job.recipe.seed).valid
     explain_run(out, result, result.predict(valid), valid)
+    write_readme(out, info)
     forget_parts(out)

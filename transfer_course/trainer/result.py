@@ -166,6 +166,17 @@ class Result:
             info={**_about(self), **self.info, **info},
         )
 
+    def export(self, path, to=None, images=None) -> dict:
+        """Write the network for another runtime: pixels in, what `predict` gives out.
+
+        The name ends in .onnx, .xml (OpenVINO) or .tflite. The file is kept only if it
+        gives what `predict` gives on `images`, by default bundled photographs. Raises
+        UserMistake or, if the file differs, Disagrees.
+        """
+        from transfer_course.trainer.export_model import export_result
+
+        return export_result(self, path, to, images)
+
 
 # %% ../../nbs/trainer/result.ipynb #29bf72ea
 def match_classes(dataset, classes) -> np.ndarray:
