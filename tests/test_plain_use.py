@@ -8,6 +8,7 @@ import pytest
 from test_export import HUES, photos, program, runs, said  # noqa: F401
 
 from transfer_course import backbone, load_result
+from transfer_course.engine import pixels
 from transfer_course.engine.files import read_image
 from transfer_course.engine.frameworks import load_torch
 from transfer_course.engine.plain_use import _opened, _torch_body, plain_code
@@ -44,18 +45,24 @@ def test_the_lines_of_the_readme_give_what_predict_gives(
     assert abs(probability - expected.max()) <= 1e-4
 
 
-def test_the_lines_read_an_image_as_predict_does(tmp_path):
+FITS = getattr(pixels, "FITS", ("crop",))
+
+
+@pytest.mark.parametrize("shape", [(57, 90), (90, 57), (40, 40), (3, 200)])
+@pytest.mark.parametrize("fit", FITS)
+def test_the_lines_read_an_image_as_predict_does(tmp_path, fit, shape):
     from PIL import Image, ImageOps
 
-    pixels = np.random.default_rng(0).integers(0, 256, (57, 90, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     turned = Image.Exif()
     turned[0x0112] = 6
     path = tmp_path / "photo.jpg"
-    Image.fromarray(pixels).save(path, exif=turned, quality=95)
-    code = _opened(32, "crop").replace('"photo.jpg"', repr(str(path)))
+    Image.fromarray(noise).save(path, exif=turned, quality=95)
+    code = _opened(32, fit).replace('"photo.jpg"', repr(str(path)))
     names = {"Image": Image, "ImageOps": ImageOps, "np": np}
     exec(code, names)
-    assert np.array_equal(np.array(names["image"]), read_image(path, size=32))
+    how = {} if fit == "crop" else {"fit": fit}
+    assert np.array_equal(np.array(names["image"]), read_image(path, size=32, **how))
 
 
 @pytest.mark.parametrize(
