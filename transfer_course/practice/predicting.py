@@ -15,6 +15,7 @@ import numpy as np
 
 from ..engine.errors import NotFound
 from ..engine.files import Unreadable, list_images, printable, read_image
+from ..engine.litter import formats_told
 from .reading import reading_of
 from ..trainer.run import load_result
 
@@ -54,6 +55,7 @@ def predict_files(run, paths, top: int = 3, batch_size: int = 32):
     if not files:
         raise NotFound(
             f"There is no image in {', '.join(printable(p) for p in paths)}."
+            + formats_told(left_out)
         )
     with ThreadPoolExecutor(4) as pool:
         for i in range(0, len(files), batch_size):
