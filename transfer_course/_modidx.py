@@ -1348,6 +1348,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'transfer_course/practice/export_run.py'),
                                                      'transfer_course.practice.export_run._export_int8': ( '6_practice/export_run.html#_export_int8',
                                                                                                            'transfer_course/practice/export_run.py'),
+                                                     'transfer_course.practice.export_run._found': ( '6_practice/export_run.html#_found',
+                                                                                                     'transfer_course/practice/export_run.py'),
                                                      'transfer_course.practice.export_run._loss': ( '6_practice/export_run.html#_loss',
                                                                                                     'transfer_course/practice/export_run.py'),
                                                      'transfer_course.practice.export_run._scored': ( '6_practice/export_run.html#_scored',

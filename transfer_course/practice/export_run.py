@@ -16,12 +16,19 @@ __all__ = [
 # %% ../../nbs/6_practice/export_run.ipynb #er000003
 import csv
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..engine.errors import BadValue, Damaged, printable, require
+from transfer_course.engine.errors import (
+    BadValue,
+    Damaged,
+    UserMistake,
+    printable,
+    require,
+)
 from ..engine.runs import read_run
 from transfer_course.engine.runtimes import (
     SUFFIXES,
@@ -81,27 +88,38 @@ class RunImages:
     source: str
 
 
+def _found(run, info, place):
+    "(training images, held-out images) of the run in a folder or table, or None."
+    data = read_source(place, reading_of(info, run), progress=False)
+    split = _split_of(run)
+    if not split:
+        return _again(data, info)
+    names = np.array([split.get(digest, "") for digest in data.digests()])
+    test = "test" if (names == "test").any() else "valid"
+    return data.subset(names == "train"), data.subset(names == test)
+
+
 def run_images(run, info: dict, source=None) -> RunImages | None:
     """The images of a saved run, from `source` or from where they were; None if gone.
 
     Held out are those of its test set, or of its validation set if it has no other.
+    BadValue if a `source` holds none of them.
     """
-    place = source or info.get("source")
-    if not place or not Path(place).exists():
-        if source:
-            read_source(source, reading_of(info, run))  # says what is wrong with it
-        return None
-    data = read_source(place, reading_of(info, run), progress=False)
-    split = _split_of(run)
-    if not split:
-        found = _again(data, info)
-    else:
-        names = np.array([split.get(digest, "") for digest in data.digests()])
-        test = "test" if (names == "test").any() else "valid"
-        found = data.subset(names == "train"), data.subset(names == test)
-    if found is None or not len(found[1]):
-        return None
-    return RunImages(*found, printable(place, True))
+    place, found = source or info.get("source"), None
+    if source:
+        found = _found(run, info, source)
+    elif place and Path(place).exists():
+        with suppress(UserMistake):  # something else is there by now
+            found = _found(run, info, place)
+    if found and len(found[1]):
+        return RunImages(*found, printable(place, True))
+    if source:
+        raise BadValue(
+            f"{printable(source, True)} holds none of the images that this run held "
+            "out, or others as well. Give the folder that it was trained on "
+            "(--images FOLDER), as it was."
+        )
+    return None
 
 
 # %% ../../nbs/6_practice/export_run.ipynb #er000008
