@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import BadValue, did_you_mean, require
+from .gaps import without_telemetry
 
 # %% ../../nbs/engine/runtimes.ipynb #rt000005
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tflite": ".tflite"}
@@ -89,7 +90,7 @@ def _to_onnx(path, notes):
 
 
 def _to_openvino(path, notes):
-    ov = require("openvino", "export")
+    ov = without_telemetry("openvino", "export")
     model = ov.Core().read_model(path)
     for name, text in notes.items():
         model.set_rt_info(text, [_SECTION, name])
@@ -123,7 +124,7 @@ def _from_onnx(path):
 
 
 def _from_openvino(path):
-    model = require("openvino", "export").Core().read_model(path)
+    model = without_telemetry("openvino", "export").Core().read_model(path)
     if not model.has_rt_info([_SECTION]):
         return {}
     found = model.get_rt_info([_SECTION]).value
@@ -156,7 +157,7 @@ def _onnx_runner(path, threads):
 
 
 def _openvino_runner(path, threads):
-    ov = require("openvino", "export")
+    ov = without_telemetry("openvino", "export")
     hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         hints["INFERENCE_NUM_THREADS"] = threads

@@ -27,8 +27,8 @@ from transfer_course.engine.errors import (
     Damaged,
     UserMistake,
     printable,
-    require,
 )
+from ..engine.gaps import without_telemetry
 from ..engine.runs import read_run
 from transfer_course.engine.runtimes import (
     SUFFIXES,
@@ -148,7 +148,7 @@ def _calibration(train, seed: int = 0):
 
 def quantise(path, images: list) -> None:
     "Turn an OpenVINO file in float32 into int8, with these images for calibration."
-    ov, nncf = require("openvino", "export"), require("nncf", "export")
+    ov, nncf = (without_telemetry(name, "export") for name in ("openvino", "nncf"))
     model = ov.Core().read_model(path)
     made = nncf.quantize(model, nncf.Dataset(images), subset_size=len(images))
     del model
@@ -200,7 +200,7 @@ def _check_int8(to, result, own):
     "BadValue where int8 can't be had, or where its loss could not be stated."
     if to != "openvino":
         raise BadValue(f"--int8 is there for --to openvino; this is --to {to}.")
-    require("nncf", "export")
+    without_telemetry("nncf", "export")
     if task_of(result) != "classes":
         raise BadValue("--int8 is there for runs that tell classes apart.")
     if own is None:

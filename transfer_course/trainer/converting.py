@@ -24,6 +24,7 @@ import numpy as np
 
 from ..engine.errors import BadValue, UserMistake, require
 from ..engine.frameworks import keras_backend, load_keras, load_torch
+from ..engine.gaps import without_telemetry
 from ..engine.inference import _whole
 from ..engine.runtimes import SUFFIXES, check_format, quietly
 from ..vision.backbones import backbone
@@ -89,7 +90,7 @@ def _torch_to_onnx(result, path, size):
 
 
 def _torch_to_openvino(result, path, size):
-    ov, torch = require("openvino", "export"), load_torch()
+    ov, torch = without_telemetry("openvino", "export"), load_torch()
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     shape = ov.PartialShape([-1, size, size, 3])
     with torch.no_grad():
@@ -104,7 +105,8 @@ def _save_openvino(result, model, path):
     "Write OpenVINO's graph with names for input and output, in float32."
     model.inputs[0].get_tensor().set_names({"images"})
     model.outputs[0].get_tensor().set_names({OUTPUTS[task_of(result)]})
-    require("openvino", "export").save_model(model, path, compress_to_fp16=False)
+    ov = without_telemetry("openvino", "export")
+    ov.save_model(model, path, compress_to_fp16=False)
 
 
 # %% ../../nbs/trainer/converting.ipynb #cv000011
@@ -164,7 +166,7 @@ def _keras_to_onnx(result, path, size):
 
 # %% ../../nbs/trainer/converting.ipynb #cv000013
 def _keras_to_openvino(result, path, size):
-    ov = require("openvino", "export")
+    ov = without_telemetry("openvino", "export")
     _save_openvino(result, ov.convert_model(keras_whole(result, size)), path)
 
 
