@@ -1,4 +1,7 @@
-"""An exported file gives what `predict` gives, in its own runtime and nothing else."""
+"""What a run gives without this package.
+
+An exported file in its own runtime, and the lines of a run's README in its framework.
+"""
 
 import importlib.metadata
 import json
@@ -11,10 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
-from PIL import Image
+from PIL import Image, ImageOps
 
 from transfer_course import backbone, cli, load_result
+from transfer_course.engine import pixels
 from transfer_course.engine.errors import BadValue, MissingExtra, NotFound
+from transfer_course.engine.files import read_image
+from transfer_course.engine.frameworks import load_torch
+from transfer_course.engine.plain_use import _opened, _torch_body, plain_code
 from transfer_course.engine.runtimes import open_exported, read_notes
 from transfer_course.practice.export_run import export_run
 from transfer_course.trainer import converting, export_model
@@ -166,8 +173,6 @@ def test_int8_needs_the_images_of_the_run_and_openvino(runs, tmp_path):
 @pytest.fixture(scope="module")
 def small():
     """A network with random weights, as if it had been trained: PyTorch, 32 px."""
-    from transfer_course.engine.frameworks import load_torch
-
     torch = load_torch()
     from transfer_course.trainer.recipe import Recipe
     from transfer_course.trainer.torch_state import TorchResult
@@ -205,6 +210,8 @@ def test_keras_has_a_way_to_every_runtime(keras_small, tmp_path, to):
     path = tmp_path / f"small{SUFFIXES[to]}"
     made = keras_small.export(path)
     assert made["difference"] <= 1e-5
+    # OpenVINO's packages report each use to their makers, if they are let.
+    assert sys.modules.get("openvino_telemetry") is None
     Image.fromarray(check_images(32, 1)[0]).save(tmp_path / "photo.jpg", format="png")
     site = linked(tmp_path / "site", RUNTIMES[to], "numpy", "pillow")
     readme = tmp_path / f"{path.name}.md"
@@ -304,3 +311,76 @@ def test_images_of_another_size_or_shape_do_not_agree(small, tmp_path):
         export_result(
             small, tmp_path / "a.xml", images=np.zeros((0, 32, 32, 3), "uint8")
         )
+
+
+BLOCKED = """
+import importlib.abc, sys
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] == "transfer_course":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_the_lines_of_the_readme_give_what_predict_gives(
+    runs,
+    photos,
+    framework,
+):
+    run, readme = runs[framework], runs[framework] / "README.md"
+    code = program(readme)
+    lines = [line for line in code.splitlines() if line]
+    assert len([x for x in lines if not x.startswith(("import", "from"))]) <= 10
+    image = photos / "cup of tea" / "5.jpg"
+    code = code.replace('"photo.jpg"', repr(str(image)))
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED + code], cwd=run, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    name, probability = said(done.stdout)
+    expected = load_result(run).predict(str(image))[0]
+    assert name == list(HUES)[expected.argmax()]
+    assert abs(probability - expected.max()) <= 1e-4
+
+
+FITS = getattr(pixels, "FITS", ("crop",))
+
+
+@pytest.mark.parametrize("shape", [(57, 90), (90, 57), (40, 40), (3, 200)])
+@pytest.mark.parametrize("fit", FITS)
+def test_the_lines_read_an_image_as_predict_does(tmp_path, fit, shape):
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(noise).save(path, exif=turned, quality=95)
+    code = _opened(32, fit).replace('"photo.jpg"', repr(str(path)))
+    names = {"Image": Image, "ImageOps": ImageOps, "np": np}
+    exec(code, names)
+    how = {} if fit == "crop" else {"fit": fit}
+    assert np.array_equal(np.array(names["image"]), read_image(path, size=32, **how))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["efficientnet_lite0", "small_cnn", "resnet50", "vgg16", "convnext_tiny"]
+    + ["efficientnet_b0", "vit_b_16", "timm:resnet10t"],
+)
+def test_the_network_of_the_lines_has_the_tensors_of_a_run(name):
+    torch = load_torch()
+    with torch.device("meta"):
+        wanted = backbone(name, "torch", weights=None).model.state_dict()
+        names = {"torch": torch}
+        exec("\n".join(_torch_body(name)), names)
+    found = names["body"].state_dict()
+    assert list(found) == list(wanted)
+    assert all(found[k].shape == wanted[k].shape for k in wanted)
+
+
+def test_a_network_of_no_library_and_an_old_run_have_no_lines():
+    info = {"framework": "torch", "backbone": {"name": "mine"}, "size": 64}
+    assert plain_code(info) is None
+    assert plain_code({**info, "size": None}) is None
+    assert plain_code({**info, "fit": "other"}) is None
