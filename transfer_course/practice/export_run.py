@@ -14,7 +14,6 @@ __all__ = [
 ]
 
 # %% ../../nbs/6_practice/export_run.ipynb #er000003
-import csv
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,12 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_course.engine.errors import (
-    BadValue,
-    Damaged,
-    UserMistake,
-    printable,
-)
+from ..engine.errors import BadValue, UserMistake, printable
 from ..engine.gaps import without_telemetry
 from ..engine.runs import read_run
 from transfer_course.engine.runtimes import (
@@ -37,6 +31,7 @@ from transfer_course.engine.runtimes import (
     quietly,
 )
 from .finished import IMAGES, images_sum
+from .holding_out import read_images
 from .reading import read_source, reading_of
 
 # %% ../../nbs/6_practice/export_run.ipynb #er000004
@@ -55,20 +50,6 @@ from ..vision.evaluate import paired_interval
 
 
 # %% ../../nbs/6_practice/export_run.ipynb #er000006
-def _split_of(run) -> dict[str, str]:
-    "Checksum of an image -> train, valid or test, from a run's images.csv."
-    try:
-        with open(Path(run) / "images.csv", encoding="utf-8", newline="") as file:
-            return {row["digest"]: row["split"] for row in csv.DictReader(file)}
-    except FileNotFoundError:
-        return {}
-    except (KeyError, ValueError, csv.Error):
-        raise Damaged(
-            f"{printable(Path(run) / 'images.csv', True)} is not the table of a run's "
-            "images. Copy the run's folder anew, or delete this file."
-        ) from None
-
-
 def _again(data, info):
     "The split of a run without images.csv, drawn again, if its images are the same."
     seed = (info.get("recipe") or {}).get("seed")
@@ -91,7 +72,7 @@ class RunImages:
 def _found(run, info, place):
     "(training images, held-out images) of the run in a folder or table, or None."
     data = read_source(place, reading_of(info, run), progress=False)
-    split = _split_of(run)
+    split = {row.digest: row.split for row in read_images(run)}
     if not split:
         return _again(data, info)
     names = np.array([split.get(digest, "") for digest in data.digests()])

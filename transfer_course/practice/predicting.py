@@ -16,6 +16,7 @@ import numpy as np
 from ..engine.errors import NotFound
 from ..engine.files import Unreadable, list_images, printable, read_image
 from ..engine.litter import formats_told
+from .describing_targets import target_answer
 from .reading import reading_of
 from ..trainer.run import load_result
 
@@ -47,7 +48,8 @@ def predict_files(run, paths, top: int = 3, batch_size: int = 32):
     """Predict the class of each image file, and of those in the folders given.
 
     Yields dict(path, class, probability, top) or dict(path, error) for each file, in
-    order, then dict(path, skipped) for what else lies in the folders.
+    order, then dict(path, skipped) for what else lies in the folders. A run on labels
+    gives dict(path, labels, top), one on numbers dict(path, value, values).
     """
     result = load_result(run)
     read = partial(_read, reading=reading_of(result.info, run))
@@ -75,6 +77,9 @@ def _answers(result, files, images, top):
             yield {"path": printable(path), "error": image.reason}
             continue
         p = next(rows)
+        if result.task.name != "classes":
+            yield {"path": printable(path), **target_answer(result, p, top)}
+            continue
         best = [
             {"class": result.classes[j], "probability": float(p[j])}
             for j in np.argsort(-p, kind="stable")[:top]
