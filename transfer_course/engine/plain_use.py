@@ -83,6 +83,7 @@ for i in range(4):
 body.pool, body.flatten = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()"""
 
 
+# %% ../../nbs/engine/plain_use.ipynb #pu00000a
 def _torch_body(name: str) -> tuple[str, str] | None:
     "(import line, code that makes `body`), or None where no library has this network."
     if name == "efficientnet_lite0" or name.startswith("timm:"):
@@ -116,6 +117,7 @@ x = torch.tensor((np.array(image) - np.array({mean})) / {std})
 {shown}"""
 
 
+# %% ../../nbs/engine/plain_use.ipynb #pu00001a
 def _torch_code(info) -> str | None:
     "Code for a PyTorch run; None where no library has its network."
     found = _torch_body(info["backbone"]["name"])
@@ -203,6 +205,7 @@ _WITH = {
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai-edge-litert"}
 
 
+# %% ../../nbs/engine/plain_use.ipynb #pu00001ab
 def exported_code(
     name: str,  # of the exported file
     to: str,  # its format
@@ -230,6 +233,7 @@ def _fenced(code: str) -> str:
     return f"```python\n{code}\n```\n"
 
 
+# %% ../../nbs/engine/plain_use.ipynb #pu00002a
 def _inside(info) -> str:
     "What the files of a run are."
     how, size = info["backbone"].get("preprocessing") or {}, info.get("size")
@@ -267,6 +271,7 @@ def _how(info) -> str:
     )
 
 
+# %% ../../nbs/engine/plain_use.ipynb #pu00002ab
 def write_readme(
     folder,  # the run's folder
     info: dict,  # as `read_run` returns it

@@ -102,6 +102,7 @@ def _to_openvino(path, notes):
         os.replace(whole.with_suffix(suffix), path.with_suffix(suffix))
 
 
+# %% ../../nbs/engine/runtimes.ipynb #rt00001a
 def _to_tflite(path, notes):
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(_NOTES, json.dumps(notes, ensure_ascii=False, indent=1))

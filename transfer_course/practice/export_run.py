@@ -80,6 +80,7 @@ def _found(run, info, place):
     return data.subset(names == "train"), data.subset(names == test)
 
 
+# %% ../../nbs/6_practice/export_run.ipynb #er00000a
 def run_images(run, info: dict, source=None) -> RunImages | None:
     """The images of a saved run, from `source` or from where they were; None if gone.
 
@@ -151,6 +152,7 @@ def _loss(right, right_int8, groups) -> dict:
     }
 
 
+# %% ../../nbs/6_practice/export_run.ipynb #er00001a
 def _scored(result, path, held_out) -> dict:
     "The loss of accuracy of an int8 file on held-out images."
     rows = np.array_split(np.arange(len(held_out)), -(-len(held_out) // 32))
@@ -177,6 +179,7 @@ def _export_int8(result, path, own: RunImages) -> dict:
         return _scored(result, file, own.held_out)
 
 
+# %% ../../nbs/6_practice/export_run.ipynb #er00001ab
 def _check_int8(to, result, own):
     "BadValue where int8 can't be had, or where its loss could not be stated."
     if to != "openvino":

@@ -89,6 +89,7 @@ def _torch_to_onnx(result, path, size):
         )
 
 
+# %% ../../nbs/trainer/converting.ipynb #cv00000a
 def _torch_to_openvino(result, path, size):
     ov, torch = without_telemetry("openvino", "export"), load_torch()
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
@@ -152,6 +153,7 @@ def _renamed(path, output):
     onnx.save(model, path)
 
 
+# %% ../../nbs/trainer/converting.ipynb #cv00001a
 def _keras_to_onnx(result, path, size):
     whole = keras_whole(result, size)
     convert = require("tf2onnx", "export").convert.from_function
@@ -213,6 +215,7 @@ def as_keras(result) -> Twin:
     return Twin(twin, model, result.info)
 
 
+# %% ../../nbs/trainer/converting.ipynb #cv00002a
 def _torch_to_tflite(result, path, size):
     _keras_to_tflite(as_keras(result), path, size)
 
@@ -228,6 +231,7 @@ _WAYS = {
 }
 
 
+# %% ../../nbs/trainer/converting.ipynb #cv00001ab
 def convert(
     result,  # a trained network
     path,  # the file to write, with its format's suffix

@@ -17,6 +17,7 @@ __all__ = [
     "staged",
     "describe_file",
     "export_result",
+    "Exportable",
 ]
 
 # %% ../../nbs/trainer/export_model.ipynb #em000003
@@ -42,6 +43,8 @@ from transfer_course.engine.runtimes import (
 )
 from ..engine.writing import disk_mistake
 from .converting import OUTPUTS, convert, task_of
+
+# %% ../../nbs/trainer/export_model.ipynb #em00000a
 from ..vision.photos import photos
 
 # %% ../../nbs/trainer/export_model.ipynb #em000005
@@ -63,6 +66,7 @@ def side_of(result) -> int:
     return size
 
 
+# %% ../../nbs/trainer/export_model.ipynb #em00000ab
 def notes_of(result) -> dict:
     "What an exported file carries: texts by name."
     net, info, size = result.backbone, result.info, side_of(result)
@@ -114,6 +118,7 @@ def largest_difference(found, wanted) -> float:
     return float(np.abs(found - wanted).max() / max(1.0, np.abs(wanted).max()))
 
 
+# %% ../../nbs/trainer/export_model.ipynb #em00000ac
 def check_agreement(result, path, images) -> float:
     "The largest difference to `predict`; Disagrees if it is above the tolerance."
     with quietly():
@@ -135,6 +140,7 @@ def files_of(path) -> list[Path]:
     return [*weights, path.with_name(path.name + ".md"), path]
 
 
+# %% ../../nbs/trainer/export_model.ipynb #em00000ad
 def refuse_existing(path, to: str | None = None):
     """BadValue if the file, or one that belongs to it, exists; NotFound without folder.
 
@@ -159,6 +165,7 @@ def refuse_existing(path, to: str | None = None):
         )
 
 
+# %% ../../nbs/trainer/export_model.ipynb #em00000b
 @contextmanager
 def staged(path):
     """A path to write an exported file to, which appears under `path` afterwards.
@@ -208,3 +215,17 @@ def export_result(
         describe_file(file, notes_of(result))
         off = check_agreement(result, file, images)
     return {"path": path, "format": to, "images": len(images), "difference": off}
+
+
+# %% ../../nbs/trainer/export_model.ipynb #em000016
+class Exportable:
+    "What can be exported; `Result` is."
+
+    def export(self, path, to=None, images=None) -> dict:
+        """Write the network for another runtime: pixels in, what `predict` gives out.
+
+        The name ends in .onnx, .xml (OpenVINO) or .tflite. The file is kept only if it
+        gives what `predict` gives on `images`, by default bundled photographs. Raises
+        UserMistake or, if the file differs, Disagrees.
+        """
+        return export_result(self, path, to, images)

@@ -20,32 +20,17 @@ __all__ = [
 
 # %% ../../nbs/trainer/result.ipynb #51d4d190
 import math
-
-
 import warnings
-
-
 from collections.abc import Callable
-
-
 from dataclasses import dataclass, field, fields
-
 
 import numpy as np
 
-
 from ..engine.errors import BadValue, Damaged
-
-
 from ..engine.files import printable
-
-
 from ..engine.runs import save_run
-
-
+from .export_model import Exportable
 from .recipe import Recipe
-
-
 from transfer_course.trainer.tasks import (
     loss_and_accuracy,
     match_answers,
@@ -53,14 +38,8 @@ from transfer_course.trainer.tasks import (
     softmax,
     task_of,
 )
-
-
 from ..vision.backbones import backbone
-
-
 from ..vision.evaluate import scores
-
-
 from ..vision.images import as_images
 
 # %% ../../nbs/trainer/result.ipynb #51d4d190b
@@ -69,7 +48,6 @@ from transfer_course.vision.target_scores import (
     label_scores,
     number_scores,
 )
-
 
 _all_ = ["softmax", "loss_and_accuracy", "match_classes"]
 
@@ -135,7 +113,7 @@ class Best:
 
 # %% ../../nbs/trainer/result.ipynb #6ff0c8db
 @dataclass
-class Result:
+class Result(Exportable):
     "A trained network with its history. Subclasses: `TorchResult`, `KerasResult`."
 
     backbone: object  # the backbone as trained
@@ -222,17 +200,6 @@ class Result:
             write_model=self.write_model,
             info={**_about(self), **self.info, **info},
         )
-
-    def export(self, path, to=None, images=None) -> dict:
-        """Write the network for another runtime: pixels in, what `predict` gives out.
-
-        The name ends in .onnx, .xml (OpenVINO) or .tflite. The file is kept only if it
-        gives what `predict` gives on `images`, by default bundled photographs. Raises
-        UserMistake or, if the file differs, Disagrees.
-        """
-        from transfer_course.trainer.export_model import export_result
-
-        return export_result(self, path, to, images)
 
 
 # %% ../../nbs/trainer/result.ipynb #29bcdee4
