@@ -721,6 +721,68 @@ def predict(
         raise typer.Exit(2)
 
 
+class Format(StrEnum):
+    """What runs an exported file."""
+
+    onnx = "onnx"
+    openvino = "openvino"
+    tflite = "tflite"
+
+
+@app.command(
+    epilog=(
+        "Examples:   transfer-course export runs/mine --to onnx   |   "
+        "transfer-course export runs/mine --to openvino --int8 --images photos/"
+    )
+)
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a saved run.")],
+    to: Annotated[
+        Format, typer.Option(help="What will run the file; tflite is for LiteRT.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "The new file, ending in .onnx, .xml (OpenVINO) or .tflite; by default "
+                "model.onnx and so on in the run's folder."
+            )
+        ),
+    ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help=(
+                "For OpenVINO: 8-bit integers, with the loss of accuracy on the "
+                "held-out images."
+            ),
+        ),
+    ] = False,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder that the run was trained on, if it is not where it was."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the model for another runtime: pixels in, probabilities out, with the names
+    of the classes inside. The file is kept only if it gives what predict gives."""
+    from transfer_course.practice.export_run import export_run
+
+    made = export_run(
+        run,
+        to.value,
+        out,
+        int8=int8,
+        images=images,
+        say=lambda text="": say(text, as_json),
+    )
+    if as_json or not sys.stdout.isatty():
+        emit(made)
+
+
 @app.command(
     epilog=(
         "Examples:   transfer-course lab   |   transfer-course lab my-lessons "

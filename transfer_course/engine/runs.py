@@ -329,7 +329,8 @@ def _replace(folder, name, write_model, info):
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     _settle(folder)
-    for stale in {*MODEL_FILES.values(), "report.html", "card.md"} - {name}:
+    told = {"report.html", "card.md", "README.md"}
+    for stale in {*MODEL_FILES.values(), *told} - {name}:
         (folder / stale).unlink(missing_ok=True)
 
 

@@ -230,7 +230,7 @@ def _beside_told(info):
 # %% ../../nbs/6_practice/describing.ipynb #7797d942
 def _what_next(out):
     "Where the run is, and how to use it."
-    yield f"saved in {printable(out)}: model, run.json, report.html, card.md"
+    yield f"saved in {printable(out)}: model, run.json, README.md, report.html, card.md"
     yield f"next: transfer-course predict {shlex.quote(printable(out))} IMAGE…"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..engine.errors import BadValue, NoRoom, UserMistake
 from ..engine.files import home_path, printable
 from ..engine.frameworks import check_framework, processes
+from ..engine.plain_use import write_readme
 from ..engine.runs import claim_folder, read_run, state_of
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
@@ -395,6 +396,7 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
     try:
         write_recipe(job.recipe, Path(out) / RECIPE)
         explain_run(out, result, probabilities, scored_part(parts))
+        write_readme(out, read_run(out)[0])
     except (UserMistake, OSError) as e:
         raise NoRoom(
             f"The model is saved in {printable(out, True)}, and its report could not "
@@ -451,6 +453,8 @@ def _give_back(job: Job, info) -> None:
 def _complete(job: Job, info, data) -> None:
     "Write what a run lacks that was killed between its model and its report."
     out, new = Path(job.out), "n_test" in info
+    if new and not (out / "README.md").exists():
+        write_readme(out, info)
     needed = ["report.html", "card.md", *(["images.csv"] if new else [])]
     if all((out / name).exists() for name in needed):
         return

@@ -29,6 +29,7 @@ import numpy as np
 from ..engine.errors import BadValue, Damaged
 from ..engine.files import printable
 from ..engine.runs import save_run
+from .export_model import Exportable
 from .recipe import Recipe
 from transfer_course.trainer.tasks import (
     loss_and_accuracy,
@@ -112,7 +113,7 @@ class Best:
 
 # %% ../../nbs/trainer/result.ipynb #6ff0c8db
 @dataclass
-class Result:
+class Result(Exportable):
     "A trained network with its history. Subclasses: `TorchResult`, `KerasResult`."
 
     backbone: object  # the backbone as trained
