@@ -16,7 +16,8 @@ from transfer_course.engine import frameworks
 from transfer_course.engine.checkpoints import NAME
 from transfer_course.engine.errors import BadValue
 from transfer_course.practice import own_folder
-from transfer_course.practice.own_folder import default_size, tune_folder
+from transfer_course.practice.own_folder import tune_folder
+from transfer_course.practice.reading import default_size
 from transfer_course.trainer import auto as module
 from transfer_course.trainer.auto import PARTS, auto, best_rate, candidates
 from transfer_course.trainer.recipe import Recipe

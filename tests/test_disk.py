@@ -22,7 +22,7 @@ from hostile import encoded, picture
 from transfer_course import cli
 from transfer_course.engine.errors import NoRoom, UserMistake
 from transfer_course.engine.runs import claim_folder, read_run, save_run, state_of
-from transfer_course.practice import own_folder
+from transfer_course.practice import describing, own_folder
 from transfer_course.trainer.run import load_result
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts of Linux")
@@ -182,13 +182,13 @@ def test_a_disk_that_fills_up_while_the_model_is_written(
 
 
 def test_no_room_for_the_report_keeps_the_model(photos, disk, capsys, monkeypatch):
-    out, write = disk(4) / "run", own_folder.write_report
+    out, write = disk(4) / "run", describing.write_report
 
     def then_no_room(*args, **kwargs):
         fill(out.parent)
         write(*args, **kwargs)
 
-    monkeypatch.setattr(own_folder, "write_report", then_no_room)
+    monkeypatch.setattr(describing, "write_report", then_no_room)
     message = refused(capsys, photos, out, "The model is saved in")
     assert "the disk is full" in message
     assert load_result(out).classes == ["a", "b", "c"] and not list(out.glob("report*"))
@@ -352,7 +352,7 @@ def test_a_cache_that_takes_nothing_costs_only_time(
     photos, disk, capsys, monkeypatch, tmp_path, how
 ):
     monkeypatch.setattr(
-        own_folder, "random_probe", lambda *a: lambda valid: np.zeros(len(valid), int)
+        describing, "random_probe", lambda *a: lambda valid: np.zeros(len(valid), int)
     )
     plain = tune(capsys, photos, tmp_path / "plain", 0)[0]["accuracy"]
     cache = (

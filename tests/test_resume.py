@@ -127,7 +127,8 @@ def test_a_finished_run_is_given_back_and_a_running_one_refused(
 def test_a_finished_run_is_given_back_for_its_own_images_only(tmp_path):
     from PIL import Image
 
-    from transfer_course.practice.own_folder import predict_files, tune_folder
+    from transfer_course.practice.own_folder import tune_folder
+    from transfer_course.practice.predicting import predict_files
 
     rng, said, out = np.random.default_rng(0), [], tmp_path / "run"
 

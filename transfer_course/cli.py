@@ -44,6 +44,11 @@ BackboneName = Annotated[
 ]
 
 
+Source = Annotated[
+    Path, typer.Argument(help="A folder with one folder of images per class.")
+]
+
+
 class Framework(StrEnum):
     """Which library trains."""
 
@@ -150,13 +155,22 @@ def demo(
     ),
 )
 def fine_tune(
-    folder: Annotated[
-        Path, typer.Argument(help="A folder with one folder of images per class.")
-    ],
+    folder: Source,
     framework: Annotated[
         Framework, typer.Option(help="Which library trains.")
     ] = Framework.torch,
     backbone: BackboneName = "efficientnet_lite0",
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help=(
+                "Side in pixels that images are resized to. By default the images' "
+                "own: the median of their shorter sides, rounded down to a multiple "
+                "of 32, from 32 to 224. Time grows with its square: 224 takes about "
+                "three times as long as 128."
+            )
+        ),
+    ] = None,
     strategy: Annotated[
         str,
         typer.Option(
@@ -174,17 +188,6 @@ def fine_tune(
             help=(
                 "Passes over the training images; by default the strategy's. "
                 "auto takes 6, and up to 6 more for its search."
-            )
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            help=(
-                "Side in pixels that images are resized to. By default the images' "
-                "own: the median of their shorter sides, rounded down to a multiple "
-                "of 32, from 32 to 224. Time grows with its square: 224 takes about "
-                "three times as long as 128."
             )
         ),
     ] = None,
@@ -228,14 +231,14 @@ def fine_tune(
         out,
         framework=framework.value,
         backbone=backbone,
-        strategy=strategy,
-        epochs=epochs,
         size=size,
-        seed=seed,
         resume=resume,
         workers=workers,
         progress=processes().is_main_process,
         say=lambda text="": say(text, as_json),
+        strategy=strategy,
+        epochs=epochs,
+        seed=seed,
     )
     if processes().is_main_process and (as_json or not sys.stdout.isatty()):
         emit(summary)
@@ -329,7 +332,7 @@ def predict(
 ) -> None:
     """Class and probability of each image, a line each; exit code 2 if any could not be
     read. What else lies in a folder is skipped."""
-    from transfer_course.practice.own_folder import predict_files
+    from transfer_course.practice.predicting import predict_files
 
     failed, left_out = False, 0
     for row in predict_files(run, images, top=top):

@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .own_folder import default_recipe
 from .records import load_runs, record_path, store_runs
+from .settings import default_recipe
 from ..trainer.auto import auto
 from ..trainer.run import fine_tune
 from ..vision.backbones import backbone
