@@ -23,6 +23,7 @@ DEFAULTS = {
 }
 
 
+# %% ../../nbs/6_practice/settings.ipynb #f08ef305
 def default_recipe(
     strategy: str = "auto",
     epochs: int | None = None,
