@@ -41,9 +41,22 @@ def _md_table(d, head):
 
 
 # %% ../../nbs/engine/card.ipynb #8cf7ebbf
-_LIMITS = (
+_ALWAYS = (
     "- It always answers with one of its classes, also for a picture of none of them. "
-    "A low highest probability is a hint, no proof.\n"
+    "A low highest probability is a hint, no proof."
+)
+_NONE = (
+    "- Without `--abstain` it always answers with one of its classes, also for a "
+    'picture of none of them. `predict --abstain` answers "none of these" instead '
+    "where an image is less familiar than nearly all held-out images; at most {rate} "
+    "of images like those are refused by mistake. {measured}"
+)
+_LEFT_OUT = (
+    "Leaving two classes out measured how well it works, with a probe on the "
+    "pretrained network: AUROC {auroc} ({level} interval {low} to {high}), where 0.5 "
+    "is chance and 1 is perfect."
+)
+_LIMITS = (
     "- The held-out images come from the same folder as the training images. "
     "On pictures from another camera, place or style expect less.\n"
     "- Its probabilities were not calibrated: "
@@ -51,6 +64,25 @@ _LIMITS = (
     "- It was not examined for fairness between groups of people, "
     "nor for use where a mistake harms somebody."
 )
+
+
+# %% ../../nbs/engine/card.ipynb #noneexp1
+def _percent(value, digits=0):
+    return f"{100 * (_number(value) or 0):.{digits}f} %"
+
+
+def _limits(info):
+    "What the network can't do, and how well it refuses an image."
+    about = info.get("abstain")
+    if not isinstance(about, dict) or about.get("why") or "sha256" not in about:
+        return f"{_ALWAYS}\n{_LIMITS}"
+    measured = _md(about.get("note") or "")
+    if _number(about.get("auroc")) is not None:
+        ends = {name: _f(about.get(name)) for name in ("auroc", "low", "high")}
+        measured = _LEFT_OUT.format(level=_percent(about.get("level")), **ends)
+    lowest = 1 / (1 + (_number(about.get("held_out")) or 0))
+    rate = _percent(max(_number(about.get("rate")) or 0, lowest))
+    return f"{_NONE.format(rate=rate, measured=measured)}\n{_LIMITS}"
 
 
 # %% ../../nbs/engine/card.ipynb #97855eec
@@ -126,7 +158,7 @@ def write_card(
         ("Network", _card_network(info.get("backbone") or {})),
         ("Training", _card_training(info)),
         ("Scores", _card_scores(info.get("metrics") or {}, _baselines(info))),
-        ("Limits", _LIMITS),
+        ("Limits", _limits(info)),
         ("Versions", versions),
     ]
     title = f"{_md(info.get('strategy') or 'run')} on {len(classes)} classes"

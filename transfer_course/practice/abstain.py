@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 # %% ../../nbs/6_practice/abstain.ipynb #abst0003
-import json
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -149,7 +148,7 @@ def load_familiar(run, info: dict) -> Familiar:
 
 # %% ../../nbs/6_practice/abstain.ipynb #abst0012
 def _missing(shown, info, said) -> str:
-    'Why a run can\'t say "none of these", and what to do.'
+    "Why a run can't refuse an image, and what to do."
     if said.get("why"):
         return f'{shown} can\'t answer "none of these": {said["why"]}'
     if "sha256" in said:

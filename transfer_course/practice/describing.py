@@ -11,6 +11,8 @@ import numpy as np
 from ..engine.files import printable
 from ..engine.report import write_card, write_report
 from ..engine.runs import read_run
+from .abstain import told
+from .heat import add_heat
 
 # %% ../../nbs/6_practice/describing.ipynb #des04imp
 from transfer_course.vision.evaluate import (
@@ -105,11 +107,10 @@ def describe(result, net, data, parts) -> tuple[dict, np.ndarray]:
 
 
 # %% ../../nbs/6_practice/describing.ipynb #80c89704
-def _mistakes(classes, probabilities, valid, most=12) -> list:
-    "The wrong predictions with the highest probability, as the report shows them."
+def _pictured(rows, classes, probabilities, valid) -> list:
+    "These held-out images as the report shows them."
     guess, sure = probabilities.argmax(1), probabilities.max(1)
-    wrong = [i for i in np.argsort(-sure) if guess[i] != valid.labels[i]][:most]
-    images = valid.batch(np.array(wrong, int)) if wrong else []
+    images = valid.batch(np.array(rows, int)) if len(rows) else []
     return [
         dict(
             image=image,
@@ -118,8 +119,24 @@ def _mistakes(classes, probabilities, valid, most=12) -> list:
             probability=float(sure[i]),
             path=printable(valid.paths[i]) if valid.paths is not None else str(i),
         )
-        for i, image in zip(wrong, images)
+        for i, image in zip(rows, images)
     ]
+
+
+def _mistakes(probabilities, valid, most=12) -> list:
+    "Rows of the wrong predictions with the highest probability."
+    guess, sure = probabilities.argmax(1), probabilities.max(1)
+    return [i for i in np.argsort(-sure) if guess[i] != valid.labels[i]][:most]
+
+
+def _best(probabilities, valid, most=30) -> list:
+    "The row of each class's surest right prediction, for the most frequent classes."
+    guess, sure = probabilities.argmax(1), probabilities.max(1)
+    right = np.flatnonzero(guess == valid.labels)
+    counts = np.bincount(valid.labels, minlength=probabilities.shape[1])
+    frequent = np.sort(np.argsort(-counts, kind="stable")[:most])
+    mine = [right[guess[right] == c] for c in frequent]
+    return [rows[sure[rows].argmax()] for rows in mine if len(rows)]
 
 
 # %% ../../nbs/6_practice/describing.ipynb #cbb4984d
@@ -128,9 +145,12 @@ def explain_run(out, result, probabilities, valid):
     info, _ = read_run(out)
     classes, guess = result.classes, probabilities.argmax(1)
     confusion = confusion_matrix(valid.labels, guess, len(classes))
-    mistakes = _mistakes(classes, probabilities, valid)
-    curves = result.history
-    write_report(out, info=info, confusion=confusion, mistakes=mistakes, curves=curves)
+    about = classes, probabilities, valid
+    mistakes = _pictured(_mistakes(probabilities, valid), *about)
+    best = _pictured(_best(probabilities, valid), *about)
+    looked_at = dict(best=best) | add_heat(result, mistakes + best)
+    pictures = dict(mistakes=mistakes, looked_at=looked_at)
+    write_report(out, info=info, confusion=confusion, curves=result.history, **pictures)
     write_card(out, info)
 
 
@@ -159,5 +179,7 @@ def sentences(info, out):
             f"{_verdict(d)}: {d['mean']:+.2f} over random features "
             f"({d['low']:+.2f} to {d['high']:+.2f})"
         )
+    if isinstance(info.get("abstain"), dict):
+        yield told(info["abstain"])
     yield f"saved in {printable(out)}: model, run.json, report.html, card.md"
     yield f"next: transfer-course predict '{printable(out)}' IMAGE…"

@@ -17,6 +17,7 @@ from ..engine.frameworks import check_framework, processes
 from ..engine.runs import claim_folder, read_run, state_of
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
+from .abstain import note_unfamiliar
 from .describing import describe, explain_run, sentences
 from transfer_course.practice.finished import (
     IMAGES,
@@ -199,6 +200,7 @@ def _train(job: Job, data, parts, net) -> None:
     if not job.team.is_main_process:
         return
     about, probabilities = describe(result, net, data, parts)
+    about["abstain"] = note_unfamiliar(job.out, result, net, parts.train, parts.valid)
     _save(job, result, _about_data(job, data) | about, probabilities, parts)
 
 
