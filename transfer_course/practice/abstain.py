@@ -24,7 +24,9 @@ __all__ = [
     "share_below",
     "pairs_of",
     "Known",
-    "scores_without",
+    "without",
+    "placed",
+    "left_out_interval",
     "auroc_left_out",
     "measured",
     "note_unfamiliar",
@@ -244,30 +246,26 @@ class Known(NamedTuple):
         return Known(*(column[keep] for column in self))
 
 
-def scores_without(pair, train: Known, held: Known, score=None, grid=(1e-3,)):
-    """(scores of held-out images of the other classes, scores of the pair's images).
+def without(pair, train: Known, held: Known):
+    """(memory, features and logits of held-out images, of the pair's images).
 
-    The pair's images are those of both sets, because training did not see them.
+    Probe and memory are fitted without the pair. Its images are those of both sets,
+    because training did not see them.
     """
-    train, new = train.where(~np.isin(train.labels, pair)), _of(pair, train, held)
-    held = held.where(~np.isin(held.labels, pair))
-    labels = np.unique(train.labels, return_inverse=True)[1]
-    probe = linear_probe(train.Z, labels, train.groups, grid=grid)
-    weights, biases = head_from_probe(probe, labels.max() + 1)
-    logits = held.Z @ weights + biases
-    score = score or Familiar.scores
-    memory = familiar(train.Z, held.Z, logits)
-    return score(memory, held.Z, logits), score(memory, new.Z, new.Z @ weights + biases)
-
-
-def _of(pair, train, held):
-    "The pair's images, training images first."
     both = Known(*(np.concatenate(columns) for columns in zip(train, held)))
-    return both.where(np.isin(both.labels, pair))
+    new = both.where(np.isin(both.labels, pair)).Z
+    train = train.where(~np.isin(train.labels, pair))
+    old = held.where(~np.isin(held.labels, pair)).Z
+    labels = np.unique(train.labels, return_inverse=True)[1]
+    probe = linear_probe(train.Z, labels, train.groups, grid=(1e-3,))
+    weights, biases = head_from_probe(probe, labels.max() + 1)
+    logits = old @ weights + biases
+    memory = familiar(train.Z, old, logits)
+    return memory, (old, logits), (new, new @ weights + biases)
 
 
 # %% ../../nbs/6_practice/abstain.ipynb #abst0020
-def _placed(pairs, train: Known, held: Known, score=None):
+def placed(pairs, train: Known, held: Known, score=Familiar.scores):
     """Two tables with a row per pair: shares of familiar images that are lower, for
     each left-out image, and shares of left-out images that are higher, for each
     familiar one. NaN where a pair does not have the image."""
@@ -275,7 +273,8 @@ def _placed(pairs, train: Known, held: Known, score=None):
     lower = np.full((len(pairs), len(all_labels)), np.nan)
     higher = np.full((len(pairs), len(held.labels)), np.nan)
     for row, pair in enumerate(pairs):
-        below = share_below(*scores_without(pair, train, held, score))
+        memory, *both = without(pair, train, held)
+        below = share_below(*(score(memory, *images) for images in both))
         lower[row, np.isin(all_labels, pair)] = below.mean(axis=0)
         higher[row, ~np.isin(held.labels, pair)] = below.mean(axis=1)
     return lower, higher
@@ -288,18 +287,23 @@ def _tested(table, groups):
 
 
 # %% ../../nbs/6_practice/abstain.ipynb #abst0021
-def auroc_left_out(train: Known, held: Known, seed=0, level=0.95, score=None) -> dict:
-    "auroc, low, high, level, pairs: how well two left-out classes are noticed."
-    pairs = pairs_of(train.labels, seed)
-    lower, higher = _placed(pairs, train, held, score)
-    classes = np.concatenate([train.labels, held.labels])
+def left_out_interval(lower, classes, higher, groups, level=0.95):
+    "(mean, low, high) of the AUROC from what `placed` gives."
     new = interval(*_tested(lower, classes), level=level)
-    old = interval(*_tested(np.nanmean(higher, 0)[None], held.groups), level=level)
+    old = interval(*_tested(np.nanmean(higher, 0)[None], groups), level=level)
     down = np.hypot(new.mean - new.low, old.mean - old.low)
     up = np.hypot(new.high - new.mean, old.high - old.mean)
-    ends = dict(low=max(0.0, new.mean - down), high=min(1.0, new.mean + up))
-    ends = {name: round(float(end), 4) for name, end in ends.items()}
-    return dict(auroc=round(new.mean, 4), **ends, level=level, pairs=len(pairs))
+    return new.mean, max(0.0, new.mean - down), min(1.0, new.mean + up)
+
+
+def auroc_left_out(train: Known, held: Known, seed=0, level=0.95) -> dict:
+    "auroc, low, high, level, pairs: how well two left-out classes are noticed."
+    pairs = pairs_of(train.labels, seed)
+    lower, higher = placed(pairs, train, held)
+    classes = np.concatenate([train.labels, held.labels])
+    found = left_out_interval(lower, classes, higher, held.groups, level)
+    found = dict(zip(("auroc", "low", "high"), (round(float(x), 4) for x in found)))
+    return found | dict(level=level, pairs=len(pairs))
 
 
 # %% ../../nbs/6_practice/abstain.ipynb #abst0023
