@@ -101,6 +101,14 @@ def test_both_frameworks_agree(twins, data, layer, method):
     assert ours.max() == 1
 
 
+def test_the_pretrained_twins_agree(probe, data):
+    """The bundled network with the same probe on top, in Keras."""
+    net = backbone("efficientnet_lite0", "keras")
+    theirs = fine_tune(net, data, None, Recipe("probe"), progress=False)
+    maps = [heat_map(result, data, LABELS) for result in (probe, theirs)]
+    np.testing.assert_allclose(*maps, atol=1e-3)
+
+
 def test_a_probe_gives_the_class_activation_map(probe, data):
     """CAM (Zhou et al. 2016): the head's weights, applied to each cell."""
     import torch

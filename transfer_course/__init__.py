@@ -62,6 +62,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "trainer.recipe": ["Recipe", "register_strategy"],
         "trainer.result": ["Result"],
         "trainer.run": ["fine_tune", "load_result"],
+        "practice.heat": ["heat_map"],
         "practice.own_folder": ["tune_folder"],
         "practice.predicting": ["predict_files"],
     },

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .card import write_card
+from .card import none_of_these, write_card
 from .charts import _curves
 from .errors import BadValue, printable
 
@@ -257,7 +257,9 @@ def _mistakes(mistakes, limit=24):
     if not mistakes:
         return "<p>There are none: every held-out image was recognised.</p>"
     figures = "".join(_figure(mistake) for mistake in mistakes[:limit])
-    figures = f"<div class=pictures>{figures}</div>"
+    heat = any(mistake.get("heat") is not None for mistake in mistakes)
+    told = "<p>The heat maps are those explained above.</p>" if heat else ""
+    figures = f"{told}<div class=pictures>{figures}</div>"
     if len(mistakes) <= limit:
         return figures
     return figures + f"<p class=note>{limit} of {len(mistakes)} are shown.</p>"
@@ -274,17 +276,25 @@ _LEGEND = (
 )
 
 
-def _looked_at(best, cells="", note=""):
+_SHOWN = (
+    "For each class, the recognised held-out image with the highest probability is "
+    "shown, and that probability."
+)
+
+
+def _looked_at(best, cells="", note="", missing=(), more=""):
     "The best image of each class with its heat map, and how to read it."
-    if not best and not note:
-        return "<p>No held-out image was recognised.</p>"
-    known = any(picture.get("heat") is not None for picture in best)
-    legend = _LEGEND.format(cells=_t(cells)) if known else _t(note)
-    shown = "For each class, the held-out image with the highest probability of those "
-    shown += "that were recognised, and that probability."
+    legend = _LEGEND.format(cells=_t(cells)) if cells else _t(note)
     figures = "".join(map(_figure, best))
-    more = f"<p class=note>{_t(note)}</p>" if known and note else ""
-    return f"<p>{shown}</p><p>{legend}</p><div class=pictures>{figures}</div>{more}"
+    names = ", ".join(_name(c) for c in missing)
+    none = f"No held-out image was recognised of: {names}." if missing else ""
+    rest = f"<p class=note>{none} {_t(more)}</p>" if none or more else ""
+    return f"<p>{_SHOWN}</p><p>{legend}</p><div class=pictures>{figures}</div>{rest}"
+
+
+def _none(info):
+    "What the run does with an image of none of its classes."
+    return f"<p>{_t(none_of_these(info)).replace('`', '')}</p>"
 
 
 # %% ../../nbs/engine/report.ipynb #677d982e
@@ -380,6 +390,7 @@ def write_report(
         ("Who is taken for whom", _confused(counts, classes)),
         *([("What the network looked at", _looked_at(**looked_at))] * bool(looked_at)),
         ("The most confident mistakes", _mistakes(mistakes)),
+        *([("Images of none of its classes", _none(info))] * bool(none_of_these(info))),
         ("Files that were left out", left_out),
         ("How to use it", _use(folder, info)),
     ]

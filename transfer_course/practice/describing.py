@@ -139,6 +139,15 @@ def _best(probabilities, valid, most=30) -> list:
     return [rows[sure[rows].argmax()] for rows in mine if len(rows)]
 
 
+def _not_shown(classes, valid, best, most=30) -> dict:
+    "The classes without a recognised image, and whether some are left out."
+    shown = {picture["true"] for picture in best}
+    held = [classes[i] for i in np.unique(valid.labels)]
+    if len(classes) > most:
+        return dict(more=f"Only the {most} most frequent classes are looked at.")
+    return dict(missing=[c for c in held if c not in shown])
+
+
 # %% ../../nbs/6_practice/describing.ipynb #cbb4984d
 def explain_run(out, result, probabilities, valid):
     "Write report and card beside the saved model."
@@ -149,6 +158,7 @@ def explain_run(out, result, probabilities, valid):
     mistakes = _pictured(_mistakes(probabilities, valid), *about)
     best = _pictured(_best(probabilities, valid), *about)
     looked_at = dict(best=best) | add_heat(result, mistakes + best)
+    looked_at |= _not_shown(classes, valid, best)
     pictures = dict(mistakes=mistakes, looked_at=looked_at)
     write_report(out, info=info, confusion=confusion, curves=result.history, **pictures)
     write_card(out, info)
