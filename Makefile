@@ -81,8 +81,9 @@ test-newest:
 	rm -rf .venv-newest
 	$(MAKE) --no-print-directory test VENV=.venv-newest CONSTRAINTS= COMPARE=--nbval-lax
 
+# In a container: make lab LAB="--allow-root --ip 0.0.0.0"
 lab: install
-	$(BIN)/transfer-course lab
+	$(BIN)/transfer-course lab $(LAB)
 
 # The peers of the bench that nothing else needs, after everything else.
 $(VENV)/.bench: $(STAMP)

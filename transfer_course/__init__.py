@@ -22,6 +22,31 @@ if "OMP_WAIT_POLICY" not in os.environ:
 os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
 
 
+def _give_home() -> None:
+    """Name a user and a home folder where the system knows none, as in a container
+    that runs under a foreign number: torch, Keras and matplotlib ask for both."""
+    import pwd
+    import tempfile
+
+    name = f"user-{os.getuid()}"
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", name)
+    if os.path.expanduser("~") == "~":
+        home = os.path.join(tempfile.gettempdir(), f"transfer_course-{name}")
+        try:
+            os.makedirs(home, 0o700, exist_ok=True)
+            private = os.stat(home).st_uid == os.getuid()
+        except OSError:
+            private = False
+        os.environ["HOME"] = home if private else tempfile.mkdtemp()
+
+
+if os.name == "posix":
+    _give_home()
+
+
 class _TritonFirst:
     """Import hook that lets an `import tensorflow` that comes later load triton first.
 

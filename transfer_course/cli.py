@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import re
+import shlex
+import signal
 import sys
 import time
 from enum import StrEnum
@@ -151,15 +153,27 @@ def demo(
         "Examples:   transfer-course fine-tune photos/   |   "
         "transfer-course fine-tune photos/ --framework keras --strategy probe "
         "--size 224 --out runs/mine   |   "
-        "transfer-course fine-tune photos/ --out runs/mine --resume"
+        "transfer-course fine-tune photos/ --out runs/mine --resume   |   "
+        "transfer-course fine-tune photos/ --lr 1e-3 --patience 3 --no-mirror "
+        "--log csv --dry-run   |   "
+        "transfer-course fine-tune more-photos/ --from runs/mine --keep all"
     ),
 )
 def fine_tune(
     folder: Source,
     framework: Annotated[
-        Framework, typer.Option(help="Which library trains.")
-    ] = Framework.torch,
-    backbone: BackboneName = "efficientnet_lite0",
+        Framework | None,
+        typer.Option(help="Which library trains: torch, or that of --from."),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Pretrained network: efficientnet_lite0, which is bundled, or that of "
+                "--from; others are downloaded."
+            )
+        ),
+    ] = None,
     size: Annotated[
         int | None,
         typer.Option(
@@ -172,16 +186,16 @@ def fine_tune(
         ),
     ] = None,
     strategy: Annotated[
-        str,
+        str | None,
         typer.Option(
             help=(
                 "auto fits a probe, fine-tunes from it with a learning rate that a "
                 "short search picks, and keeps the network that is better on the "
                 "held-out images. Or one of probe, lp_ft, fine_tune, gradual, head, "
-                "scratch."
+                "scratch. By default auto, and fine_tune with --from."
             )
         ),
-    ] = "auto",
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -191,9 +205,115 @@ def fine_tune(
             )
         ),
     ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help=(
+                "Highest learning rate; auto tries three around it. A new head keeps "
+                "its relation to it."
+            )
+        ),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help=(
+                "Stop after so many epochs without a better validation score. A "
+                "strategy with several phases stops in its last one only."
+            )
+        ),
+    ] = None,
+    train_from: Annotated[
+        str | None,
+        typer.Option(
+            help="First stage of the network that is trained; those before it rest."
+        ),
+    ] = None,
+    augment: Annotated[
+        float | None,
+        typer.Option(
+            help=(
+                "Strength of the augmentation, from 0 (none) to 1: shift, zoom, "
+                "colours, and mirroring left to right."
+            )
+        ),
+    ] = None,
+    no_mirror: Annotated[
+        bool,
+        typer.Option(
+            "--no-mirror",
+            help="Do not mirror training images: left and right matter.",
+        ),
+    ] = False,
+    mixup: Annotated[
+        float | None,
+        typer.Option(
+            help=(
+                "Mix pairs of training images, with shares from a Beta distribution "
+                "with this alpha; 0 is off, 0.2 is usual."
+            )
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Pulls the weights towards 0; 0 is off.")
+    ] = None,
     seed: Annotated[
-        int, typer.Option(help="Decides split, order and new weights.")
-    ] = 0,
+        int | None, typer.Option(help="Decides split, order and new weights.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "YAML file with these settings, such as the recipe.yaml of a run; "
+                "options given beside it win."
+            )
+        ),
+    ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help=(
+                "Folder of a saved run to start from: its weights, and its classes by "
+                "name. What it forgets is reported."
+            ),
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "With --from: a class to keep though FOLDER has no images of it, or "
+                "all. May be repeated."
+            )
+        ),
+    ] = None,
+    old_images: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --from: images of the run's classes, to measure forgetting."
+        ),
+    ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "csv (history.csv) or tensorboard, written into the run's folder after "
+                "each epoch."
+            )
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help=(
+                "Only tell what would be trained, in how many steps and for about how "
+                "long; nothing is written."
+            ),
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the run; by default a new one in runs/."),
@@ -225,20 +345,38 @@ def fine_tune(
             "Say which run: --out FOLDER. With --resume it is the one that goes on; "
             "several processes have to agree on one."
         )
-    out = out or default_out(folder, framework.value, strategy)
+    named = framework and framework.value
+    if out is None:
+        given = strategy or ("from" if start_from else "auto")
+        out = default_out(folder, named or "torch", given)
+    resumable(None if dry_run else out)
     summary = tune_folder(
         folder,
         out,
-        framework=framework.value,
+        framework=named,
         backbone=backbone,
         size=size,
+        start_from=start_from,
+        keep=keep,
+        old_images=old_images,
+        log=log,
+        dry_run=dry_run,
         resume=resume,
         workers=workers,
         progress=processes().is_main_process,
         say=lambda text="": say(text, as_json),
         strategy=strategy,
         epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        patience=patience,
+        train_from=train_from,
+        augment=augment,
+        mirror=False if no_mirror else None,
+        mixup=mixup,
+        weight_decay=weight_decay,
         seed=seed,
+        recipe=recipe,
     )
     if processes().is_main_process and (as_json or not sys.stdout.isatty()):
         emit(summary)
@@ -404,7 +542,8 @@ def predict(
 
 @app.command(
     epilog=(
-        "Examples:   transfer-course lab   |   transfer-course lab my-lessons --no-open"
+        "Examples:   transfer-course lab   |   transfer-course lab my-lessons "
+        "--no-open   |   transfer-course lab --no-browser --ip 0.0.0.0 --allow-root"
     )
 )
 def lab(
@@ -421,6 +560,19 @@ def lab(
             "--browser/--no-browser", help="Let JupyterLab open a browser window."
         ),
     ] = True,
+    ip: Annotated[
+        str | None,
+        typer.Option(help="Address that JupyterLab listens at, as 0.0.0.0 in Docker."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port that it listens at.")
+    ] = None,
+    allow_root: Annotated[
+        bool,
+        typer.Option(
+            "--allow-root", help="Run as root, which JupyterLab refuses otherwise."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Copy the lessons to a folder of yours, never over your own work, and open
@@ -428,7 +580,11 @@ def lab(
     from transfer_course.practice.lab import copy_lessons, jupyterlab_command
 
     # A missing extra is said before anything is copied.
-    command = jupyterlab_command(folder, browser) if open_lab else None
+    command = None
+    if open_lab:
+        command = jupyterlab_command(
+            folder, browser, ip=ip, port=port, allow_root=allow_root
+        )
     copied, kept = copy_lessons(folder)
     if as_json:
         emit({"folder": str(folder), "copied": copied, "kept": kept})
@@ -445,12 +601,74 @@ def lab(
         )
 
 
+def _open_streams() -> None:
+    """Give a standard stream that was closed a place to write to.
+
+    Otherwise the next file that is opened gets its number, and what a library prints
+    lands in that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            place = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, place)
+
+
+INTERRUPTED = 130  # the exit code after Ctrl-C, which typer returns
+_state = {"resumable": None, "signal": signal.SIGINT}
+
+
+def resumable(out: Path | None) -> None:
+    """Note that what runs now goes on with --resume after an interruption."""
+    _state["resumable"] = out
+
+
+@contextlib.contextmanager
+def _stoppable():
+    """Within it, SIGTERM ends the work as Ctrl-C does: files are left whole, and a
+    sentence is printed."""
+
+    def stop(number, frame):
+        _state["signal"] = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    _state.update(resumable=None, signal=signal.SIGINT)
+    before = None
+    with contextlib.suppress(ValueError):  # in another thread than the first
+        before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _stopped() -> int:
+    """Say that the work was interrupted and how it goes on; returns the exit code."""
+    out, again = _state["resumable"], ""
+    if out is not None:
+        place = shlex.quote(str(out))
+        again = f" Give the same command with --out {place} --resume to go on."
+    with contextlib.suppress(OSError):
+        print(f"Stopped.{again}", file=sys.stderr)
+    return 128 + _state["signal"]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
 
-    The exit code is 0, 2 for a user's mistake (one sentence) or 1 for ours.
+    The exit code is 0, 2 for a user's mistake (one sentence) or 1 for ours, and 130
+    or 143 after Ctrl-C or SIGTERM.
     """
     argv = _with_rate(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     as_json = "--json" in argv
     os.environ.setdefault("TRANSFER_COURSE_STARTED", str(time.time()))
     # A file name that is not UTF-8 is printed escaped, not a crash.
@@ -458,17 +676,13 @@ def main(argv: list[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(args=argv, prog_name="transfer-course", standalone_mode=False) or 0
+        with _stoppable():
+            code = app(args=argv, prog_name="transfer-course", standalone_mode=False)
+        code = _stopped() if code == INTERRUPTED else code or 0
     except SystemExit as e:
         code = e.code or 0
-    except KeyboardInterrupt:
-        again = (
-            " The same command with --resume goes on."
-            if "fine-tune" in argv and "--out" in argv
-            else ""
-        )
-        print(f"Stopped.{again}", file=sys.stderr)
-        code = 130
+    except (KeyboardInterrupt, typer.Abort):
+        code = _stopped()
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

@@ -100,6 +100,10 @@ def _set_aside(path: Path, broken_id) -> bool:
     return True
 
 
+# %% ../../nbs/engine/cache.ipynb #cachetol
+_told = set()  # (folder, trouble) of the warnings that this process has given
+
+
 # %% ../../nbs/engine/cache.ipynb #a88e2442
 class _Store:
     "One SQLite file; if it is broken, locked, full or forbidden, work goes on."
@@ -125,8 +129,14 @@ class _Store:
         self.give_up(trouble, writing)
 
     def give_up(self, trouble: str, writing: bool):
-        "From now on without writing, or without this file at all; warns once."
-        if self.reads and self.writes:
+        """From now on without writing, or without this file at all.
+
+        Warns once, and only once for a folder that refuses all its files.
+        """
+        known = self.path.parent, trouble
+        if self.reads and self.writes and known not in _told:
+            if "locked" not in trouble:  # which passes
+                _told.add(known)
             warnings.warn(
                 f"The feature cache {printable(self.path, True)} can't be used "
                 f"({trouble}); going on without it.",

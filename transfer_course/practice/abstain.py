@@ -322,7 +322,8 @@ def measured(net, train, held, seed=0) -> dict:
     if n < LEAST:
         return {"note": f"It can't be measured with {n} classes: {LEAST} are needed."}
     if net.weights is None:
-        return {"note": "It was not measured, as the network was not pretrained."}
+        why = "the network did not start from weights trained on other images"
+        return {"note": f"It was not measured, because {why}."}
     return auroc_left_out(_known(net, train), _known(net, held), seed)
 
 

@@ -6,6 +6,8 @@
 __all__ = ["baselines", "describe", "explain_run", "sentences"]
 
 # %% ../../nbs/6_practice/describing.ipynb #des03imp
+import shlex
+
 import numpy as np
 
 from ..engine.files import printable
@@ -192,4 +194,4 @@ def sentences(info, out):
     if isinstance(info.get("abstain"), dict):
         yield told(info["abstain"])
     yield f"saved in {printable(out)}: model, run.json, report.html, card.md"
-    yield f"next: transfer-course predict '{printable(out)}' IMAGE…"
+    yield f"next: transfer-course predict {shlex.quote(printable(out))} IMAGE…"

@@ -231,14 +231,14 @@ def heat_map(
 
 # %% ../../nbs/6_practice/heat.ipynb #heat0023
 _STOPS = (0, 0.35, 0.7, 1)
-_COLOURS = np.array([(40, 10, 90), (180, 45, 90), (250, 130, 30), (255, 235, 120)])
+_COLOURS = np.array([(45, 15, 95), (150, 40, 100), (235, 110, 40), (255, 200, 60)])
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     "(H, W, 3) uint8: a heat map over its image in grey."
     grey = image.mean(axis=2, keepdims=True)
     scale = [np.interp(heat, _STOPS, channel) for channel in _COLOURS.T]
-    weight = 0.15 + 0.55 * heat[..., None]
+    weight = 0.25 + 0.45 * heat[..., None]
     mixed = (1 - weight) * grey + weight * np.stack(scale, axis=-1)
     return mixed.round().astype(np.uint8)
 

@@ -6,6 +6,7 @@
 __all__ = ["bundled_lessons", "copy_lessons", "jupyterlab_command"]
 
 # %% ../../nbs/6_practice/lab.ipynb #cc2e28b0
+import os
 import shutil
 import sys
 from importlib import resources
@@ -58,13 +59,32 @@ def _copy(source, target):
 
 
 # %% ../../nbs/6_practice/lab.ipynb #b953ce6f
-def jupyterlab_command(folder, browser: bool = True) -> list[str]:
-    "The command that opens JupyterLab in `folder`; MissingExtra if it is missing."
+def jupyterlab_command(
+    folder,
+    browser: bool = True,
+    *,
+    ip: str | None = None,  # address to listen at; None: this machine only
+    port: int | None = None,
+    allow_root: bool = False,
+) -> list[str]:
+    """The command that opens JupyterLab in `folder`.
+
+    MissingExtra if JupyterLab is missing; BadValue as root, as in a container, unless
+    that is allowed.
+    """
     if not installed("jupyterlab"):
         raise MissingExtra(
             "JupyterLab is not installed. Install it with: pip install "
             "'transfer_course[lessons]'"
         )
-    root = f"--ServerApp.root_dir={Path(folder).resolve()}"
-    options = [root] if browser else [root, "--no-browser"]
+    if not allow_root and getattr(os, "geteuid", lambda: 1)() == 0:
+        raise BadValue(
+            "JupyterLab does not run as root unless it is told to. In a container, add "
+            "--allow-root; otherwise run the command as an ordinary user."
+        )
+    options = [f"--ServerApp.root_dir={Path(folder).resolve()}"]
+    options += [] if browser else ["--no-browser"]
+    options += [f"--ServerApp.ip={ip}"] if ip else []
+    options += [f"--ServerApp.port={port}"] if port else []
+    options += ["--allow-root"] if allow_root else []
     return [sys.executable, "-m", "jupyterlab", *options]

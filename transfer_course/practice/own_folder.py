@@ -25,6 +25,7 @@ from transfer_course.practice.finished import (
     images_sum,
     same_images,
 )
+from .logging_runs import check_log, log_of
 from transfer_course.practice.reading import (
     Reading,
     check_reading,
@@ -34,7 +35,17 @@ from transfer_course.practice.reading import (
     size_told,
     whole,
 )
-from .settings import default_recipe
+from .recipes_file import NAME as RECIPE
+from .recipes_file import write_recipe
+from .rehearsing import planned, rehearsal, told_rehearsal
+from .settings import default_recipe, unused
+from transfer_course.practice.starting_from import (
+    FROM_RUN,
+    Start,
+    start_of,
+    told_classes,
+    told_start,
+)
 
 # %% ../../nbs/6_practice/own_folder.ipynb #24b9994b
 from ..trainer.auto import forget_parts
@@ -55,6 +66,9 @@ class Job:
     recipe: Recipe
     reading: Reading
     resume: bool = False
+    start: Start | None = None  # the run that this one starts from
+    log: str | None = None  # "csv" or "tensorboard"
+    callbacks: tuple = ()  # further functions of an EpochEnd
     workers: int = 1
     progress: bool = True
     say: object = None  # gets each sentence
@@ -69,6 +83,9 @@ class Job:
                 f"workers is {self.workers}; expected a whole number of threads from "
                 "1 to 256."
             )
+        check_log(self.log)
+        if self.start is not None:
+            self.start.check(self.recipe)
         check_reading(self.folder, self.reading)
 
 
@@ -89,38 +106,99 @@ def tune_folder(
     folder,  # one folder of images per class
     out,  # where the run is saved; new or empty
     *,
-    framework: str = "torch",
-    backbone: str = "efficientnet_lite0",
-    size: int | None = None,  # None: the images' own, up to 224
-    fit: str = "crop",  # how an image becomes a square: "crop", "pad" or "squash"
+    framework: str | None = None,  # None: that of `start_from`, or "torch"
+    backbone: str | None = None,  # None: that of `start_from`, or efficientnet_lite0
+    size: int | None = None,  # None: that of `start_from`, or the images', up to 224
+    fit: str | None = None,  # "crop", "pad" or "squash"; None: as the size, or "crop"
     groups: str | None = None,  # what keeps images in one split; see `Reading`
     columns: dict | None = None,  # of a table: path, label, split
     target: str = "classes",  # "classes", "labels" or "numbers"
     separator: str | None = None,  # between the labels of one image
+    start_from=None,  # the folder of a saved run, whose weights are the first ones
+    keep=(),  # its classes to keep without images: names, or "all"
+    old_images=None,  # folder of images of its classes, to measure forgetting
+    log: str | None = None,  # "csv" or "tensorboard", in `out`
+    callbacks=(),  # functions of an EpochEnd, called after every epoch
+    dry_run: bool = False,  # only tell what would be trained, and for how long
     resume: bool = False,  # continue a killed run in `out`, return a finished one
     workers: int = 1,  # threads that read and augment the next batches
     progress: bool = True,
     say=lambda text="": None,
-    **training,  # strategy, epochs, seed and further fields of `Recipe`
+    **training,  # a recipe or its file; strategy, epochs, seed and more of `Recipe`
 ) -> dict:
     """Hold out images, train on the rest, score, save and report.
 
     `resume` returns a finished run only if it has the same settings and images.
-    Returns the summary that the command line prints.
+    Returns the summary that the command line prints, or what `rehearsal` returns.
     """
-    reading = Reading(size, fit, groups, columns or {}, target, separator)
-    recipe = default_recipe(**training)
-    job = Job(folder, out, framework, backbone, recipe, reading, resume)
+    start = start_of(start_from, keep, old_images)
+    asked = framework, backbone
+    framework, backbone = start.settled(*asked) if start else _usual(*asked)
+    reading = Reading(size, fit or "crop", groups, columns or {}, target, separator)
+    if start:
+        reading = start.reading(reading, size, fit)
+    recipe = default_recipe(start=start and FROM_RUN, **training)
+    job = Job(folder, out, framework, backbone, recipe, reading, resume, start, log)
+    job.callbacks = tuple(callbacks)
     job.workers, job.progress, job.began = workers, progress, time.perf_counter()
     job.check()
     job.team = _processes_for(framework)
     job.say = say if job.team.is_main_process else lambda text="": None
+    _say_settings(job, training)
+    if dry_run:
+        return _rehearse(job)
     main = job.team.is_main_process
     with claim_folder(out, resume) if main else nullcontext():
         info = _carry_out(job)
-    for text in sentences(info, out):
+    for text in (*told_start(info.get("from")), *sentences(info, out)):
         job.say(text)
     return _summary(info, out, job.began)
+
+
+def _usual(framework, backbone) -> tuple[str, str]:
+    "(framework, backbone), the usual ones for None."
+    return framework or "torch", backbone or "efficientnet_lite0"
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #opt01exp
+def _say_settings(job: Job, training: dict) -> None:
+    "Say what a user may not expect of the settings."
+    chosen = [k for k, v in training.items() if v is not None]
+    if names := unused(job.recipe, chosen):
+        job.say(
+            f"{', '.join(names)}: without effect, because the strategy is "
+            f"'{job.recipe.strategy}' and the augmentation {job.recipe.augment:g}."
+        )
+    trains = job.recipe.strategy != "probe"
+    if trains and job.recipe.augment and job.recipe.mirror:
+        job.say(
+            "Training images are also mirrored left to right; --no-mirror turns that "
+            "off, where left and right matter."
+        )
+    if job.log and not trains:
+        job.say("A probe has no epochs, so nothing is logged.")
+
+
+def _rehearse(job: Job) -> dict:
+    "Tell what the job would train, and for about how long; nothing is written."
+    if job.reading.size is None:
+        job.reading = job.reading.but(size=_own_size(job, done=False))
+    data, parts, net = _opened(job)
+    found = rehearsal(net, parts, job.recipe, job.workers)
+    for text in told_rehearsal(found):
+        job.say(text)
+    return {"dry_run": True, **found}
+
+
+def _forgotten(job: Job, result, parts) -> dict:
+    "What `run.json` says under `from`, where the run started from another one."
+    if not job.start:
+        return {}
+    held_out = parts.test if len(parts.test) else parts.valid
+    images = job.start.old_images
+    if images is not None:
+        images = read_source(images, job.reading)
+    return {"from": job.start.report(result, held_out, images)}
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #a01690b9
@@ -147,6 +225,8 @@ def _carry_out(job: Job) -> dict:
     if done:
         about = job.framework, job.backbone, job.recipe, job.reading
         check_same(info, job.out, *about)
+        if job.start:
+            job.start.same(info, job.out)
         _give_back(job, info)
     return info
 
@@ -172,6 +252,10 @@ def _opened(job: Job):
     "The images, their split, and the network to start from."
     recipe = job.recipe
     data = read_source(job.folder, job.reading)
+    if job.start:
+        data = job.start.take(data)
+        for text in told_classes(job.start.classes):
+            job.say(text)
     parts = _hold_out(data, recipe.seed)
     if not len(parts.valid):
         raise BadValue(
@@ -185,9 +269,19 @@ def _opened(job: Job):
         f"{len(parts.train)} images to train on, {len(parts.valid)} held out, "
         f"{len(data.classes)} classes, {len(data.skipped)} skipped."
     )
-    weights = {"weights": None} if recipe.strategy == "scratch" else {}
-    net = load_backbone(job.backbone, job.framework, seed=recipe.seed, **weights)
-    return data, parts, net
+    return data, parts, _network(job)
+
+
+def _network(job: Job):
+    "The network to start from; BadValue if the recipe names a stage that it lacks."
+    if job.start:
+        net = job.start.load().backbone
+    else:
+        weights = {"weights": None} if job.recipe.strategy == "scratch" else {}
+        seed = job.recipe.seed
+        net = load_backbone(job.backbone, job.framework, seed=seed, **weights)
+    planned(job.recipe, net.stages)
+    return net
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #3ca4cf5f
@@ -195,12 +289,17 @@ def _train(job: Job, data, parts, net) -> None:
     "Train; the main process then scores, saves, and only then drops the checkpoint."
     how = dict(progress=job.progress, workers=job.workers)
     how |= dict(say=job.say) if job.recipe.strategy == "auto" else {}
+    if job.start:
+        how["head"] = job.start.head(parts.train)
     sets = parts.train, parts.valid, job.recipe
-    result = fine_tune(net, *sets, checkpoint=job.out, **how)
+    with log_of(job.log, job.out) as logs:
+        how["callbacks"] = (*logs, *job.callbacks)
+        result = fine_tune(net, *sets, checkpoint=job.out, **how)
     if not job.team.is_main_process:
         return
     about, probabilities = describe(result, net, data, parts)
     about["abstain"] = note_unfamiliar(job.out, result, net, parts.train, parts.valid)
+    about |= _forgotten(job, result, parts)
     _save(job, result, _about_data(job, data) | about, probabilities, parts)
 
 
@@ -225,6 +324,7 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
     result.save(out, **info)
     forget_parts(out)  # which leaves more room for the report
     try:
+        write_recipe(job.recipe, Path(out) / RECIPE)
         explain_run(out, result, probabilities, parts.valid)
     except (UserMistake, OSError) as e:
         raise NoRoom(
@@ -236,8 +336,8 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
 # %% ../../nbs/6_practice/own_folder.ipynb #02aa43e2
 def _summary(info, out, began) -> dict:
     "What the command line prints with --json."
-    auto = info.get("auto")
-    return ({"auto": auto} if auto else {}) | {
+    more = {k: info[k] for k in ("auto", "from") if info.get(k)}
+    return more | {
         "run": str(out),
         "framework": info["framework"],
         "backbone": info["backbone"]["name"],
@@ -255,6 +355,8 @@ def _summary(info, out, began) -> dict:
 def _give_back(job: Job, info) -> None:
     "Return to a finished run: check its images, and write the report if it lacks one."
     data = read_source(job.folder, job.reading)
+    if job.start:
+        data = job.start.take(data)
     same_images(info, data, job.folder, job.out)
     job.say(f"{printable(job.out)} is finished already; nothing was trained.")
     if info.get("auto"):

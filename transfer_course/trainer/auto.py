@@ -285,6 +285,7 @@ _NOT_TAKEN = {
     "source": "source images",
     "unlabelled": "unlabelled images",
     "penalty": "penalty",
+    "head": "starting head",
 }
 
 
@@ -304,7 +305,7 @@ def auto(
     """The better of a probe and a network fine-tuned from it, by the held-out images.
 
     `result.info["auto"]` says what was compared and why that one is kept. Raises
-    BadValue for `source`, `unlabelled` and `penalty`, which no probe can use.
+    BadValue for `source`, `unlabelled`, `penalty` and `head`, which no probe can use.
     """
     for name, what in _NOT_TAKEN.items():
         if how.pop(name, None) is not None:

@@ -59,6 +59,11 @@ class Batches(keras.utils.PyDataset):
 
 
 # %% ../../nbs/trainer/keras_fit.ipynb #17f2c8ad
+def _plain(values):
+    "Whole numbers as int32, which every backend has; others as they are."
+    return values.astype("int32") if values.dtype.kind in "iu" else values
+
+
 @dataclass
 class Job:
     "What a run has to do."
@@ -99,8 +104,8 @@ class Training(Run):
         "(inputs, targets) of a batch as NumPy hands them to the graph."
         scale = unchanged if self.part else self.scaling[0]
         inputs = {k: scale(v) for k, v in batch.items() if k.endswith("images")}
-        labels = {k: v for k, v in batch.items() if k.endswith("labels")}
-        return inputs, {k: v.astype("int32") for k, v in labels.items()}
+        labels = {k: v for k, v in batch.items() if k not in inputs}
+        return inputs, {k: _plain(v) for k, v in labels.items()}
 
     def read(self, number):
         "The batches of epoch `number`: images, or what the frozen part made of them."

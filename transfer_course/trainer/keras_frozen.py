@@ -116,6 +116,8 @@ class Frozen:
 # %% ../../nbs/trainer/keras_frozen.ipynb #83d5c1e4
 def _saves_work(recipe, epochs, data) -> bool:
     "Whether the frozen part runs on fewer images if its output is kept."
+    if recipe.mixup:  # mixed images are new ones in every epoch
+        return False
     versions = recipe.views if recipe.augment else 1
     if versions is None or (versions > 1 and versions >= epochs):
         return False

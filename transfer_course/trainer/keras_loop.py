@@ -71,13 +71,14 @@ def fine_tune(
     progress: bool = True,  # a bar with time left, on stderr
     checkpoint=None,  # a folder: keeps the state after every epoch, to go on from
     workers: int = 1,  # threads that build batches
+    head=None,  # (weights (D, C), biases (C,)) to start from; None: as planned
 ) -> KerasResult:
     """Train a copy of `backbone` with a new head on `train` by `recipe`.
 
     Raises BadValue if the data or the recipe cannot be used.
     """
     recipe, todo = prepared(
-        backbone, "keras", train, valid, recipe, source, unlabelled, progress
+        backbone, "keras", train, valid, recipe, source, unlabelled, progress, head
     )
     began, data = time.perf_counter(), Data(train, valid, source, unlabelled)
     more = {"Keras backend": keras.config.backend()}

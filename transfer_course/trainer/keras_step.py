@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from ..engine.errors import UserMistake
 from ..engine.frameworks import load_keras, load_torch
-from .batches import Step
+from .batches import Step, mixed_loss
 from .keras_speed import replicas, tensorflow, unchanged
 
 keras = load_keras()
@@ -236,7 +236,12 @@ class Trainer(Steps):
         "The target's loss, plus the source's, plus the penalty."
         smoothing = self.recipe.label_smoothing
         weights = self.class_weights
-        loss = cross_entropy(y["labels"], out["logits"], smoothing, weights)
+
+        def of_target(labels):
+            return cross_entropy(labels, out["logits"], smoothing, weights)
+
+        mixed = y.get("partner_labels"), y.get("own_share")
+        loss = mixed_loss(of_target, y["labels"], *mixed)
         if "source_logits" in out:
             more = cross_entropy(y["source_labels"], out["source_logits"], smoothing)
             loss = loss + self.recipe.source_weight * more

@@ -39,7 +39,8 @@ def _share(name, value, one=False):
     "BadValue unless the value lies between 0 and 1; `one`: 1 itself is allowed."
     _positive(name, value, strict=False)
     if value > 1 or value == 1 and not one:
-        raise BadValue(f"{name} is {value}; it has to be below 1.")
+        limit = "at most" if one else "below"
+        raise BadValue(f"{name} is {value}; it has to be {limit} 1.")
 
 
 # %% ../../nbs/trainer/recipe.ipynb #c1a55e01
@@ -75,6 +76,10 @@ class Recipe:
     scikit-learn, so that the mean weight of its images is 1. A probe that the head
     starts from gets the same weights; with None it is balanced, as `linear_probe` is.
     The loss of a source and the validation scores are not weighted.
+
+    With `mixup`, each training image is mixed with another one of its batch, and so
+    are their losses (Zhang et al. 2018, arXiv:1710.09412): see `trainer.batches`. The
+    images of a source and unlabelled ones are not mixed.
     """
 
     strategy: str = "fine_tune"  # a registered strategy; see `strategies()`
@@ -85,6 +90,8 @@ class Recipe:
     train_from: str | None = None  # first stage that is trained; None: all of them
     batch_norm: str = "frozen"  # "frozen" or "train"
     augment: float = 0.0  # strength of the augmentation, 0 (none) to 1
+    mirror: bool = True  # whether the augmentation may flip images left to right
+    mixup: float = 0.0  # alpha of the Beta distribution of the shares; 0: no mixing
     label_smoothing: float = 0.0  # share of the target spread over all classes
     weight_decay: float = 0.0  # decoupled for "adamw", the classical L2 term for "sgd"
     seed: int = 0  # decides head, order, augmentation and random weights
@@ -108,7 +115,9 @@ class Recipe:
         for name in ("lr", "head_lr"):
             if getattr(self, name) is not None or name == "lr":
                 _positive(name, getattr(self, name))
-        for name in ("weight_decay", "source_weight"):
+        if not isinstance(self.mirror, bool):
+            raise BadValue(f"mirror is {self.mirror!r}; it has to be True or False.")
+        for name in ("weight_decay", "source_weight", "mixup"):
             _positive(name, getattr(self, name), strict=False)
         _positive("seed", self.seed, int, strict=False)
         for name in ("augment", "label_smoothing", "momentum", "warmup"):
@@ -147,7 +156,7 @@ class Plan(NamedTuple):
     "What a strategy decides."
 
     phases: tuple[Phase, ...]
-    head: str = "random"  # how the head starts: "random" or "probe"
+    head: str | tuple = "random"  # how the head starts: "random", "probe" or (W, b)
     body: str = "given"  # weights: "given", or "random" for new ones from the seed
     batch_norm: str | None = None  # overrides the recipe's where only one makes sense
 

@@ -11,6 +11,7 @@ __all__ = [
     "class_weights",
     "check_data",
     "tell_what_moves",
+    "StartingHead",
     "prepared",
     "about_run",
     "run_checkpoint",
@@ -20,11 +21,13 @@ __all__ = [
 import hashlib
 import json
 import sys
+from typing import NamedTuple
 
 import numpy as np
 
 from ..engine.checkpoints import Checkpoint
 from ..engine.errors import BadValue
+from ..engine.files import sha256_array
 from .batches import Data
 from .recipe import Plan, Recipe, plan
 from .result import match_classes
@@ -45,10 +48,13 @@ def initial_head(dim: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndar
 def starting_head(
     net, train, recipe: Recipe, todo: Plan, known: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The head of the plan: random from the seed, or a probe on `train`'s features.
+    """The head of the plan: random from the seed, a probe on `train`'s features, or
+    the one that was given.
 
     No probe is fitted if the head is `known`: a checkpoint will replace what is here.
     """
+    if not isinstance(todo.head, str):
+        return todo.head.weights, todo.head.biases
     if known or todo.head == "random":
         return initial_head(net.feature_dim, len(train.classes), recipe.seed)
     return probe_head(net, train, class_weights=class_weights(recipe, train))
@@ -149,6 +155,33 @@ def tell_what_moves(net, recipe: Recipe, classes: int):
         print(what_moves(net.stages, sizes, phase.stages, head), file=sys.stderr)
 
 
+# %% ../../nbs/trainer/start.ipynb #givenhead
+class StartingHead(NamedTuple):
+    "A head to start from."
+
+    weights: np.ndarray  # (D, C)
+    biases: np.ndarray  # (C,)
+    origin: str = ""  # what it was made from, for the checkpoint; "": its values
+
+
+def _checked_head(head, net, train, recipe: Recipe, todo: Plan) -> StartingHead:
+    "A given head in float32; BadValue if it does not fit, or is not what is trained."
+    if todo.head != "random" or todo.body == "random":
+        raise BadValue(
+            f"The strategy '{recipe.strategy}' does not start from a given head. "
+            "Choose 'fine_tune', 'head' or 'gradual'."
+        )
+    head = StartingHead(*head)
+    weights, biases = (np.asarray(part, np.float32) for part in head[:2])
+    expected = (net.feature_dim, len(train.classes))
+    if weights.shape != expected or biases.shape != expected[1:]:
+        raise BadValue(
+            f"The head has shapes {weights.shape} and {biases.shape}; expected "
+            f"{expected} and {expected[1:]}, for {expected[1]} classes."
+        )
+    return StartingHead(weights, biases, head.origin)
+
+
 # %% ../../nbs/trainer/start.ipynb #160690bd
 def prepared(
     backbone,
@@ -159,12 +192,19 @@ def prepared(
     source=None,
     unlabelled=None,
     progress=False,
+    head=None,
 ) -> tuple[Recipe, Plan]:
-    "The recipe (the default one for None) and its plan, after the data were checked."
+    """The recipe (the default one for None) and its plan, after the data were checked.
+
+    A `head` (weights (D, C), biases (C,)) is what the plan's head starts from.
+    """
     recipe = recipe or Recipe()
     check_data(backbone, framework, train, valid, source, unlabelled)
     class_weights(recipe, train)
     todo = plan(recipe, backbone.stages)
+    if head is not None:
+        head = _checked_head(head, backbone, train, recipe, todo)
+        todo = todo._replace(head=head)
     if recipe.train_from and progress:
         tell_what_moves(backbone, recipe, len(train.classes))
     return recipe, todo
@@ -203,6 +243,9 @@ def run_checkpoint(
     if not folder or not todo.phases:
         return Checkpoint(folder, {})
     others = dict(source=data.source, unlabelled=data.unlabelled)
+    if not isinstance(todo.head, str):
+        weights, biases, origin = todo.head
+        more["starting head"] = origin or sha256_array(weights) + sha256_array(biases)
     about = about_run(
         backbone, recipe, data.train, held_out_images=data.valid, **others
     )

@@ -144,7 +144,10 @@ def versions(recipe, phase) -> int:
 
 def pays(recipe, phase, sets) -> bool:
     """Whether it is less work to run the frozen part once per image than in every
-    epoch. `sets` are the data sets of an epoch, the training set first."""
+    epoch. `sets` are the data sets of an epoch, the training set first. Mixed images
+    are new ones in every epoch."""
+    if recipe.mixup:
+        return False
     count = versions(recipe, phase)
     once = count * sum(len(data) for data in sets)
     every_epoch = phase.epochs * len(sets[0]) * len(sets)

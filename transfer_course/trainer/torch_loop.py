@@ -248,11 +248,12 @@ def fine_tune(
     progress: bool = True,  # a bar with time left, on stderr
     checkpoint=None,  # folder for the run's state, from which it goes on bit by bit
     workers: int = 1,  # threads that read and augment the next batches
+    head=None,  # (weights (D, C), biases (C,)) to start from; None: as planned
 ) -> TorchResult:
     """Train a copy of `backbone` with a new head on `train` by `recipe`. Raises
     BadValue if the data or the recipe can't be used."""
     recipe, plan = prepared(
-        backbone, "torch", train, valid, recipe, source, unlabelled, progress
+        backbone, "torch", train, valid, recipe, source, unlabelled, progress, head
     )
     began, accelerator = time.perf_counter(), start_accelerator()
     data = Data(train, valid, source, unlabelled)

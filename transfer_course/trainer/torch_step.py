@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.frameworks import load_torch
-from .batches import Step
+from .batches import Step, mixed_loss
 from .torch_memory import gradients, halved, out_of_memory
 from .torch_phase import PhaseSetup, set_rates
 from .torch_processes import summed
@@ -72,13 +72,24 @@ class Objective(PhaseSetup):
         smoothing = self.recipe.label_smoothing
         target, source = self.forward(batch), self.forward(batch, "source")
         weights = self.class_weights
-        loss = cross_entropy(target.logits, target.labels, smoothing, weights)
+
+        def of_target(labels):
+            return cross_entropy(target.logits, labels, smoothing, weights)
+
+        loss = mixed_loss(of_target, target.labels, *self._mixed(batch))
         if source.logits is not None:
             of_source = cross_entropy(source.logits, source.labels, smoothing)
             loss = loss + self.recipe.source_weight * of_source
         if self.penalty is not None:
             loss = loss + self.penalty(self._seen(batch, target, source))
         return loss, target.logits
+
+    def _mixed(self, batch: dict) -> tuple:
+        "(partners' labels, own share) on the device, where the images are mixed."
+        if "partner_labels" not in batch:
+            return ()
+        names = ("partner_labels", "own_share")
+        return tuple(torch.from_numpy(batch[n]).to(self.device) for n in names)
 
     def _seen(self, batch: dict, target: Output, source: Output) -> Step:
         "What the penalty sees."
