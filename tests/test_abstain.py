@@ -17,14 +17,13 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import colours
 
 from transfer_course import Recipe, cli, fine_tune
 from transfer_course.engine.errors import BadValue, Damaged, NotFound
 from transfer_course.practice import abstain
 from transfer_course.practice.abstain import Known
 from transfer_course.vision.backbones import backbone
-
-from .tiny import colours
 
 COLOURS = {
     "red": (200, 40, 40),

@@ -5,14 +5,13 @@ The folders of the tests are made here; see `tests/test_abstain.py` for the runs
 
 import numpy as np
 import pytest
+from tiny import CLASSES, colours
 
 from transfer_course import Recipe, fine_tune
 from transfer_course.engine.errors import BadValue
 from transfer_course.practice.heat import add_heat, cell_scores, heat_map, overlay
 from transfer_course.vision.backbones import backbone
 from transfer_course.vision.networks import copy_torch_to_keras
-
-from .tiny import CLASSES, colours
 
 LABELS = np.arange(12) % 3
 SIDE = 64

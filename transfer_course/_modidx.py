@@ -982,8 +982,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'transfer_course/practice/abstain.py'),
                                                   'transfer_course.practice.abstain.familiar': ( '6_practice/abstain.html#familiar',
                                                                                                  'transfer_course/practice/abstain.py'),
-                                                  'transfer_course.practice.abstain.head_of': ( '6_practice/abstain.html#head_of',
-                                                                                                'transfer_course/practice/abstain.py'),
                                                   'transfer_course.practice.abstain.left_out_interval': ( '6_practice/abstain.html#left_out_interval',
                                                                                                           'transfer_course/practice/abstain.py'),
                                                   'transfer_course.practice.abstain.load_familiar': ( '6_practice/abstain.html#load_familiar',

@@ -18,7 +18,6 @@ __all__ = [
     "save_familiar",
     "load_familiar",
     "checked_rate",
-    "head_of",
     "logits_of",
     "remember",
     "share_below",
@@ -44,6 +43,7 @@ import numpy as np
 from ..engine.errors import BadValue, Damaged, NotFound
 from ..engine.files import printable, sha256_file
 from ..engine.writing import atomic_write
+from .starting_from import head_of
 from ..trainer.result import softmax
 from ..vision.evaluate import interval
 from ..vision.extracting import extract, fingerprint
@@ -188,15 +188,6 @@ def _evenly(labels: np.ndarray, most: int = MOST, seed: int = 0) -> np.ndarray:
         mine = order[labels[order] == c]
         turn[mine] = np.arange(len(mine))
     return np.sort(order[np.argsort(turn[order], kind="stable")][:most])
-
-
-def head_of(result) -> tuple[np.ndarray, np.ndarray]:
-    "Weights (D, C) and biases (C,) of the last layer of a trained network."
-    if result.framework == "torch":
-        head = result.model.head
-        return head.weight.detach().cpu().numpy().T, head.bias.detach().cpu().numpy()
-    weights, biases = result.model.get_layer("head").get_weights()
-    return weights, biases
 
 
 def logits_of(result, features: np.ndarray) -> np.ndarray:
