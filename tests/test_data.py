@@ -572,11 +572,10 @@ def test_a_nasty_folder(nasty):
     json.dumps(
         [s._asdict() for s in d.skipped] + d.names.tolist() + d.classes + d.warnings
     )
+    lost, doubt = d.warnings
+    assert "'broken' is left out" in lost and "1 file: truncated" in lost
     assert (
-        len(d.warnings) == 1
-        and "not a bird.jpg" in d.warnings[0]
-        and "plain.jpg" in d.warnings[0]
-        and "\n" not in d.warnings[0]
+        "not a bird.jpg" in doubt and "plain.jpg" in doubt and "\n" not in lost + doubt
     )
     group = dict(zip([p.name for p in d.paths], d.groups))
     assert (
@@ -708,64 +707,6 @@ def tree(root, *paths):
 
 
 @pytest.mark.parametrize(
-    ("paths", "splits", "give"),
-    [
-        (
-            ["train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "test/dog/1.png"],
-            "train, test and val",
-            "/train.",
-        ),
-        (
-            ["Training/a/1.png", "Training/b/1.png", "TESTING/a/1.png"],
-            "Training and TESTING",
-            "/Training.",
-        ),
-        (["holdout/a/1.png", "dev/a/1.png", "dev/b/1.png"], "dev and holdout", "/dev."),
-        (
-            ["train_set/a/1.png", "train_set/b/1.png", "validation-set/a/1.png"],
-            "train_set and validation-set",
-            "/train_set.",
-        ),
-        (
-            ["train/a/1.png", "train/b/1.png", "test/b/1.png", "unlabelled/1.png"],
-            "train and test",
-            "/train.",
-        ),
-        (
-            [
-                "seg_train/seg_train/a/1.png",
-                "seg_train/seg_train/b/1.png",
-                "seg_test/x/1.png",
-            ],
-            "seg_train and seg_test",
-            "/seg_train/seg_train.",
-        ),
-        (
-            ["fold1/a/1.png", "fold1/b/1.png", "fold2/a/1.png"],
-            "fold1 and fold2",
-            "/fold1.",
-        ),
-        (["train/1.png", "test/2.png"], "train and test", "into one folder per class"),
-    ],
-)
-def test_ready_made_splits_are_no_classes(tmp_path, monkeypatch, paths, splits, give):
-    root = tree(tmp_path / "photos", *paths)
-    monkeypatch.setattr(
-        datasets, "_open_all", lambda *a: pytest.fail("it read the images first")
-    )
-    with pytest.raises(BadValue) as e:
-        image_folder(root, size=16)
-    message = str(e.value)
-    assert (
-        f"holds the splits {splits}, not one folder per class" in message
-        and "\n" not in message
-    )
-    assert give in message and (
-        not give.startswith("/") or message.endswith(f"Give {root}{give}")
-    )
-
-
-@pytest.mark.parametrize(
     "classes",
     [
         ["test", "cat"],
@@ -785,7 +726,6 @@ def test_one_folder_too_high_names_the_folder_to_give(tmp_path):
     for paths, give in (
         (["flowers/rose/1.png", "flowers/tulip/2.png"], "flowers"),
         (["a/b/cat/1.png", "a/b/dog/2.png"], "a/b"),
-        (["a/train/cat/1.png", "a/train/dog/2.png", "a/val/cat/3.png"], "a/train"),
         (["train/cat/1.png", "train/dog/2.png"], "train"),
     ):
         root = tree(tmp_path / give.replace("/", "-"), *paths, "loose.png")

@@ -73,6 +73,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "engine.frameworks": ["load_keras", "load_torch"],
         "vision.data": ["ImageDataset", "image_folder", "named_dataset", "styles"],
         "vision.photos": ["photos"],
+        "vision.tables": ["image_table"],
         "vision.glyphs": ["glyphs", "handwriting"],
         "vision.evaluate": [
             "by_model",

@@ -47,7 +47,32 @@ BackboneName = Annotated[
 
 
 Source = Annotated[
-    Path, typer.Argument(help="A folder with one folder of images per class.")
+    Path,
+    typer.Argument(
+        help=(
+            "A folder with one folder of images per class, or with train/, val/ and "
+            "test/ that hold such folders; or a CSV file that lists images."
+        )
+    ),
+]
+Groups = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "What keeps images of one patient, burst or video in one split: a regular "
+            r"expression on the path, such as '(patient\d+)_', or a column of the CSV."
+        )
+    ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(
+        help="A column of the CSV; by default the one with the usual name, if any."
+    ),
+]
+GroupColumn = Annotated[
+    str | None,
+    typer.Option(help="As --groups, and always a column of the CSV."),
 ]
 
 
@@ -147,6 +172,12 @@ def demo(
         emit({"rows": rows, "report": str(report)})
 
 
+def _columns(path, label, split, group) -> dict:
+    """The columns of a table that were named."""
+    named = dict(path=path, label=label, split=split, group=group)
+    return {role: name for role, name in named.items() if name is not None}
+
+
 @app.command(
     "fine-tune",
     epilog=(
@@ -156,7 +187,8 @@ def demo(
         "transfer-course fine-tune photos/ --out runs/mine --resume   |   "
         "transfer-course fine-tune photos/ --lr 1e-3 --patience 3 --no-mirror "
         "--log csv --dry-run   |   "
-        "transfer-course fine-tune more-photos/ --from runs/mine --keep all"
+        "transfer-course fine-tune more-photos/ --from runs/mine --keep all   |   "
+        "transfer-course fine-tune list.csv --label-column diagnosis --groups patient"
     ),
 )
 def fine_tune(
@@ -185,6 +217,11 @@ def fine_tune(
             )
         ),
     ] = None,
+    groups: Groups = None,
+    path_column: Column = None,
+    label_column: Column = None,
+    split_column: Column = None,
+    group_column: GroupColumn = None,
     strategy: Annotated[
         str | None,
         typer.Option(
@@ -361,6 +398,8 @@ def fine_tune(
         old_images=old_images,
         log=log,
         dry_run=dry_run,
+        groups=groups,
+        columns=_columns(path_column, label_column, split_column, group_column),
         resume=resume,
         workers=workers,
         progress=processes().is_main_process,

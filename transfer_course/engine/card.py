@@ -56,6 +56,8 @@ _LEFT_OUT = (
     "pretrained network: AUROC {auroc} ({level} interval {low} to {high}), where 0.5 "
     "is chance and 1 is perfect."
 )
+
+# %% ../../nbs/engine/card.ipynb #8cf7ebbfb
 _LIMITS = (
     "- The held-out images come from the same folder as the training images. "
     "On pictures from another camera, place or style expect less.\n"

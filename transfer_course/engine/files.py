@@ -40,6 +40,7 @@ from transfer_course.engine.errors import (
     os_reason,
     printable,
 )
+from .litter import litter, own_output
 from .writing import atomic_write, disk_mistake
 
 # %% ../../nbs/engine/files.ipynb #c6d77238
@@ -253,7 +254,9 @@ def _sort_out(entry: os.DirEntry):
     if entry.name.startswith("."):
         reason = "hidden"
     elif is_folder:
-        return "folder"
+        reason = litter(entry.name)
+        if not reason:
+            return "folder"
     elif is_file:
         if _is_image(entry):
             return "image"
@@ -279,14 +282,24 @@ def _look_into(folder: str, seen: set):
         return Skipped(printable(folder), f"cannot be read: {os_reason(e)}")
 
 
+# %% ../../nbs/engine/files.ipynb #lit20exp
+def _ours(folder, root, entries) -> str:
+    "Why a folder below `root` is left out, if this package wrote it."
+    if folder == root:
+        return ""  # the folder that was asked for
+    return own_output(folder, [entry.name for entry in entries])
+
+
 # %% ../../nbs/engine/files.ipynb #585a39a5
 def _walk(folder: str, recursive: bool):
     "Every image and every `Skipped` in `folder`, in no useful order."
     seen, todo, links = set(), [folder], []
     while todo or links:
-        found = _look_into(todo.pop() if todo else links.pop(0), seen)
-        if isinstance(found, Skipped):
-            yield found
+        at = todo.pop() if todo else links.pop(0)
+        found = _look_into(at, seen)
+        ours = "" if isinstance(found, Skipped) else _ours(at, folder, found)
+        if ours or isinstance(found, Skipped):
+            yield Skipped(printable(at), ours) if ours else found
             continue
         for entry in found:
             kind = _sort_out(entry)

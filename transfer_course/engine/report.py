@@ -232,6 +232,7 @@ def _images(picture, alt):
     return f"<div class=pair>{first}{second}</div>"
 
 
+# %% ../../nbs/engine/report.ipynb #be25eb2cb
 def _figure(mistake):
     "One mistake: the image, both classes, the probability and the path."
     true, predicted = mistake["true"], mistake["predicted"]
@@ -292,6 +293,7 @@ def _looked_at(best, cells="", note="", missing=(), more=""):
     return f"<p>{_SHOWN}</p><p>{legend}</p><div class=pictures>{figures}</div>{rest}"
 
 
+# %% ../../nbs/engine/report.ipynb #heatexp1b
 def _none(info):
     "What the run does with an image of none of its classes."
     return f"<p>{_t(none_of_these(info)).replace('`', '')}</p>"

@@ -103,6 +103,7 @@ class Familiar(NamedTuple):
         return 1 / (len(self.held) + 1)
 
 
+# %% ../../nbs/6_practice/abstain.ipynb #abst0008b
 def familiar(known, features, logits) -> Familiar:
     "From training features (M, D), and held-out features (H, D) and logits (H, C)."
     known = unit(known).astype("float16")
@@ -127,6 +128,7 @@ def save_familiar(folder, memory: Familiar) -> dict:
     return {"sha256": sha256_file(path)}
 
 
+# %% ../../nbs/6_practice/abstain.ipynb #abst0011b
 def load_familiar(run, info: dict) -> Familiar:
     """What `save_familiar` wrote for the run whose `run.json` says `info`.
 
@@ -164,6 +166,7 @@ def _missing(shown, info, said) -> str:
     )
 
 
+# %% ../../nbs/6_practice/abstain.ipynb #abst0012b
 def checked_rate(memory: Familiar, rate, run="The run") -> float:
     "The rate, or the default one for None; BadValue for one that can't be kept."
     low = memory.lowest_rate
@@ -196,6 +199,7 @@ def logits_of(result, features: np.ndarray) -> np.ndarray:
     return features @ weights + biases
 
 
+# %% ../../nbs/6_practice/abstain.ipynb #abst0015b
 def remember(result, train, held, cache=False) -> Familiar:
     """What a trained network has to remember; `train` and `held` are ImageDatasets.
 
@@ -237,6 +241,7 @@ class Known(NamedTuple):
         return Known(*(column[keep] for column in self))
 
 
+# %% ../../nbs/6_practice/abstain.ipynb #abst0018b
 def without(pair, train: Known, held: Known):
     """(memory, features and logits of held-out images, of the pair's images).
 
@@ -318,6 +323,7 @@ def measured(net, train, held, seed=0) -> dict:
     return auroc_left_out(_known(net, train), _known(net, held), seed)
 
 
+# %% ../../nbs/6_practice/abstain.ipynb #abst0023b
 def note_unfamiliar(folder, result, net, train, held) -> dict:
     """Write `abstain.safetensors` to `folder`; what `run.json` says under `abstain`.
 

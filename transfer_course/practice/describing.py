@@ -131,6 +131,7 @@ def _mistakes(probabilities, valid, most=12) -> list:
     return [i for i in np.argsort(-sure) if guess[i] != valid.labels[i]][:most]
 
 
+# %% ../../nbs/6_practice/describing.ipynb #80c89704b
 def _best(probabilities, valid, most=30) -> list:
     "The row of each class's surest right prediction, for the most frequent classes."
     guess, sure = probabilities.argmax(1), probabilities.max(1)

@@ -18,13 +18,23 @@ from .reading import Reading
 IMAGES = "images_sha256"
 
 
+def _sets(data) -> list:
+    "What the caller said about splits and groups, as columns of text."
+    given = [data.splits, data.own_groups]
+    return [list(map(str, column)) for column in given if column is not None]
+
+
 def images_sum(data) -> str:
-    "One checksum over the classes and contents of all images, wherever they lie."
+    """One checksum over the classes and contents of all images, wherever they lie.
+
+    Splits and groups that were given belong to it.
+    """
     classes = [data.classes[label] for label in data.labels]
-    of = sorted(zip(classes, data.digests(), strict=True))
+    of = sorted(zip(classes, data.digests(), *_sets(data), strict=True))
     return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
 
+# %% ../../nbs/6_practice/finished.ipynb #img02exb
 def _changes(then: dict, now: dict) -> str:
     "What differs between the images per class of a run and of a folder."
     name = {c: f"class {printable(repr(c), True)}" for c in [*then, *now]}

@@ -101,6 +101,7 @@ def _torch_parts(torch, net, body):
     return found
 
 
+# %% ../../nbs/6_practice/heat.ipynb #heat0013b
 def _keras_parts(body):
     "[(name, whether its output is a grid)] of all layers."
     return [
@@ -159,6 +160,7 @@ def _score(keras, logits, wanted):
     return keras.ops.sum(logits * keras.ops.cast(rows, logits.dtype))
 
 
+# %% ../../nbs/6_practice/heat.ipynb #heat0017b
 def _picked_by_tensorflow(keras, both, x, wanted):
     import tensorflow as tf
 
@@ -200,6 +202,7 @@ def _wanted(result, images, classes):
     return np.broadcast_to(found, len(images)).astype(np.int64)
 
 
+# %% ../../nbs/6_practice/heat.ipynb #heat0019b
 def heat_map(
     result,  # a trained network: what `fine_tune` and `load_result` return
     images,  # what `result.predict` takes
@@ -265,6 +268,7 @@ def _cells(result, side) -> str:
     return f"{height} × {width}"
 
 
+# %% ../../nbs/6_practice/heat.ipynb #heat0026b
 def add_heat(result, pictures) -> dict:
     """Give each picture of the report `heat` and `where`.
 

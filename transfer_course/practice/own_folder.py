@@ -33,6 +33,7 @@ from transfer_course.practice.reading import (
     read_source,
     size_of,
     size_told,
+    splits_told,
     whole,
 )
 from .recipes_file import NAME as RECIPE
@@ -92,7 +93,8 @@ class Job:
 # %% ../../nbs/6_practice/own_folder.ipynb #97ca4eed
 def default_out(folder, framework: str, strategy: str) -> Path:
     "The name of a new folder under `runs/`."
-    name = printable(Path(folder).resolve().name)
+    source = Path(folder).resolve()
+    name = printable(source.stem if source.is_file() else source.name)
     base = Path("runs") / f"{name}-{framework}-{strategy}"
     out, n = base, 1
     while out.exists():
@@ -236,7 +238,7 @@ def _own_size(job: Job, done: bool) -> int:
     "The size of a finished run, or that of a new one, which is said."
     if done:
         return size_of(read_run(job.out)[0], job.out)
-    size = default_size(job.folder)
+    size = default_size(job.folder, job.reading)
     job.say(size_told(size))
     return size
 
@@ -263,7 +265,7 @@ def _opened(job: Job):
             "has a single one, or copies of it. Add a different picture to at least "
             "one class."
         )
-    for text in data.warnings:
+    for text in [*data.warnings, *splits_told(data)]:
         job.say(text)
     job.say(
         f"{len(parts.train)} images to train on, {len(parts.valid)} held out, "

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..engine.errors import NotFound
 from ..engine.files import Unreadable, list_images, printable, read_image
+from ..engine.litter import formats_told
 from .abstain import answer, checked_rate, load_familiar
 from .reading import reading_of
 from ..trainer.run import load_result
@@ -59,6 +60,7 @@ def predict_files(run, paths, top: int = 3, batch_size: int = 32, abstain=None):
     if not files:
         raise NotFound(
             f"There is no image in {', '.join(printable(p) for p in paths)}."
+            + formats_told(left_out)
         )
     with ThreadPoolExecutor(4) as pool:
         for i in range(0, len(files), batch_size):
@@ -93,6 +95,7 @@ def _ordered(classes, probabilities):
     ]
 
 
+# %% ../../nbs/6_practice/predicting.ipynb #605548ffb
 def _judge(result, run, abstain):
     "f(images): for each, the ordered classes and what abstaining adds to its row."
     if abstain is None or abstain is False:

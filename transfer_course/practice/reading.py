@@ -7,8 +7,11 @@ __all__ = [
     "whole",
     "Reading",
     "check_reading",
+    "table_columns",
+    "table_of",
     "read_source",
     "reading_of",
+    "splits_told",
     "default_size",
     "size_told",
     "size_of",
@@ -23,8 +26,9 @@ import numpy as np
 from PIL import Image
 
 from ..engine.errors import BadValue, Damaged, NotFound
-from ..engine.files import list_images, printable
-from ..vision.data import image_folder
+from ..engine.files import IMAGE_SUFFIXES, list_images, printable
+from ..vision.datasets import image_folder
+from ..vision.tables import image_table, read_table
 
 
 # %% ../../nbs/6_practice/reading.ipynb #8d148d0d
@@ -43,7 +47,7 @@ class Reading:
     size: int | None = None  # side in pixels; None: the images' own, up to 224
     fit: str = "crop"  # how an image becomes a square: "crop", "pad" or "squash"
     groups: str | None = None  # a regular expression for paths, or a table's column
-    columns: dict = field(default_factory=dict)  # of a table: path, label, split
+    columns: dict = field(default_factory=dict)  # of a table: path, label, split, group
     target: str = "classes"  # "classes", "labels" (several per image) or "numbers"
     separator: str | None = None  # between the labels of one image; None: found
 
@@ -64,23 +68,67 @@ def check_reading(source, reading: Reading) -> None:
         raise BadValue(
             f"size is {size}; expected a whole number of pixels from 32 to 1024."
         )
+    if os.path.isfile(source):
+        table_of(source, reading)
+        return
     if not os.path.isdir(source):
         raise NotFound(
             f"There is no folder '{printable(source)}'. Give a folder that holds one "
-            "folder of images per class."
+            "folder of images per class, or a CSV file that lists images."
         )
+    asked = [f"--{name}-column" for name, value in reading.columns.items() if value]
+    if asked:
+        raise BadValue(
+            f"{asked[0]} names a column of a table, and {printable(source, True)} is a "
+            "folder. Give a CSV file, or for groups a regular expression: --groups."
+        )
+
+
+# %% ../../nbs/6_practice/reading.ipynb #lay51exp
+def table_columns(reading: Reading) -> dict:
+    "The columns of a table as `read_table` takes them."
+    named = {f"{name}_column": value for name, value in reading.columns.items()}
+    return named | {"groups": reading.groups}
+
+
+def table_of(source, reading: Reading):
+    "The rows of a table; BadValue for a file that is none."
+    if os.path.splitext(source)[1].lower() in IMAGE_SUFFIXES:
+        raise BadValue(
+            f"{printable(source, True)} is an image; expected a folder with one folder "
+            "of images per class, or a CSV file that lists images."
+        )
+    return read_table(source, **table_columns(reading))
 
 
 # %% ../../nbs/6_practice/reading.ipynb #rea07rea
 def read_source(source, reading: Reading, progress: bool = True):
     "The ImageDataset of a folder or a table; the size has to be known."
-    return image_folder(source, size=reading.size, progress=progress)
+    if not os.path.isfile(source):
+        how = dict(groups=reading.groups, progress=progress)
+        return image_folder(source, size=reading.size, **how)
+    names = table_columns(reading)
+    return image_table(source, reading.size, progress=progress, **names)
 
 
 def reading_of(info: dict, run) -> Reading:
     "How the images of a saved run were read; Damaged if its size is not known."
     known = {k: info[k] for k in Reading().to_dict() if k in info}
     return Reading(**known | {"size": size_of(info, run)})
+
+
+# %% ../../nbs/6_practice/reading.ipynb #lay52exp
+def splits_told(data) -> list:
+    "A sentence on splits that were given, if any."
+    if data.splits is None:
+        return []
+    names = {"train": "training", "valid": "validation", "test": "test"}
+    counts = {part: int((data.splits == part).sum()) for part in names}
+    given = [f"{names[part]} {n}" for part, n in counts.items() if n]
+    told = f"Ready-made splits are used as they are: {', '.join(given)} images."
+    if not counts["valid"]:
+        told += " Validation images are drawn from the training set."
+    return [told]
 
 
 # %% ../../nbs/6_practice/reading.ipynb #sizeexp1
@@ -95,9 +143,12 @@ def _short_side(path) -> int:
         return 0
 
 
-def default_size(folder) -> int:
-    "The side that a folder's images are read at if none is given, from 32 to 224."
-    files = list_images(folder)[0]
+def default_size(source, reading: Reading | None = None) -> int:
+    "The side that images are read at if none is given, from 32 to 224."
+    if os.path.isfile(source):
+        files = table_of(source, reading or Reading()).files
+    else:
+        files = list_images(source)[0]
     sides = [_short_side(path) for path in files[:: len(files) // 500 + 1]]
     sides = [side for side in sides if side]
     middle = int(np.median(sides)) if sides else 128

@@ -8,9 +8,11 @@ __all__ = [
     "STYLE_CLASSES",
     "DATASETS",
     "styles",
-    "folder_classes",
+    "united",
     "image_folder",
+    "assembled",
     "named_dataset",
+    "folder_classes",
 ]
 
 # %% ../../nbs/2_vision/datasets.ipynb #92a642a3
@@ -18,7 +20,6 @@ import csv
 import errno
 import io
 import os
-import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,8 +50,22 @@ from transfer_course.engine.files import (
     printable,
     resize_square,
 )
+from ..engine.litter import formats_told
 from . import images as _images
-from .images import ImageDataset, _digest
+from .images import PARTS, ImageDataset, _digest
+
+# %% ../../nbs/2_vision/datasets.ipynb #7236cd6b
+from transfer_course.vision.layouts import (
+    _below,
+    _home,
+    _tails,
+    alike_names,
+    folder_classes,
+    layout,
+    name_groups,
+)
+
+_all_ = ["folder_classes"]  # its home is `vision.layouts`
 
 # %% ../../nbs/2_vision/datasets.ipynb #063c1d9f
 STYLES = ("photo", "noto", "twemoji", "openmoji", "outline")
@@ -197,154 +212,92 @@ def _squeezed(room, good):
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #fc444389
-def _class_of(root, path):
-    "The name of the class folder, or None for a file that is in none."
-    parts = Path(path).relative_to(root).parts
-    return printable(parts[0]) if len(parts) > 1 else None
+def _read_files(files, size, draft, progress):
+    "(pixels of all files or None if they are too many, what is known of each file)."
+    room = None
+    if len(files) * size * size * 3 < _images.KEEP_BYTES:
+        room = np.empty((len(files), size, size, 3), np.uint8)
+    return room, _open_all(files, size, draft, progress, room)
 
 
-def _class_folders(root):
-    "The names of the folders in `root`, hidden ones left out."
-    seen = [e for e in os.scandir(root) if not e.name.startswith(".")]
-    # not e.is_dir(), which fails on a circle of links
-    return sorted(printable(e.name) for e in seen if os.path.isdir(e.path))
+def _class_folders(root, places) -> list:
+    "The paths of the folders in the folders `places`, hidden ones left out."
+    found = []
+    for place in places:
+        with os.scandir(os.path.join(root, *place)) as entries:
+            seen = [e for e in entries if not e.name.startswith(".")]
+        # not e.is_dir(), which fails on a circle of links
+        found += [e.path for e in seen if os.path.isdir(e.path)]
+    return sorted(found)
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #06953f0d
-def _sorted_out(root, files, found):
+def _sorted_out(files, found, where):
     "(good, skipped): the numbers of the files that are used, the others with why."
     good, skipped = [], []
     for i, (path, (_, why, _)) in enumerate(zip(files, found)):
-        if not why and not _class_of(root, path):
-            why = "not in a class folder"
+        if not why and not where.classes[i]:
+            why = where.why.get(i, "not in a class folder")
         if why:
             skipped.append(Skipped(printable(path), why))
         else:
             good.append(i)
-    return good, skipped + _empty_classes(root, files, good)
+    return good, skipped
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #f9375df6
-def _empty_classes(root, files, good):
-    "The folders that hold no image that is used, with why."
-    used = {_class_of(root, files[i]) for i in good}
-    tried = {_class_of(root, path) for path in files}
+def _above(root, files) -> set:
+    "The paths of all folders below `root` that files lie in."
+    folders = {os.path.dirname(path) for path in files}
+    return {
+        os.fspath(f)
+        for folder in folders
+        for f in (Path(folder), *Path(folder).parents)
+    }
+
+
+# %% ../../nbs/2_vision/datasets.ipynb #f9375dfb
+def _empty_classes(root, files, good, places, left_out) -> list:
+    "The class folders that hold no image that is used, with why."
+    used, tried = _above(root, [files[i] for i in good]), _above(root, files)
+    known = {path for path, _ in left_out}
     skipped = []
-    for name in _class_folders(root):
-        if name not in used:
-            why = "an empty class: no image in it"
-            if name in tried:
-                why = "no readable image in it"
-            skipped.append(Skipped(printable(Path(root) / name), why))
+    for folder in _class_folders(root, places):
+        shown = printable(folder)
+        if os.fspath(Path(folder)) in used or shown in known:
+            continue
+        why = "an empty class: no image in it"
+        unread = any(p.startswith(shown + os.sep) and _unread(w) for p, w in left_out)
+        if os.fspath(Path(folder)) in tried or unread:
+            why = "no readable image in it"
+        skipped.append(Skipped(shown, why))
     return skipped
 
 
-# %% ../../nbs/2_vision/datasets.ipynb #spl02exp
-_SPLITS = {
-    "train": "train training trn trainval",
-    "valid": "val valid validation validate dev development eval evaluation",
-    "test": "test testing tst holdout heldout pred",
-}
-_SPLIT_OF = {name: part for part, names in _SPLITS.items() for name in names.split()}
-_FILLER = re.compile(
-    "(data|dataset|set|images?|imgs?|photos?|pictures?|split|part|folder)+"
-)
+def _unread(reason: str) -> bool:
+    "Whether a reason is that of an image in a format that can't be read here."
+    return "can't be read here" in reason
 
 
-# %% ../../nbs/2_vision/datasets.ipynb #b90c528b
-def _words(name: str) -> list:
-    "The words of a folder's name that can mean something."
-    words = [w for w in re.split("[^a-z]+", name.lower()) if w]
-    return [w for w in words if not _FILLER.fullmatch(w)]
-
-
-def _split_of(name: str, beside: list = ()):
-    """The split that a folder's name stands for, or None.
-
-    Words that all names `beside` it share don't count.
-    """
-    shared = set()
-    if beside:
-        shared = set.intersection(*(set(_words(other)) for other in beside))
-    word = "".join(w for w in _words(name) if w not in shared)
-    return name.lower() if word == "fold" or shared == {"fold"} else _SPLIT_OF.get(word)
-
-
-# %% ../../nbs/2_vision/datasets.ipynb #spl04exp
-def _below(tails: list) -> dict:
-    "Folder name → tails one level further in; files in no folder are left out."
-    found = {}
-    for tail in tails:
-        if len(tail) > 1:
-            found.setdefault(tail[0], []).append(tail[1:])
-    return found
-
-
-def _splits_in(below: dict) -> list:
-    "The folders that are ready-made splits, training first; [] if there are none."
-    split = {name: _split_of(name, list(below)) for name in below}
-    named = sorted(name for name in below if split[name])
-    named.sort(key=lambda name: split[name] != "train")
-    if len({split[name] for name in named}) < 2:
-        return []
-    inside = [set(_below(below[name])) for name in named]
-    shared = any(a & b for k, a in enumerate(inside) for b in inside[:k])
-    return named if shared or len(named) == len(below) else []
-
-
-# %% ../../nbs/2_vision/datasets.ipynb #spl11exp
-def _home(tails: list, at: tuple = ()):
-    "The folders on the way to the first class folders; None if there are none."
-    below = _below(tails)
-    splits = _splits_in(below)
-    if len(below) > 1 and not splits:
-        return at
-    way = splits[0] if splits else next(iter(below), None)
-    return None if way is None else _home(below[way], (*at, way))
-
-
-# %% ../../nbs/2_vision/datasets.ipynb #spl06exp
-def _tails(root, files) -> list:
-    "The parts of each file's path below `root`."
-    return [Path(f).relative_to(root).parts for f in files]
-
-
-def folder_classes(
-    root,  # the folder that was given
-    files,  # paths below it
-) -> list:  # a name for each file, "" where it lies in no class folder
-    """The class of each file.
-
-    It is the file's first folder that is neither a split nor a lone wrapper."""
-    return [printable(name) for name in _classes(_tails(root, files))]
-
-
-# %% ../../nbs/2_vision/datasets.ipynb #spl12exp
-def _classes(tails: list) -> list:
-    "The class of each tail; tails in splits and wrappers are looked at further in."
-    below = _below(tails)
-    outer = _splits_in(below)
-    if len(below) == 1 and _home(tails) is not None:
-        outer = list(below)
-    deeper = [len(tail) > 1 and tail[0] in outer for tail in tails]
-    inner = [tail[1:] for tail, further in zip(tails, deeper, strict=True) if further]
-    found = iter(_classes(inner) if outer else ())
-    names = []
-    for tail, further in zip(tails, deeper, strict=True):
-        if further:
-            names.append(next(found))
-        else:
-            names.append(tail[0] if len(tail) > 1 else "")
-    return names
+# %% ../../nbs/2_vision/datasets.ipynb #lay40exp
+def _left_out_classes(empty, skipped) -> list:
+    "A sentence on each class that is lost because none of its images can be read."
+    said = []
+    for folder, why in empty:
+        inside = [w for p, w in skipped if p.startswith(folder + os.sep)]
+        pictures = [w for w in inside if w != "hidden" and "not an image (" not in w]
+        if why == "no readable image in it" and pictures:
+            name = printable(os.path.basename(folder), True)
+            one = len(pictures) == 1
+            files = "1 file" if one else f"{len(pictures)} files, the first one"
+            said.append(
+                f"The class '{name}' is left out, because no image in it can be read "
+                f"({files}: {pictures[0]})."
+            )
+    return said
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #spl09exp
-def _named(names) -> str:
-    "a, b and c"
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
-
-
 def _advice(root, tails, outer: str) -> str:
     "What to do if the first folders, such as `outer`, are not the classes."
     home = _home(tails)
@@ -357,28 +310,14 @@ def _advice(root, tails, outer: str) -> str:
     )
 
 
-# %% ../../nbs/2_vision/datasets.ipynb #517ac6ad
-def _refuse_splits(root, files):
-    "BadValue if the folders in `root` are ready-made splits."
-    tails = _tails(root, files)
-    splits = _splits_in(_below(tails))
-    if splits:
-        raise BadValue(
-            f"{printable(root, True)} holds the splits "
-            f"{printable(_named(splits), True)}, not one folder per class. "
-            + _advice(root, tails, splits[0])
-        )
-
-
 # %% ../../nbs/2_vision/datasets.ipynb #b4508465
-def _doubts(root, files, labels, digests, classes):
+def _doubts(names, labels, digests, classes):
     "A sentence for each image that lies under more than one class."
     seen, said = {}, []
-    for path, label, digest in zip(files, labels, digests):
-        first, then = seen.setdefault(digest, (path, label))
+    for name, label, digest in zip(names, labels, digests):
+        first, then = seen.setdefault(digest, (name, label))
         if then != label:
-            a = printable(Path(first).relative_to(root), True)
-            b = printable(Path(path).relative_to(root), True)
+            a, b = printable(first, True), printable(name, True)
             said.append(
                 f"{a} and {b} are the same picture under two classes, "
                 f"'{classes[then]}' and '{classes[label]}'; delete the wrong one."
@@ -397,6 +336,22 @@ def _groups(digests, thumbnails, labels):
     return group[which.reshape(-1)]
 
 
+# %% ../../nbs/2_vision/datasets.ipynb #grp01exb
+def united(
+    *columns,  # (N,) each: rows with equal values belong together
+) -> np.ndarray:  # (N,): the number of the first row that each row is connected with
+    "Rows that any of the columns joins, directly or through other rows."
+    codes = [np.unique(c, return_inverse=True)[1].reshape(-1) for c in columns]
+    first, before = np.arange(len(columns[0])), None
+    while before is None or (first != before).any():
+        before = first
+        for code in codes:
+            least = np.full(code.max(initial=-1) + 1, len(first))
+            np.minimum.at(least, code, first)
+            first = least[code]
+    return first
+
+
 # %% ../../nbs/2_vision/datasets.ipynb #grp02exp
 def _looking_alike(digests, groups) -> dict:
     "Group → one image for each distinct content, where there are several."
@@ -407,7 +362,7 @@ def _looking_alike(digests, groups) -> dict:
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #469334da
-def _alike(names, labels, digests, groups) -> list:
+def _alike(names, labels, digests, groups, splits=None) -> list:
     "A sentence on near-copies, and one on those under several classes."
     several = _looking_alike(digests, groups)
     if not several:
@@ -415,8 +370,10 @@ def _alike(names, labels, digests, groups) -> list:
     said = [
         f"{np.isin(groups, list(several)).sum()} of {len(names)} images look like "
         "copies of another one (saved again, resized, cropped, shifted, mirrored, "
-        "or taken in a burst). Copies stay in the same split."
+        "or taken in a burst)."
     ]
+    if splits is None:
+        said[0] += " Copies stay in the same split."
     pairs = [(of[0], i) for of in several.values() for i in of]
     apart = [[names[i] for i in p] for p in pairs if labels[p[0]] != labels[p[1]]]
     if apart:
@@ -428,8 +385,42 @@ def _alike(names, labels, digests, groups) -> list:
     return said
 
 
+# %% ../../nbs/2_vision/datasets.ipynb #spl21exp
+def _across(names, splits, copies, own_groups) -> list:
+    "A sentence on each given set that shares copies or groups with training."
+    if splits is None:
+        return []
+    said, training = [], splits == "train"
+    for part in PARTS[1:]:
+        mine = splits == part
+        twice = np.flatnonzero(mine & np.isin(copies, copies[training]))
+        if len(twice):
+            a = twice[0]
+            b = np.flatnonzero(training & (copies == copies[a]))[0]
+            pair = " and ".join(printable(names[i], True) for i in (a, b))
+            n = f"{len(twice)} of the {mine.sum()}"
+            said.append(_shares(n, part, "look like copies of", pair))
+        if own_groups is not None:
+            twice = np.flatnonzero(mine & np.isin(own_groups, own_groups[training]))
+            if len(twice):
+                n = f"{len(twice)} of the {mine.sum()}"
+                group = f"group {printable(own_groups[twice[0]], True)}"
+                said.append(_shares(n, part, "share a group with", group))
+    return said
+
+
+# %% ../../nbs/2_vision/datasets.ipynb #spl21exb
+def _shares(n: str, part: str, what: str, example: str) -> str:
+    "One sentence on images of a given set that training has seen in some form."
+    name = {"valid": "validation", "test": "test"}[part]
+    return (
+        f"{n} images of the given {name} set {what} training images, for example "
+        f"{example}. They stay where they are, so the score on that set is too good."
+    )
+
+
 # %% ../../nbs/2_vision/datasets.ipynb #1185edec
-def _too_few(root, classes, files):
+def _too_few(root, classes, files, left_out=()):
     "Why a folder with less than two classes can't be used, and what to give instead."
     tails = _tails(root, files)
     what = f"one usable class, '{classes[0]}'" if classes else "no usable class"
@@ -443,6 +434,7 @@ def _too_few(root, classes, files):
     return (
         f"{printable(root, True)} has {what}; expected at least two folders with "
         "images in them, one folder per class, such as cats/ and dogs/."
+        + formats_told(left_out)
     )
 
 
@@ -451,55 +443,124 @@ def image_folder(
     path,
     size=224,  # side of the squares in pixels: short side resized, centre kept
     *,
+    groups=None,  # a regular expression on the path in the folder, see `name_groups`
     progress=True,  # a bar on stderr when it takes longer than two seconds
     draft=False,  # decode JPEGs at a reduced scale: faster, other pixels
 ) -> ImageDataset:
     """A folder with one folder of images per class, read once.
 
-    What can't be read is in `.skipped` with the reason. Copies and near-copies of an
-    image share a group. Raises BadValue, before it reads anything, for a folder that
-    holds ready-made splits (train, val, test); its message names the folder to give.
+    Ready-made splits (train, val, test) are used as given and stand in `.splits`. What
+    can't be read is in `.skipped` with the reason. Copies and near-copies of an image
+    share a group, and so do files that `groups` gives the same name. Raises BadValue,
+    before it reads anything, for folders that can be meant in several ways.
     """
     resize_square(np.zeros((1, 1, 3), np.uint8), size)  # says what is wrong with a size
     root = os.fsdecode(path)
     files, left_out = list_images(root)
-    _refuse_splits(root, files)
-    room = None
-    if len(files) * size * size * 3 < _images.KEEP_BYTES:
-        room = np.empty((len(files), size, size, 3), np.uint8)
-    found = _open_all(files, size, draft, progress, room)
-    good, skipped = _sorted_out(root, files, found)
-    paths = [files[i] for i in good]
-    classes = sorted({_class_of(root, path) for path in paths})
+    where = layout(root, files)
+    names = [printable(Path(file).relative_to(root).as_posix()) for file in files]
+    own = _own_groups(groups, names, where.classes)
+    room, found = _read_files(files, size, draft, progress)
+    good, skipped = _sorted_out(files, found, where)
+    skipped += left_out
+    empty = _empty_classes(root, files, good, where.places, skipped)
+    classes = sorted({where.classes[i] for i in good})
     if len(classes) < 2:
-        raise BadValue(_too_few(root, classes, paths or files))
-    return ImageDataset(
-        None if room is None else _squeezed(room, good),
-        classes=classes,
-        paths=paths,
-        size=size,
-        draft=draft,
-        skipped=sorted(left_out + skipped),
-        **_known_of(root, paths, [found[i] for i in good], classes),
+        paths = [files[i] for i in good]
+        raise BadValue(_too_few(root, classes, paths or files, left_out))
+    return assembled(
+        (room, found, good),
+        files,
+        dict(size=size, draft=draft),
+        classes=[where.classes[i] for i in good],
+        names=[names[i] for i in good],
+        splits=where.parts and [where.parts[i] for i in good],
+        own_groups=own and [own[i] for i in good],
+        skipped=sorted(skipped + empty),
+        said=where.said + _left_out_classes(empty, skipped),
     )
+
+
+# %% ../../nbs/2_vision/datasets.ipynb #grp05exp
+def _own_groups(pattern, names, classes):
+    "The group of each file in a class folder by its name, or None without a pattern."
+    if pattern is None:
+        return None
+    inside = [name for name, c in zip(names, classes, strict=True) if c]
+    found = iter(name_groups(pattern, inside))
+    return [next(found) if c else "" for c in classes]
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #636ca044
-def _known_of(root, paths, found, classes) -> dict:
-    "Labels, digests, groups, names and warnings of the files that are used."
+def assembled(
+    read,  # (room, found, good): from `_read_files`, and the rows that are used
+    files,  # all paths
+    how,  # size and draft
+    *,
+    classes,  # the class name of each row that is used; so are the next three
+    names,
+    splits=None,
+    own_groups=None,
+    skipped=(),
+    said=(),  # sentences that come first
+) -> ImageDataset:
+    "The data set of files that were read, with groups and warnings."
+    room, found, good = read
+    known = sorted(set(classes))
+    labels = [known.index(name) for name in classes]
+    splits = _useful(splits)
+    if splits is not None:
+        _trained_on(known, labels, splits)
+    columns = dict(labels=labels, names=names, splits=splits, own_groups=own_groups)
+    columns |= _known_of(columns, [found[i] for i in good], known)
+    columns["warnings"] = [*said, *alike_names(known), *columns["warnings"]]
+    return ImageDataset(
+        None if room is None else _squeezed(room, good),
+        classes=known,
+        paths=[files[i] for i in good],
+        skipped=skipped,
+        **how,
+        **columns,
+    )
+
+
+# %% ../../nbs/2_vision/datasets.ipynb #spl22exp
+def _useful(splits):
+    "Splits as an array, None if all images have the same one."
+    if splits is None or len(set(splits)) < 2:
+        return None
+    return np.array(splits)
+
+
+def _trained_on(classes, labels, splits):
+    "BadValue for a class of which no training image can be used."
+    trained = {
+        label for label, part in zip(labels, splits, strict=True) if part == "train"
+    }
+    unknown = [name for i, name in enumerate(classes) if i not in trained]
+    if unknown:
+        raise BadValue(
+            f"The class '{printable(unknown[0], True)}' has no image in the training "
+            "set that can be read. Add one, or take the class out of the other sets."
+        )
+
+
+# %% ../../nbs/2_vision/datasets.ipynb #spl23exp
+def _known_of(columns, found, classes) -> dict:
+    "Digests, groups and warnings of the files that are used."
     digests = [digest for digest, _, _ in found]
     thumbnails = np.stack([small for _, _, small in found])
-    labels = [classes.index(_class_of(root, path)) for path in paths]
-    names = [printable(Path(path).relative_to(root)) for path in paths]
-    groups = _groups(digests, thumbnails, labels)
-    doubts = _doubts(root, paths, labels, digests, classes)
-    return dict(
-        labels=labels,
-        digests=digests,
-        groups=[digests[i][:16] for i in groups],
-        names=names,
-        warnings=doubts + _alike(names, labels, digests, groups),
-    )
+    names, labels, splits = (columns[name] for name in ("names", "labels", "splits"))
+    first = _groups(digests, thumbnails, labels)
+    copies = np.array([digests[i][:16] for i in first])
+    own, groups = columns["own_groups"], copies
+    if own is not None:
+        own = np.array(own)
+        groups = own[united(own, copies)]
+    said = _doubts(names, labels, digests, classes)
+    said += _alike(names, labels, digests, first, splits)
+    said += _across(names, splits, copies, own)
+    return dict(digests=digests, groups=groups, copies=copies, warnings=said)
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #9d935dba
