@@ -836,6 +836,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'transfer_course/engine/report.py'),
                                                'transfer_course.engine.report._figure': ( 'engine/report.html#_figure',
                                                                                           'transfer_course/engine/report.py'),
+                                               'transfer_course.engine.report._if': ( 'engine/report.html#_if',
+                                                                                      'transfer_course/engine/report.py'),
                                                'transfer_course.engine.report._image_count': ( 'engine/report.html#_image_count',
                                                                                                'transfer_course/engine/report.py'),
                                                'transfer_course.engine.report._image_size': ( 'engine/report.html#_image_size',

@@ -283,8 +283,12 @@ _SHOWN = (
 )
 
 
-def _looked_at(best, cells="", note="", missing=(), more=""):
+# %% ../../nbs/engine/report.ipynb #heatexp1xb
+def _looked_at(given):
     "The best image of each class with its heat map, and how to read it."
+    best, cells = given["best"], given.get("cells")
+    note, more = given.get("note", ""), given.get("more", "")
+    missing = given.get("missing", ())
     legend = _LEGEND.format(cells=_t(cells)) if cells else _t(note)
     figures = "".join(map(_figure, best))
     names = ", ".join(_name(c) for c in missing)
@@ -294,9 +298,14 @@ def _looked_at(best, cells="", note="", missing=(), more=""):
 
 
 # %% ../../nbs/engine/report.ipynb #heatexp1b
-def _none(info):
+def _none(told):
     "What the run does with an image of none of its classes."
-    return f"<p>{_t(none_of_these(info)).replace('`', '')}</p>"
+    return f"<p>{_t(told).replace('`', '')}</p>"
+
+
+def _if(given, head, draw):
+    "A list of one section, or of none where nothing is given to draw."
+    return [(head, draw(given))] if given else []
 
 
 # %% ../../nbs/engine/report.ipynb #677d982e
@@ -390,9 +399,9 @@ def write_report(
         *([("Probe or fine-tuning", _compared(info))] if _auto(info) else ()),
         ("Training curves", _curves(curves, info.get("best_epoch"))),
         ("Who is taken for whom", _confused(counts, classes)),
-        *([("What the network looked at", _looked_at(**looked_at))] * bool(looked_at)),
+        *_if(looked_at, "What the network looked at", _looked_at),
         ("The most confident mistakes", _mistakes(mistakes)),
-        *([("Images of none of its classes", _none(info))] * bool(none_of_these(info))),
+        *_if(none_of_these(info), "Images of none of its classes", _none),
         ("Files that were left out", left_out),
         ("How to use it", _use(folder, info)),
     ]
