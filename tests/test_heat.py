@@ -69,12 +69,13 @@ def by_captum(result, images, wanted, layer, method):
     x = torch.from_numpy(np.ascontiguousarray(result.backbone.preprocess(images)))
     target = torch.from_numpy(wanted)
     if method == "grad_cam":
-        cam = LayerGradCam(result.model, module).attribute(x, target, True, True)
+        cam = LayerGradCam(result.model, module).attribute(x, target)
     else:
         from captum._utils.gradient import compute_layer_gradients_and_eval as both
 
         gradients, activations = both(result.model, module, x, target)
         cam = (gradients[0].relu() * activations[0]).sum(1, keepdim=True).relu()
+    cam = cam.relu()
     heat = LayerAttribution.interpolate(cam, (SIDE, SIDE), "bilinear")[:, 0]
     heat = heat.detach().numpy()
     return heat / heat.max(axis=(1, 2), keepdims=True)

@@ -15,10 +15,23 @@ from transfer_course.engine.scores import (
     _NAMES,
     _auto,
     _baselines,
+    _beside,
     _candidates,
     _ends,
     _rates,
     _strategy,
+)
+
+# %% ../../nbs/engine/card.ipynb #e6a7bc21b
+from transfer_course.engine.target_pages import (
+    _LABEL_HEADS,
+    _MEASURES,
+    _OTHER,
+    _label_rows,
+    _target,
+    _target_baselines,
+    _value,
+    _what,
 )
 from .writing import atomic_write
 
@@ -41,6 +54,16 @@ def _md_table(d, head):
 
 
 # %% ../../nbs/engine/card.ipynb #8cf7ebbf
+_TARGET_LIMITS = (
+    "- It answers for every picture, also for one that is unlike all that it was "
+    "trained on.\n"
+    "- The held-out images come from the same source as the training images. "
+    "On pictures from another camera, place or style expect less.\n"
+    "- Its probabilities were not calibrated; the thresholds of labels were chosen for "
+    "the best F1 on held-out images.\n"
+    "- It was not examined for fairness between groups of people, "
+    "nor for use where a mistake harms somebody."
+)
 _ALWAYS = (
     "- It always answers with one of its classes, also for a picture of none of them. "
     "A low highest probability is a hint, no proof."
@@ -94,6 +117,30 @@ def _limits(info):
 
 
 # %% ../../nbs/engine/card.ipynb #97855eec
+def _target_rows(info):
+    "Scores, interval, baselines and labels of a run on labels or numbers."
+    metrics, (key, title) = info.get("metrics") or {}, _MEASURES[_target(info)]
+    if _number(metrics.get(key)) is None:
+        return "No held-out images were scored."
+    rows = {title.capitalize(): _value(metrics[key])}
+    for name, (value, _) in _target_baselines(info).items():
+        rows[f"{title.capitalize()} of {name}"] = _value(value)
+    rows |= {v: _f(metrics.get(k), 3) for k, v in _OTHER[_target(info)].items()}
+    out = _md_table(rows, ("score", f"on the {metrics.get('part', 'held-out')} part"))
+    low, high = _ends(metrics)
+    if low is not None:
+        level = f"{100 * (metrics.get('level') or 0.95):.0f} %"
+        out += f"\n{level} interval of the {title}: {_value(low)} to {_value(high)}.\n"
+    if metrics.get("note"):
+        out += f"\n{_md(metrics['note'])}\n"
+    if not metrics.get("per_label"):
+        return out
+    head = f"\n| {' | '.join(_LABEL_HEADS)} |\n|{'---|' * len(_LABEL_HEADS)}\n"
+    lines = (f"| {' | '.join(map(_md, row))} |\n" for row in _label_rows(metrics))
+    return out + head + "".join(lines)
+
+
+# %% ../../nbs/engine/card.ipynb #97855eecb
 def _card_scores(metrics, baselines):
     "Scores with interval, baselines, and the part that they are from."
     if _number(metrics.get("accuracy")) is None:
@@ -126,8 +173,12 @@ def _card_network(net):
 def _card_data(info):
     "How many images of which size, and how many files were left out."
     train, valid, size = (_known(info, k) for k in ("n_train", "n_valid", "size"))
+    held_out = f" and {valid} held out"
+    if info.get("n_test"):
+        test = _known(info, "n_test")
+        held_out = f", {valid} held out to choose with and {test} to test on"
     return (
-        f"{train} images for training and {valid} held out, at {size} pixels; "
+        f"{train} images for training{held_out}, at {size} pixels; "
         f"files left out: {len(info.get('skipped') or [])}."
     )
 
@@ -152,24 +203,37 @@ def _choice(info):
 
 
 # %% ../../nbs/engine/card.ipynb #c682b183
+_USES = {
+    "classes": "Telling apart pictures of {n} classes: ",
+    "labels": "Naming which of {n} labels a picture has: ",
+    "numbers": "Predicting a number from a picture: ",
+}
+
+
+# %% ../../nbs/engine/card.ipynb #c682b183b
 def write_card(
     folder,  # the run's folder
     info,  # as `read_run` returns it
 ) -> Path:  # card.md
     "Write the model card."
     classes = info.get("classes") or []
-    use = f"Telling apart pictures of {len(classes)} classes: "
+    use = _USES[_target(info)].format(n=len(classes))
     versions = _md_table(info.get("versions") or {}, ("package", "version"))
+    if _target(info) == "classes":
+        scores = _card_scores(info.get("metrics") or {}, _baselines(info))
+        scores = f"{scores}\n{_md(_beside(info))}"
+    else:
+        scores = _target_rows(info)
     sections = [
         ("Intended use", f"{use}{', '.join(map(_md, classes))}."),
         ("Data", _card_data(info)),
         ("Network", _card_network(info.get("backbone") or {})),
         ("Training", _card_training(info)),
-        ("Scores", _card_scores(info.get("metrics") or {}, _baselines(info))),
-        ("Limits", _limits(info)),
+        ("Scores", scores),
+        ("Limits", _limits(info) if _target(info) == "classes" else _TARGET_LIMITS),
         ("Versions", versions),
     ]
-    title = f"{_md(info.get('strategy') or 'run')} on {len(classes)} classes"
+    title = f"{_md(info.get('strategy') or 'run')} on {_md(_what(info))}"
     text = "\n".join(f"## {head}\n\n{body.rstrip()}\n" for head, body in sections)
     Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder) / "card.md"

@@ -58,7 +58,12 @@ def _count(info, key):
 # %% ../../nbs/engine/report.ipynb #4a79e0d7
 def _image_count(info):
     train, valid = _count(info, "n_train"), _count(info, "n_valid")
-    return f"{train} for training, {valid or '–'} held out" if train else None
+    if not train:
+        return None
+    if info.get("n_test"):
+        test = _count(info, "n_test")
+        return f"{train} for training, {valid} to choose with, {test} to test on"
+    return f"{train} for training, {valid or '–'} held out"
 
 
 def _image_size(info):
@@ -341,6 +346,29 @@ def _skipped(skipped, warnings=()):
     return odd + tally + _fold(f"All {files}", listed)
 
 
+# %% ../../nbs/engine/report.ipynb #cop21exp
+def _copies(info) -> str:
+    "The groups of near-copies, or an empty string if there are none."
+    near = info.get("near_copies")
+    if not isinstance(near, dict) or not near.get("groups"):
+        return ""
+    groups = [" · ".join(map(_name, group)) for group in near["groups"]]
+    listed = "".join(f"<li>{group}</li>" for group in groups)
+    count, images = near.get("count", len(groups)), near.get("images", "–")
+    told = f"<p>{_t(near['told'])}</p>" if near.get("told") else ""
+    shown = (
+        f"{count} groups"
+        if count <= len(groups)
+        else f"{len(groups)} of {count} groups"
+    )
+    return (
+        f"<p>{images} images are copies of another one (saved again, resized, cropped, "
+        f"mirrored, edited, or taken in a burst), in {count} groups. A group is never "
+        f"in two sets, unless the sets were given.</p>{told}"
+        + _fold(shown, f"<ul class=files>{listed}</ul>")
+    )
+
+
 # %% ../../nbs/engine/report.ipynb #3210a8f8
 _CODE = """\
 import numpy as np
@@ -404,6 +432,7 @@ def write_report(
         *_if(none_of_these(info), "Images of none of its classes", _none),
         ("Files that were left out", left_out),
         ("How to use it", _use(folder, info)),
+        *([("Copies that were kept together", _copies(info))] if _copies(info) else ()),
     ]
     path, verdict = Path(folder) / "report.html", _verdict(metrics, counts, classes)
     return write_page(path, _title(info), _subtitle(info), verdict, parts)

@@ -6,6 +6,8 @@
 __all__ = ["METHODS", "cell_scores", "enlarged", "heat_map", "overlay", "add_heat"]
 
 # %% ../../nbs/6_practice/heat.ipynb #heat0003
+import re
+
 import numpy as np
 
 from ..engine.errors import BadValue, did_you_mean
@@ -78,6 +80,9 @@ def _chosen(net, found, layer):
 
 
 # %% ../../nbs/6_practice/heat.ipynb #heat0013
+_ATTENTION = re.compile("attn|attention")  # its heads are no channels
+
+
 def _torch_parts(torch, net, body):
     "[(name, whether its output is a grid)] of all modules, as they finish."
     found, handles, side = [], [], net.input_size
@@ -86,7 +91,8 @@ def _torch_parts(torch, net, body):
     def note(name):
         def hook(module, inputs, output):
             shape = getattr(output, "shape", ())
-            found.append((name, len(shape) == 4 and max(shape[2], shape[3]) > 1))
+            is_grid = len(shape) == 4 and max(shape[2], shape[3]) > 1
+            found.append((name, is_grid and not _ATTENTION.search(name)))
 
         return hook
 
@@ -184,7 +190,7 @@ def _wanted(result, images, classes):
     "The index of the class that each image's heat map is about: (N,) int64."
     if classes is None:
         return result.logits(images).argmax(1).astype(np.int64)
-    classes = [classes] if isinstance(classes, (str, int, np.integer)) else classes
+    classes = [classes] if np.ndim(classes) == 0 else classes
     known = {name: i for i, name in enumerate(result.classes)}
     found = [known.get(c, -1) if isinstance(c, str) else c for c in classes]
     found = np.asarray(found)

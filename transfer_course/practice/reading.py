@@ -29,6 +29,7 @@ from ..engine.errors import BadValue, Damaged, NotFound
 from ..engine.files import IMAGE_SUFFIXES, list_images, printable
 from ..vision.datasets import image_folder
 from ..vision.tables import image_table, read_table
+from ..vision.target_tables import check_target, hinted, target_table
 
 
 # %% ../../nbs/6_practice/reading.ipynb #8d148d0d
@@ -68,6 +69,7 @@ def check_reading(source, reading: Reading) -> None:
         raise BadValue(
             f"size is {size}; expected a whole number of pixels from 32 to 1024."
         )
+    check_target(source, reading.target)
     if os.path.isfile(source):
         table_of(source, reading)
         return
@@ -107,8 +109,11 @@ def read_source(source, reading: Reading, progress: bool = True):
     if not os.path.isfile(source):
         how = dict(groups=reading.groups, progress=progress)
         return image_folder(source, size=reading.size, **how)
-    names = table_columns(reading)
-    return image_table(source, reading.size, progress=progress, **names)
+    how = dict(progress=progress) | table_columns(reading)
+    if reading.target != "classes":
+        about = reading.size, reading.target
+        return target_table(source, *about, separator=reading.separator, **how)
+    return hinted(image_table(source, reading.size, **how))
 
 
 def reading_of(info: dict, run) -> Reading:
