@@ -622,6 +622,37 @@ def extract(
         emit(info)
 
 
+def _number(text: str) -> float | None:
+    """The number that a word stands for, or None."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _with_rate(argv: list[str]) -> list[str]:
+    """Let `--abstain` stand without a value: an image may follow it directly."""
+    following = [*argv[1:], ""]
+    return [
+        "--abstain=" if word == "--abstain" and _number(after) is None else word
+        for word, after in zip(argv, following, strict=True)
+    ]
+
+
+def _rate(text: str | None) -> float | bool | None:
+    """What `--abstain` asks for: nothing, the usual rate (True), or a rate."""
+    if not text:
+        return None if text is None else True
+    rate = _number(text)
+    if rate is None:
+        from transfer_course.engine.errors import BadValue
+
+        raise BadValue(
+            f"--abstain is {text!r}; expected a share of images, as 0.05, or no value."
+        )
+    return rate
+
+
 @app.command(
     epilog=(
         "Examples:   transfer-course evaluate runs/mine new-photos/   |   "
@@ -679,7 +710,8 @@ def evaluate(
 @app.command(
     epilog=(
         "Examples:   transfer-course predict runs/mine cat.jpg   |   "
-        "transfer-course predict runs/mine new-photos/ --json"
+        "transfer-course predict runs/mine new-photos/ --json   |   "
+        "transfer-course predict runs/mine new-photos/ --abstain"
     )
 )
 def predict(
@@ -690,6 +722,17 @@ def predict(
     top: Annotated[
         int, typer.Option(min=1, help="How many classes to name for each image.")
     ] = 3,
+    abstain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[RATE]",
+            help=(
+                "Answer 'none of these' for an image that is less familiar than nearly "
+                "all held-out images. RATE is the share of familiar images that may be "
+                "refused by mistake; 0.05 without a value."
+            ),
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Class and probability of each image (or its labels, or its number), a line each;
@@ -698,7 +741,7 @@ def predict(
     from transfer_course.practice.predicting import predict_files
 
     failed, left_out = False, 0
-    for row in predict_files(run, images, top=top):
+    for row in predict_files(run, images, top=top, abstain=_rate(abstain)):
         failed |= "error" in row
         left_out += "skipped" in row
         if as_json or not sys.stdout.isatty():
@@ -707,6 +750,9 @@ def predict(
             continue
         elif "error" in row:
             print(f"{row['path']}: {row['error']}", file=sys.stderr)
+        elif row.get("none_of_these"):
+            guess = f"best guess {row['best_guess']} {row['probability']:.2f}"
+            print(f"{row['path']}  none of these  ({guess})")
         elif "class" in row:
             print(f"{row['path']}  {row['class']}  {row['probability']:.2f}")
         else:
@@ -924,6 +970,7 @@ def main(argv: list[str] | None = None) -> None:
     or 143 after Ctrl-C or SIGTERM.
     """
     argv = [_at_home(arg) for arg in (sys.argv[1:] if argv is None else argv)]
+    argv = _with_rate(argv)
     _open_streams()
     as_json = "--json" in argv
     os.environ.setdefault("TRANSFER_COURSE_STARTED", str(time.time()))

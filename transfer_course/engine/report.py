@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .card import write_card
+from .card import none_of_these, write_card
 from .charts import _curves
 from .errors import BadValue, printable
 
@@ -227,7 +227,7 @@ def _confused(confusion, classes, recalls=None):
 
 
 # %% ../../nbs/engine/report.ipynb #982ae997
-def _png(image, size=160):
+def _jpeg(image, size=160):
     "An image as a data URI, its longer side at most `size`."
     from PIL import Image
 
@@ -237,22 +237,37 @@ def _png(image, size=160):
             f"A mistake's image has shape {image.shape} and type {image.dtype}; "
             "expected uint8 (h, w, 3)."
         )
-    small = Image.fromarray(image)
+    small = Image.fromarray(image).convert("RGB")
     small.thumbnail((size, size))
     out = io.BytesIO()
-    small.save(out, "PNG")
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    small.save(out, "JPEG", quality=85, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 # %% ../../nbs/engine/report.ipynb #be25eb2c
+def _images(picture, alt):
+    "The image, and beside it the one with its heat map, if there is one."
+    image, heat = picture["image"], picture.get("heat")
+    first = f"<img src='{_jpeg(image)}' alt=\"{alt}\">"
+    if heat is None:
+        return first
+    beside = f"heat map for {_t(picture['predicted'])}: {_t(picture.get('where', ''))}"
+    second = f"<img src='{_jpeg(heat)}' alt=\"{beside}\">"
+    return f"<div class=pair>{first}{second}</div>"
+
+
+# %% ../../nbs/engine/report.ipynb #be25eb2cb
 def _figure(mistake):
     "One mistake: the image, both classes, the probability and the path."
     true, predicted = mistake["true"], mistake["predicted"]
-    path = mistake.get("path")
-    alt = f"{_t(path or 'image')}: {_t(true)}, taken for {_t(predicted)}"
+    path, right = mistake.get("path"), mistake["true"] == mistake["predicted"]
+    said = f"{_t(true)}, taken for {_t(predicted)}"
+    alt = f"{_t(path or 'image')}: {_t(true) if right else said}"
+    names = f"<b>{_name(true)}</b>"
+    names += "" if right else f" taken for <b>{_name(predicted)}</b>"
+    wide = " class=two" if mistake.get("heat") is not None else ""
     return (
-        f"<figure><img src='{_png(mistake['image'])}' alt=\"{alt}\">"
-        f"<figcaption><b>{_name(true)}</b> taken for <b>{_name(predicted)}</b>, "
+        f"<figure{wide}>{_images(mistake, alt)}<figcaption>{names}, "
         f"{_f(mistake.get('probability'))}"
         f"<br><small>{_name(path or '')}</small></figcaption></figure>"
     )
@@ -267,10 +282,54 @@ def _mistakes(mistakes, limit=24):
     if not mistakes:
         return "<p>There are none: every held-out image was recognised.</p>"
     figures = "".join(_figure(mistake) for mistake in mistakes[:limit])
-    figures = f"<div class=pictures>{figures}</div>"
+    heat = any(mistake.get("heat") is not None for mistake in mistakes)
+    told = "<p>The heat maps are those explained above.</p>" if heat else ""
+    figures = f"{told}<div class=pictures>{figures}</div>"
     if len(mistakes) <= limit:
         return figures
     return figures + f"<p class=note>{limit} of {len(mistakes)} are shown.</p>"
+
+
+# %% ../../nbs/engine/report.ipynb #heatexp1
+_LEGEND = (
+    "Each image is shown twice. On the right, warm colours mark the regions that "
+    "raised the score of the predicted class most, on a grid of {cells} cells "
+    "(Grad-CAM). The map says where the network found evidence. It does not say what "
+    "the network saw there, whether that was right, or what it would do without it. If "
+    "the background is warm, look at your images: perhaps a class can be told by where "
+    "it was photographed."
+)
+
+
+_SHOWN = (
+    "For each class, the recognised held-out image with the highest probability is "
+    "shown, and that probability."
+)
+
+
+# %% ../../nbs/engine/report.ipynb #heatexp1xb
+def _looked_at(given):
+    "The best image of each class with its heat map, and how to read it."
+    best, cells = given["best"], given.get("cells")
+    note, more = given.get("note", ""), given.get("more", "")
+    missing = given.get("missing", ())
+    legend = _LEGEND.format(cells=_t(cells)) if cells else _t(note)
+    figures = "".join(map(_figure, best))
+    names = ", ".join(_name(c) for c in missing)
+    none = f"No held-out image was recognised of: {names}." if missing else ""
+    rest = f"<p class=note>{none} {_t(more)}</p>" if none or more else ""
+    return f"<p>{_SHOWN}</p><p>{legend}</p><div class=pictures>{figures}</div>{rest}"
+
+
+# %% ../../nbs/engine/report.ipynb #heatexp1b
+def _none(told):
+    "What the run does with an image of none of its classes."
+    return f"<p>{_t(told).replace('`', '')}</p>"
+
+
+def _if(given, head, draw):
+    "A list of one section, or of none where nothing is given to draw."
+    return [(head, draw(given))] if given else []
 
 
 # %% ../../nbs/engine/report.ipynb #677d982e
@@ -378,6 +437,7 @@ def write_report(
     confusion,  # (C, C) counts of the held-out part, rows are true; None if unknown
     mistakes,  # dicts: image (h, w, 3), true, predicted, probability, path; or None
     curves,  # rows of the history
+    looked_at=None,  # dict: best, pictures as mistakes are; cells; note
 ) -> Path:  # report.html
     "Write a page about the run: self-contained, without scripts."
     classes, metrics = list(info.get("classes") or []), info.get("metrics") or {}
@@ -389,7 +449,9 @@ def write_report(
         *([("Probe or fine-tuning", _compared(info))] if _auto(info) else ()),
         ("Training curves", _curves(curves, info.get("best_epoch"))),
         ("Who is taken for whom", _confused(counts, classes, info.get("recall"))),
+        *_if(looked_at, "What the network looked at", _looked_at),
         ("The most confident mistakes", _mistakes(mistakes)),
+        *_if(none_of_these(info), "Images of none of its classes", _none),
         ("Files that were left out", left_out),
         ("How to use it", _use(folder, info)),
         *([("Copies that were kept together", _copies(info))] if _copies(info) else ()),

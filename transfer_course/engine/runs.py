@@ -122,6 +122,7 @@ _READY = ".ready"
 _TEMP = ".saving-"
 # A folder with these files only is still empty.
 _NOTHING = {_LOCK, _PID, ".DS_Store", "Thumbs.db", "desktop.ini"}
+_NOTHING |= {"abstain.safetensors"}  # written before the run it belongs to
 
 
 # %% ../../nbs/engine/runs.ipynb #aa49fadf

@@ -7,6 +7,7 @@ __all__ = [
     "baselines",
     "scored_part",
     "describe",
+    "pictured",
     "mistakes_of",
     "explain_run",
     "sentences",
@@ -20,11 +21,13 @@ import numpy as np
 from ..engine.files import printable
 from ..engine.report import write_card, write_report
 from ..engine.runs import read_run
+from .abstain import told
 from transfer_course.practice.describing_targets import (
     describe_targets,
     explain_targets,
     target_sentences,
 )
+from .heat import add_heat
 from .imbalance import is_unequal, recalls, told_recall
 from ..trainer.start import class_weights
 
@@ -163,12 +166,10 @@ def describe(result, net, data, parts) -> tuple[dict, np.ndarray]:
 
 
 # %% ../../nbs/6_practice/describing.ipynb #80c89704
-def mistakes_of(classes, probabilities, held_out, most=12) -> list:
-    "The wrong predictions with the highest probability, as the report shows them."
-    guess, sure = probabilities.argmax(1), probabilities.max(1)
-    paths = held_out.paths
-    wrong = [i for i in np.argsort(-sure) if guess[i] != held_out.labels[i]][:most]
-    images = held_out.batch(np.array(wrong, int)) if wrong else []
+def pictured(rows, classes, probabilities, held_out) -> list:
+    "These held-out images as the report shows them."
+    guess, sure, paths = probabilities.argmax(1), probabilities.max(1), held_out.paths
+    images = held_out.batch(np.array(rows, int)) if len(rows) else []
     return [
         dict(
             image=image,
@@ -177,8 +178,36 @@ def mistakes_of(classes, probabilities, held_out, most=12) -> list:
             probability=float(sure[i]),
             path=str(i) if paths is None else printable(paths[i]),
         )
-        for i, image in zip(wrong, images)
+        for i, image in zip(rows, images)
     ]
+
+
+# %% ../../nbs/6_practice/describing.ipynb #80c89704a
+def mistakes_of(classes, probabilities, held_out, most=12) -> list:
+    "The wrong predictions with the highest probability, as the report shows them."
+    guess, sure = probabilities.argmax(1), probabilities.max(1)
+    wrong = [i for i in np.argsort(-sure) if guess[i] != held_out.labels[i]][:most]
+    return pictured(wrong, classes, probabilities, held_out)
+
+
+# %% ../../nbs/6_practice/describing.ipynb #80c89704b
+def _best(probabilities, held_out, most=30) -> list:
+    "The row of each class's surest right prediction, for the most frequent classes."
+    guess, sure = probabilities.argmax(1), probabilities.max(1)
+    right = np.flatnonzero(guess == held_out.labels)
+    counts = np.bincount(held_out.labels, minlength=probabilities.shape[1])
+    frequent = np.sort(np.argsort(-counts, kind="stable")[:most])
+    mine = [right[guess[right] == c] for c in frequent]
+    return [rows[sure[rows].argmax()] for rows in mine if len(rows)]
+
+
+def _not_shown(classes, held_out, best, most=30) -> dict:
+    "The classes without a recognised image, and whether some are left out."
+    shown = {picture["true"] for picture in best}
+    held = [classes[i] for i in np.unique(held_out.labels)]
+    if len(classes) > most:
+        return dict(more=f"Only the {most} most frequent classes are looked at.")
+    return dict(missing=[c for c in held if c not in shown])
 
 
 # %% ../../nbs/6_practice/describing.ipynb #cbb4984d
@@ -189,9 +218,13 @@ def explain_run(out, result, probabilities, held_out):
     info, _ = read_run(out)
     classes, guess = result.classes, probabilities.argmax(1)
     confusion = confusion_matrix(held_out.labels, guess, len(classes))
-    mistakes = mistakes_of(classes, probabilities, held_out)
-    curves = result.history
-    write_report(out, info=info, confusion=confusion, mistakes=mistakes, curves=curves)
+    about = classes, probabilities, held_out
+    mistakes = mistakes_of(*about)
+    best = pictured(_best(probabilities, held_out), *about)
+    looked_at = dict(best=best) | add_heat(result, mistakes + best)
+    looked_at |= _not_shown(classes, held_out, best)
+    pictures = dict(mistakes=mistakes, looked_at=looked_at)
+    write_report(out, info=info, confusion=confusion, curves=result.history, **pictures)
     write_card(out, info)
 
 
@@ -257,4 +290,6 @@ def sentences(info, out):
         )
     if info.get("recall") and is_unequal(info["counts"]):
         yield told_recall(info["recall"])
+    if isinstance(info.get("abstain"), dict):
+        yield told(info["abstain"])
     yield from _what_next(out)

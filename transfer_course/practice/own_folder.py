@@ -19,6 +19,7 @@ from ..engine.plain_use import write_readme
 from ..engine.runs import claim_folder, read_run, state_of
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
+from .abstain import note_unfamiliar
 from transfer_course.practice.describing import (
     describe,
     explain_run,
@@ -367,6 +368,7 @@ def _train(job: Job, data, parts, net) -> None:
     if not job.team.is_main_process:
         return
     about, probabilities = describe(result, net, data, parts)
+    about["abstain"] = note_unfamiliar(job.out, result, net, parts.train, parts.valid)
     about |= _forgotten(job, result, parts)
     _save(job, result, _about_data(job, data) | about, probabilities, parts)
 
