@@ -411,11 +411,16 @@ def test_fine_tune_on_splits_and_on_a_table(tmp_path, framework):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise + shade).save(path)
         rows.append([path.relative_to(tmp_path), c, part, f"s{i // 2}"])
+    again = tmp_path / "photos/train/red/s0_0 again.jpg"
+    Image.open(tmp_path / "photos/train/red/s0_0.png").save(again, quality=90)
     run = tmp_path / "given"
     options = ("--groups", r"(s\d+)_", "--out", run)
     code, out, err = command("fine-tune", tmp_path / "photos", *how, *options)
-    assert code == 0 and "used as they are: training 16, validation 8 images" in err
+    assert code == 0 and "used as they are: training 17, validation 8 images" in err
     assert out[0]["classes"] == ["blue", "red"] and out[0]["n_valid"] == 8
+    near = json.loads((run / "run.json").read_text("utf-8"))["near_copies"]
+    assert near["groups"] == [["train/red/s0_0 again.jpg", "train/red/s0_0.png"]]
+    assert "Copies that were kept together" in (run / "report.html").read_text("utf-8")
     path, run = (
         write(tmp_path, [[*row[:2], "train", row[3]] for row in rows]),
         tmp_path / "b",

@@ -121,7 +121,7 @@ def check_safe(page):
         assert "href" not in attrs and (tag == "img") == ("src" in attrs)
         if tag == "img":
             assert (
-                attrs["src"].startswith("data:image/png;base64,")
+                attrs["src"].startswith("data:image/jpeg;base64,")
                 and attrs["alt"].strip()
             )
         if tag == "svg":

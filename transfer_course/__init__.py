@@ -73,6 +73,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "engine.frameworks": ["load_keras", "load_torch"],
         "vision.data": ["ImageDataset", "image_folder", "named_dataset", "styles"],
         "vision.photos": ["photos"],
+        "vision.target_tables": ["target_table"],
         "vision.tables": ["image_table"],
         "vision.glyphs": ["glyphs", "handwriting"],
         "vision.evaluate": [
@@ -88,7 +89,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "trainer.recipe": ["Recipe", "register_strategy"],
         "trainer.result": ["Result"],
         "trainer.run": ["fine_tune", "load_result"],
+        "practice.export_run": ["export_run"],
+        "practice.heat": ["heat_map"],
+        "practice.logging_runs": ["CsvLog", "TensorBoardLog"],
         "practice.own_folder": ["tune_folder"],
         "practice.predicting": ["predict_files"],
+        "practice.recipes_file": ["from_yaml", "to_yaml"],
     },
 )

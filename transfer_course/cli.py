@@ -76,6 +76,34 @@ GroupColumn = Annotated[
 ]
 
 
+class Target(StrEnum):
+    """What is predicted of an image."""
+
+    classes = "classes"
+    labels = "labels"
+    numbers = "numbers"
+
+
+class Fit(StrEnum):
+    """How an image becomes a square."""
+
+    crop = "crop"
+    pad = "pad"
+    squash = "squash"
+
+
+FitOption = Annotated[
+    Fit,
+    typer.Option(
+        help=(
+            "How an image becomes a square. crop keeps the centre; pad keeps the whole "
+            "image, with a border; squash stretches it. Take pad or squash where the "
+            "sides of long images matter."
+        )
+    ),
+]
+
+
 class Framework(StrEnum):
     """Which library trains."""
 
@@ -241,6 +269,7 @@ def check(
         "transfer-course fine-tune photos/ --out runs/mine --resume   |   "
         "transfer-course fine-tune photos/ --lr 1e-3 --patience 3 --no-mirror "
         "--log csv --dry-run   |   "
+        "transfer-course fine-tune photos/ --fit pad --class-weights balanced   |   "
         "transfer-course fine-tune more-photos/ --from runs/mine --keep all   |   "
         "transfer-course fine-tune list.csv --label-column diagnosis --groups patient"
     ),
@@ -271,11 +300,40 @@ def fine_tune(
             )
         ),
     ] = None,
+    fit: Annotated[
+        Fit | None,
+        typer.Option(
+            help=(
+                "How an image becomes a square, by default crop, or as in --from. crop "
+                "keeps the centre; pad keeps the whole image, with a border; squash "
+                "stretches it. Take pad or squash where the sides of long images "
+                "matter."
+            )
+        ),
+    ] = None,
     groups: Groups = None,
     path_column: Column = None,
     label_column: Column = None,
     split_column: Column = None,
     group_column: GroupColumn = None,
+    target: Annotated[
+        Target,
+        typer.Option(
+            help=(
+                "What the label column of a table holds: one class for each image, "
+                "several labels, or a number."
+            )
+        ),
+    ] = Target.classes,
+    separator: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "What stands between the labels of one image; by default the one of "
+                "| ; , that occurs, or a space."
+            )
+        ),
+    ] = None,
     strategy: Annotated[
         str | None,
         typer.Option(
@@ -352,6 +410,17 @@ def fine_tune(
     seed: Annotated[
         int | None, typer.Option(help="Decides split, order and new weights.")
     ] = None,
+    class_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|balanced|FILE",
+            help=(
+                "How much the images of each class count, in the probe and in "
+                "fine-tuning: none, all the same; balanced, rare classes as much as "
+                "frequent ones; or a CSV or JSON file with a weight for every class."
+            ),
+        ),
+    ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
@@ -424,9 +493,10 @@ def fine_tune(
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train on your own images. Holds out a fifth of them and says how good the result
-    is on those. By default a probe and a fine-tuned network are compared, and the
-    better one is saved."""
+    """Train on your own images, and say how good the result is on images that were held
+    out. From 200 images on, a test set is among them that chooses nothing; below that,
+    a probe is cross-validated. By default a probe and a fine-tuned network are
+    compared, and the better one is saved."""
     from transfer_course.engine.errors import BadValue
     from transfer_course.engine.frameworks import processes
     from transfer_course.practice.own_folder import default_out, tune_folder
@@ -447,6 +517,7 @@ def fine_tune(
         framework=named,
         backbone=backbone,
         size=size,
+        fit=fit and fit.value,
         start_from=start_from,
         keep=keep,
         old_images=old_images,
@@ -454,6 +525,8 @@ def fine_tune(
         dry_run=dry_run,
         groups=groups,
         columns=_columns(path_column, label_column, split_column, group_column),
+        target=target.value,
+        separator=separator,
         resume=resume,
         workers=workers,
         progress=processes().is_main_process,
@@ -469,6 +542,7 @@ def fine_tune(
         mixup=mixup,
         weight_decay=weight_decay,
         seed=seed,
+        class_weights=class_weights,
         recipe=recipe,
     )
     if processes().is_main_process and (as_json or not sys.stdout.isatty()):
@@ -497,6 +571,7 @@ def extract(
     size: Annotated[
         int, typer.Option(help="Side in pixels that images are resized to.")
     ] = 224,
+    fit: FitOption = Fit.crop,
     bf16: Annotated[
         bool,
         typer.Option(
@@ -523,12 +598,14 @@ def extract(
     was after an interruption."""
     from transfer_course.practice.extract_folder import extract_folder
 
+    resumable(out)
     info = extract_folder(
         folder,
         out,
         framework=framework.value,
         backbone=backbone,
         size=size,
+        fit=fit.value,
         bf16=bf16,
         fast_jpeg=fast_jpeg,
         resume=resume,
@@ -545,10 +622,96 @@ def extract(
         emit(info)
 
 
+def _number(text: str) -> float | None:
+    """The number that a word stands for, or None."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _with_rate(argv: list[str]) -> list[str]:
+    """Let `--abstain` stand without a value: an image may follow it directly."""
+    following = [*argv[1:], ""]
+    return [
+        "--abstain=" if word == "--abstain" and _number(after) is None else word
+        for word, after in zip(argv, following, strict=True)
+    ]
+
+
+def _rate(text: str | None) -> float | bool | None:
+    """What `--abstain` asks for: nothing, the usual rate (True), or a rate."""
+    if not text:
+        return None if text is None else True
+    rate = _number(text)
+    if rate is None:
+        from transfer_course.engine.errors import BadValue
+
+        raise BadValue(
+            f"--abstain is {text!r}; expected a share of images, as 0.05, or no value."
+        )
+    return rate
+
+
+@app.command(
+    epilog=(
+        "Examples:   transfer-course evaluate runs/mine new-photos/   |   "
+        "transfer-course evaluate runs/mine new-photos/ --out scores --json   |   "
+        "transfer-course evaluate runs/mine labels.csv --label-column species"
+    )
+)
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The folder of a saved run.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Labelled images: a folder with one folder per class, or a CSV file."
+        ),
+    ],
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "What images of one subject share: a regular expression for paths, or "
+                "a column of the CSV file. The intervals then count subjects."
+            )
+        ),
+    ] = None,
+    path_column: Annotated[
+        str | None,
+        typer.Option(help="Column of the image paths; by default the run's."),
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of the classes; by default the run's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluate.html and evaluate.json.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a saved run on labelled images that it never saw: accuracy, recall of each
+    class, confusion matrix and calibration, with intervals. Warns about images that
+    the run was trained on, and gives the score without them."""
+    from transfer_course.practice.evaluate_run import evaluate_run
+
+    columns = {"path": path_column, "label": label_column}
+    found = evaluate_run(
+        run,
+        source,
+        groups=groups,
+        columns={name: given for name, given in columns.items() if given},
+        out=out,
+        say=lambda text="": say(text, as_json),
+    )
+    if as_json or not sys.stdout.isatty():
+        emit(found)
+
+
 @app.command(
     epilog=(
         "Examples:   transfer-course predict runs/mine cat.jpg   |   "
-        "transfer-course predict runs/mine new-photos/ --json"
+        "transfer-course predict runs/mine new-photos/ --json   |   "
+        "transfer-course predict runs/mine new-photos/ --abstain"
     )
 )
 def predict(
@@ -559,14 +722,26 @@ def predict(
     top: Annotated[
         int, typer.Option(min=1, help="How many classes to name for each image.")
     ] = 3,
+    abstain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[RATE]",
+            help=(
+                "Answer 'none of these' for an image that is less familiar than nearly "
+                "all held-out images. RATE is the share of familiar images that may be "
+                "refused by mistake; 0.05 without a value."
+            ),
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Class and probability of each image, a line each; exit code 2 if any could not be
-    read. What else lies in a folder is skipped."""
+    """Class and probability of each image (or its labels, or its number), a line each;
+    exit code 2 if any could not be read. What else lies in a folder is skipped."""
+    from transfer_course.practice.describing_targets import answer_text
     from transfer_course.practice.predicting import predict_files
 
     failed, left_out = False, 0
-    for row in predict_files(run, images, top=top):
+    for row in predict_files(run, images, top=top, abstain=_rate(abstain)):
         failed |= "error" in row
         left_out += "skipped" in row
         if as_json or not sys.stdout.isatty():
@@ -575,8 +750,13 @@ def predict(
             continue
         elif "error" in row:
             print(f"{row['path']}: {row['error']}", file=sys.stderr)
-        else:
+        elif row.get("none_of_these"):
+            guess = f"best guess {row['best_guess']} {row['probability']:.2f}"
+            print(f"{row['path']}  none of these  ({guess})")
+        elif "class" in row:
             print(f"{row['path']}  {row['class']}  {row['probability']:.2f}")
+        else:
+            print(f"{row['path']}  {answer_text(row)}")
     if left_out:
         print(
             f"{left_out} more in these folders {'is' if left_out == 1 else 'are'} no "
@@ -585,6 +765,68 @@ def predict(
         )
     if failed:
         raise typer.Exit(2)
+
+
+class Format(StrEnum):
+    """What runs an exported file."""
+
+    onnx = "onnx"
+    openvino = "openvino"
+    tflite = "tflite"
+
+
+@app.command(
+    epilog=(
+        "Examples:   transfer-course export runs/mine --to onnx   |   "
+        "transfer-course export runs/mine --to openvino --int8 --images photos/"
+    )
+)
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a saved run.")],
+    to: Annotated[
+        Format, typer.Option(help="What will run the file; tflite is for LiteRT.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "The new file, ending in .onnx, .xml (OpenVINO) or .tflite; by default "
+                "model.onnx and so on in the run's folder."
+            )
+        ),
+    ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help=(
+                "For OpenVINO: 8-bit integers, with the loss of accuracy on the "
+                "held-out images."
+            ),
+        ),
+    ] = False,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder that the run was trained on, if it is not where it was."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the model for another runtime: pixels in, probabilities out, with the names
+    of the classes inside. The file is kept only if it gives what predict gives."""
+    from transfer_course.practice.export_run import export_run
+
+    made = export_run(
+        run,
+        to.value,
+        out,
+        int8=int8,
+        images=images,
+        say=lambda text="": say(text, as_json),
+    )
+    if as_json or not sys.stdout.isatty():
+        emit(made)
 
 
 @app.command(
@@ -708,13 +950,27 @@ def _stopped() -> int:
     return 128 + _state["signal"]
 
 
+def _at_home(arg: str) -> str:
+    """An argument with `~/` replaced by the home folder, as in `--out=~/runs`.
+
+    The shell does that only where a word begins with it.
+    """
+    option, equals, value = (
+        arg.partition("=") if arg.startswith("--") else ("", "", arg)
+    )
+    if value == "~" or value.startswith("~/"):
+        value = os.path.expanduser(value)
+    return option + equals + value
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
 
     The exit code is 0, 2 for a user's mistake (one sentence) or 1 for ours, and 130
     or 143 after Ctrl-C or SIGTERM.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = [_at_home(arg) for arg in (sys.argv[1:] if argv is None else argv)]
+    argv = _with_rate(argv)
     _open_streams()
     as_json = "--json" in argv
     os.environ.setdefault("TRANSFER_COURSE_STARTED", str(time.time()))

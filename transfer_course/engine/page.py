@@ -200,6 +200,8 @@ _CSS_IMAGES = """
   display:grid; grid-template-columns:repeat(auto-fill,minmax(9rem,1fr)); gap:1.1rem;
 }
 figure{margin:0}
+.two{grid-column:span 2}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:.3rem}
 figure img{
   width:100%; aspect-ratio:1; object-fit:contain; background:var(--card);
   border-radius:.4rem;

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .card import write_card
+from .card import none_of_these, write_card
 from .charts import _curves
 from .errors import BadValue, printable
 
@@ -58,12 +58,20 @@ def _count(info, key):
 # %% ../../nbs/engine/report.ipynb #4a79e0d7
 def _image_count(info):
     train, valid = _count(info, "n_train"), _count(info, "n_valid")
-    return f"{train} for training, {valid or '–'} held out" if train else None
+    if not train:
+        return None
+    if info.get("n_test"):
+        test = _count(info, "n_test")
+        return f"{train} for training, {valid} to choose with, {test} to test on"
+    return f"{train} for training, {valid or '–'} held out"
+
+
+_FIT = {"pad": ", whole image with a border", "squash": ", whole image, stretched"}
 
 
 def _image_size(info):
-    size = _t(info.get("size"))
-    return f"{size} × {size} pixels" if info.get("size") else None
+    size, fit = _t(info.get("size")), _FIT.get(str(info.get("fit")), "")
+    return f"{size} × {size} pixels{fit}" if info.get("size") else None
 
 
 # %% ../../nbs/engine/report.ipynb #15993a00
@@ -168,17 +176,26 @@ def _pairs(confusion, classes, n=10):
 # %% ../../nbs/engine/report.ipynb #bc592d8e
 _CLASS_HEADS = "".join(
     f"<th scope=col>{head}</th>"
-    for head in ("Class", "Held-out images", "Recall", "Precision")
+    for head in ("Class", "Held-out images", "Recall (95 % interval)", "Precision")
 )
 
 
-def _classes(confusion, classes):
-    "Recall and precision of each class."
-    rows = ""
+def _with_interval(recall, known) -> str:
+    "A class's recall, and its interval if `known`, the run's entry, has one."
+    low, high = (_number((known or {}).get(end)) for end in ("low", "high"))
+    ends = "" if low is None else f" <small>{_f(low)} to {_f(high)}</small>"
+    return f"{_f(recall)}{ends}"
+
+
+# %% ../../nbs/engine/report.ipynb #bc592d8ex1
+def _classes(confusion, classes, known=None):
+    "Recall and precision of each class; `known` has the intervals of the run."
+    rows, known = "", known or {}
     for i, name in enumerate(classes):
         right, true = confusion[i, i], confusion[i].sum()
         predicted = confusion[:, i].sum()
-        recall = _f(right / true) if true else "–"
+        found = known.get(name) if isinstance(known, dict) else None
+        recall = _with_interval(right / true, found) if true else "–"
         precision = _f(right / predicted) if predicted else "–"
         cells = "".join(f"<td>{value}</td>" for value in (true, recall, precision))
         rows += f"<tr><th scope=row>{_name(name)}</th>{cells}</tr>"
@@ -187,8 +204,11 @@ def _classes(confusion, classes):
 
 
 # %% ../../nbs/engine/report.ipynb #d5a99d80
-def _confused(confusion, classes):
-    "The whole section; a matrix that is too large to read is left out."
+def _confused(confusion, classes, recalls=None):
+    """The whole section; a matrix that is too large to read is left out.
+
+    The table of all classes is folded only if they are many.
+    """
     if confusion is None:
         return "<p>No held-out predictions were recorded.</p>"
     if len(classes) <= 100:
@@ -198,12 +218,16 @@ def _confused(confusion, classes):
             f"<p>The matrix of {len(classes)} classes is too large to read; "
             "these are the most frequent confusions.</p>"
         )
-    pairs, each = _pairs(confusion, classes), _classes(confusion, classes)
-    return f"{body}<h3>Most frequent confusions</h3>{pairs}{_fold('Each class', each)}"
+    pairs, each = _pairs(confusion, classes), _classes(confusion, classes, recalls)
+    if len(classes) <= 15:
+        each = f"<h3>Each class</h3>{each}"
+    else:
+        each = _fold("Each class", each)
+    return f"{body}<h3>Most frequent confusions</h3>{pairs}{each}"
 
 
 # %% ../../nbs/engine/report.ipynb #982ae997
-def _png(image, size=160):
+def _jpeg(image, size=160):
     "An image as a data URI, its longer side at most `size`."
     from PIL import Image
 
@@ -213,22 +237,37 @@ def _png(image, size=160):
             f"A mistake's image has shape {image.shape} and type {image.dtype}; "
             "expected uint8 (h, w, 3)."
         )
-    small = Image.fromarray(image)
+    small = Image.fromarray(image).convert("RGB")
     small.thumbnail((size, size))
     out = io.BytesIO()
-    small.save(out, "PNG")
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    small.save(out, "JPEG", quality=85, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 # %% ../../nbs/engine/report.ipynb #be25eb2c
+def _images(picture, alt):
+    "The image, and beside it the one with its heat map, if there is one."
+    image, heat = picture["image"], picture.get("heat")
+    first = f"<img src='{_jpeg(image)}' alt=\"{alt}\">"
+    if heat is None:
+        return first
+    beside = f"heat map for {_t(picture['predicted'])}: {_t(picture.get('where', ''))}"
+    second = f"<img src='{_jpeg(heat)}' alt=\"{beside}\">"
+    return f"<div class=pair>{first}{second}</div>"
+
+
+# %% ../../nbs/engine/report.ipynb #be25eb2cb
 def _figure(mistake):
     "One mistake: the image, both classes, the probability and the path."
     true, predicted = mistake["true"], mistake["predicted"]
-    path = mistake.get("path")
-    alt = f"{_t(path or 'image')}: {_t(true)}, taken for {_t(predicted)}"
+    path, right = mistake.get("path"), mistake["true"] == mistake["predicted"]
+    said = f"{_t(true)}, taken for {_t(predicted)}"
+    alt = f"{_t(path or 'image')}: {_t(true) if right else said}"
+    names = f"<b>{_name(true)}</b>"
+    names += "" if right else f" taken for <b>{_name(predicted)}</b>"
+    wide = " class=two" if mistake.get("heat") is not None else ""
     return (
-        f"<figure><img src='{_png(mistake['image'])}' alt=\"{alt}\">"
-        f"<figcaption><b>{_name(true)}</b> taken for <b>{_name(predicted)}</b>, "
+        f"<figure{wide}>{_images(mistake, alt)}<figcaption>{names}, "
         f"{_f(mistake.get('probability'))}"
         f"<br><small>{_name(path or '')}</small></figcaption></figure>"
     )
@@ -243,10 +282,54 @@ def _mistakes(mistakes, limit=24):
     if not mistakes:
         return "<p>There are none: every held-out image was recognised.</p>"
     figures = "".join(_figure(mistake) for mistake in mistakes[:limit])
-    figures = f"<div class=pictures>{figures}</div>"
+    heat = any(mistake.get("heat") is not None for mistake in mistakes)
+    told = "<p>The heat maps are those explained above.</p>" if heat else ""
+    figures = f"{told}<div class=pictures>{figures}</div>"
     if len(mistakes) <= limit:
         return figures
     return figures + f"<p class=note>{limit} of {len(mistakes)} are shown.</p>"
+
+
+# %% ../../nbs/engine/report.ipynb #heatexp1
+_LEGEND = (
+    "Each image is shown twice. On the right, warm colours mark the regions that "
+    "raised the score of the predicted class most, on a grid of {cells} cells "
+    "(Grad-CAM). The map says where the network found evidence. It does not say what "
+    "the network saw there, whether that was right, or what it would do without it. If "
+    "the background is warm, look at your images: perhaps a class can be told by where "
+    "it was photographed."
+)
+
+
+_SHOWN = (
+    "For each class, the recognised held-out image with the highest probability is "
+    "shown, and that probability."
+)
+
+
+# %% ../../nbs/engine/report.ipynb #heatexp1xb
+def _looked_at(given):
+    "The best image of each class with its heat map, and how to read it."
+    best, cells = given["best"], given.get("cells")
+    note, more = given.get("note", ""), given.get("more", "")
+    missing = given.get("missing", ())
+    legend = _LEGEND.format(cells=_t(cells)) if cells else _t(note)
+    figures = "".join(map(_figure, best))
+    names = ", ".join(_name(c) for c in missing)
+    none = f"No held-out image was recognised of: {names}." if missing else ""
+    rest = f"<p class=note>{none} {_t(more)}</p>" if none or more else ""
+    return f"<p>{_SHOWN}</p><p>{legend}</p><div class=pictures>{figures}</div>{rest}"
+
+
+# %% ../../nbs/engine/report.ipynb #heatexp1b
+def _none(told):
+    "What the run does with an image of none of its classes."
+    return f"<p>{_t(told).replace('`', '')}</p>"
+
+
+def _if(given, head, draw):
+    "A list of one section, or of none where nothing is given to draw."
+    return [(head, draw(given))] if given else []
 
 
 # %% ../../nbs/engine/report.ipynb #677d982e
@@ -282,6 +365,29 @@ def _skipped(skipped, warnings=()):
     return odd + tally + _fold(f"All {files}", listed)
 
 
+# %% ../../nbs/engine/report.ipynb #cop21exp
+def _copies(info) -> str:
+    "The groups of near-copies, or an empty string if there are none."
+    near = info.get("near_copies")
+    if not isinstance(near, dict) or not near.get("groups"):
+        return ""
+    groups = [" · ".join(map(_name, group)) for group in near["groups"]]
+    listed = "".join(f"<li>{group}</li>" for group in groups)
+    count, images = near.get("count", len(groups)), near.get("images", "–")
+    told = f"<p>{_t(near['told'])}</p>" if near.get("told") else ""
+    shown = (
+        f"{count} groups"
+        if count <= len(groups)
+        else f"{len(groups)} of {count} groups"
+    )
+    return (
+        f"<p>{images} images are copies of another one (saved again, resized, cropped, "
+        f"mirrored, edited, or taken in a burst), in {count} groups. A group is never "
+        f"in two sets, unless the sets were given.</p>{told}"
+        + _fold(shown, f"<ul class=files>{listed}</ul>")
+    )
+
+
 # %% ../../nbs/engine/report.ipynb #3210a8f8
 _CODE = """\
 import numpy as np
@@ -289,15 +395,18 @@ from transfer_course import load_result
 from transfer_course.engine.files import read_image
 
 run = load_result({at!r})
-images = np.stack([read_image("one.jpg", size={size})])
+images = np.stack([read_image("one.jpg", size={size}{fit})])
 p = run.predict(images)                # (images, classes) probabilities
 print(run.classes[p[0].argmax()], p[0].max())"""
 
 
+# %% ../../nbs/engine/report.ipynb #3210a8f8x1
 def _use(folder, info):
     "Commands and code that use the run."
     at = printable(str(folder), one_line=True)
-    code = _CODE.format(at=at, size=info.get("size") or 224)
+    fit = info.get("fit") or "crop"
+    fit = "" if fit == "crop" else f", fit={fit!r}"
+    code = _CODE.format(at=at, size=info.get("size") or 224, fit=fit)
     place = _t(shlex.quote(at))
     command = f"transfer-course predict {place} one.jpg a-folder-of-images/"
     return (
@@ -328,6 +437,7 @@ def write_report(
     confusion,  # (C, C) counts of the held-out part, rows are true; None if unknown
     mistakes,  # dicts: image (h, w, 3), true, predicted, probability, path; or None
     curves,  # rows of the history
+    looked_at=None,  # dict: best, pictures as mistakes are; cells; note
 ) -> Path:  # report.html
     "Write a page about the run: self-contained, without scripts."
     classes, metrics = list(info.get("classes") or []), info.get("metrics") or {}
@@ -338,10 +448,13 @@ def write_report(
         ("How good it is", _scores(info, counts, classes)),
         *([("Probe or fine-tuning", _compared(info))] if _auto(info) else ()),
         ("Training curves", _curves(curves, info.get("best_epoch"))),
-        ("Who is taken for whom", _confused(counts, classes)),
+        ("Who is taken for whom", _confused(counts, classes, info.get("recall"))),
+        *_if(looked_at, "What the network looked at", _looked_at),
         ("The most confident mistakes", _mistakes(mistakes)),
+        *_if(none_of_these(info), "Images of none of its classes", _none),
         ("Files that were left out", left_out),
         ("How to use it", _use(folder, info)),
+        *([("Copies that were kept together", _copies(info))] if _copies(info) else ()),
     ]
     path, verdict = Path(folder) / "report.html", _verdict(metrics, counts, classes)
     return write_page(path, _title(info), _subtitle(info), verdict, parts)

@@ -53,7 +53,8 @@ def _verdict(metrics, confusion, classes):
     if constant is None:
         return out + "."
     right, n = int(np.trace(confusion)), int(confusion.sum())
-    out = f"{right} of {n} held-out images were recognised: {out}."
+    part = _t(metrics.get("part", "held-out"))
+    out = f"{right} of {n} {part} images were recognised: {out}."
     name, share = constant
     out += f" Always answering {_name(name)} would give {share:.2f}."
     return out if low is None or low > share else out + _NO_BETTER
@@ -137,6 +138,28 @@ def _other_scores(metrics):
     return f"<dl class=scores>{items}</dl><p class=note>{note}</p>"
 
 
+# %% ../../nbs/engine/scores.ipynb #scobesexp
+def _beside(info):
+    "The validation score beside that of the test set, or a probe's without one."
+    valid, found = info.get("validation"), info.get("cross_validation")
+    if isinstance(valid, dict):
+        told = f"On the {valid.get('n')} validation images, which chose, the accuracy"
+        return f"{told} is {_f(valid.get('accuracy'))}. {valid.get('note') or ''}"
+    if not info.get("no_test"):
+        return ""
+    why = f"There is no test set: {info['no_test']}."
+    if not isinstance(found, dict) or not found:
+        return why
+    ends = f"{_f(found.get('low'))} to {_f(found.get('high'))}"
+    return (
+        f"{why} Instead, {found.get('n')} images tested a linear probe in "
+        f"{found.get('repeats')} repeats of {found.get('folds')}-fold "
+        f"cross-validation: accuracy {_f(found.get('accuracy'))}, 95 % interval "
+        f"{ends}. That is the score of the probe, which no choice has flattered, and "
+        "not of this network."
+    )
+
+
 # %% ../../nbs/engine/scores.ipynb #81945726
 def _scores(info, confusion, classes):
     "Bars of this model and of the baselines, and the other scores."
@@ -150,7 +173,8 @@ def _scores(info, confusion, classes):
     constant = _constant(confusion, classes)
     if constant and "majority" not in baselines:
         bars += _bar(f"always {_name(constant[0])}", constant[1])
-    return f"<div class=bars>{bars}</div>{_gains(baselines)}{_other_scores(metrics)}"
+    beside = f"{_gains(baselines)}<p>{_t(_beside(info))}</p>"
+    return f"<div class=bars>{bars}</div>{beside}{_other_scores(metrics)}"
 
 
 # %% ../../nbs/engine/scores.ipynb #chosenexp1

@@ -29,7 +29,10 @@ def images_sum(data) -> str:
 
     Splits and groups that were given belong to it.
     """
-    classes = [data.classes[label] for label in data.labels]
+    if data.targets is None:
+        classes = [data.classes[label] for label in data.labels]
+    else:
+        classes = [[list(data.classes), row] for row in data.targets.tolist()]
     of = sorted(zip(classes, data.digests(), *_sets(data), strict=True))
     return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 

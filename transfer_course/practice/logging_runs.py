@@ -105,6 +105,7 @@ _TAGS = {
     "valid_loss": "loss/validation",
     "accuracy": "accuracy/training",
     "valid_accuracy": "accuracy/validation",
+    "valid_score": "score/validation",
     "lr": "learning rate",
     "seconds": "seconds per epoch",
 }

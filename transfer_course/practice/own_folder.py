@@ -6,25 +6,50 @@
 __all__ = ["Job", "default_out", "tune_folder"]
 
 # %% ../../nbs/6_practice/own_folder.ipynb #821cdc66
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.errors import BadValue, NoRoom, UserMistake
-from ..engine.files import printable
+from ..engine.files import home_path, printable
 from ..engine.frameworks import check_framework, processes
+from ..engine.plain_use import write_readme
 from ..engine.runs import claim_folder, read_run, state_of
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
-from .describing import describe, explain_run, sentences
+from .abstain import note_unfamiliar
+from transfer_course.practice.describing import (
+    describe,
+    explain_run,
+    scored_part,
+    sentences,
+)
+from .describing_targets import target_summary
 from transfer_course.practice.finished import (
     IMAGES,
     check_same,
     images_sum,
     same_images,
 )
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5ex3
+from transfer_course.practice.holding_out import (
+    held_out_paths,
+    hold_out,
+    image_rows,
+    write_images,
+)
+from transfer_course.practice.imbalance import (
+    read_weights,
+    told_unequal,
+    weights_for,
+)
 from .logging_runs import check_log, log_of
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5elq
+from .near_copies import rejoined, with_copies
 from transfer_course.practice.reading import (
     Reading,
     check_reading,
@@ -36,6 +61,8 @@ from transfer_course.practice.reading import (
     whole,
 )
 from .recipes_file import NAME as RECIPE
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5e6b
 from .recipes_file import write_recipe
 from .rehearsing import planned, rehearsal, told_rehearsal
 from .settings import default_recipe, unused
@@ -74,6 +101,13 @@ class Job:
     say: object = None  # gets each sentence
     began: float = 0.0
     team: object = None  # the processes that take part
+    near_copies: dict | None = None  # what was found, for `run.json`
+    weights: object = None  # of the classes, as `read_weights` returns them
+
+    def weigh(self, classes) -> None:
+        "Put the weights into the recipe, in the order of these classes."
+        weights = weights_for(self.weights, list(classes))
+        self.recipe = self.recipe.but(class_weights=weights)
 
     def check(self) -> None:
         "Everything that can be checked before anything heavy is loaded."
@@ -86,13 +120,18 @@ class Job:
         check_log(self.log)
         if self.start is not None:
             self.start.check(self.recipe)
+        if self.start and self.reading.target != "classes":
+            raise BadValue(
+                "Only a run on classes can go on from another one (--from). Leave out "
+                f"--from, or --target {self.reading.target}."
+            )
         check_reading(self.folder, self.reading)
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #97ca4eed
 def default_out(folder, framework: str, strategy: str) -> Path:
     "The name of a new folder under `runs/`."
-    source = Path(folder).resolve()
+    source = Path(home_path(folder)).resolve()
     name = printable(source.stem if source.is_file() else source.name)
     base = Path("runs") / f"{name}-{framework}-{strategy}"
     out, n = base, 1
@@ -132,6 +171,9 @@ def tune_folder(
     `resume` returns a finished run only if it has the same settings and images.
     Returns the summary that the command line prints, or what `rehearsal` returns.
     """
+    folder, out = home_path(folder), home_path(out)
+    given = training.pop("class_weights", None)
+    weights = read_weights(given)
     start = start_of(start_from, keep, old_images)
     asked = framework, backbone
     framework, backbone = start.settled(*asked) if start else _usual(*asked)
@@ -141,6 +183,7 @@ def tune_folder(
     recipe = default_recipe(start=start and FROM_RUN, **training)
     job = Job(folder, out, framework, backbone, recipe, reading, resume, start, log)
     job.callbacks = tuple(callbacks)
+    job.weights = recipe.class_weights if given is None else weights
     job.workers, job.progress, job.began = workers, progress, time.perf_counter()
     job.check()
     job.team = _processes_for(framework)
@@ -156,6 +199,7 @@ def tune_folder(
     return _summary(info, out, job.began)
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #4861bc9b
 def _usual(framework, backbone) -> tuple[str, str]:
     "(framework, backbone), the usual ones for None."
     return framework or "torch", backbone or "efficientnet_lite0"
@@ -180,6 +224,7 @@ def _say_settings(job: Job, training: dict) -> None:
         job.say("A probe has no epochs, so nothing is logged.")
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #opt01exb
 def _rehearse(job: Job) -> dict:
     "Tell what the job would train, and for about how long; nothing is written."
     if job.reading.size is None:
@@ -191,6 +236,7 @@ def _rehearse(job: Job) -> dict:
     return {"dry_run": True, **found}
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #opt01exbx1
 def _forgotten(job: Job, result, parts) -> dict:
     "What `run.json` says under `from`, where the run started from another one."
     if not job.start:
@@ -224,6 +270,7 @@ def _carry_out(job: Job) -> dict:
     job.team.wait_for_everyone()  # one process writes, the others see it written
     info, _ = read_run(job.out)
     if done:
+        job.weigh(info.get("classes") or [])
         about = job.framework, job.backbone, job.recipe, job.reading
         check_same(info, job.out, *about)
         if job.start:
@@ -243,12 +290,27 @@ def _own_size(job: Job, done: bool) -> int:
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #12132384
-def _hold_out(data, seed: int):
-    "Parts(train, valid, test) of the images."
-    return data.split(valid=0.2, test=0, seed=seed)
+def _held_out_told(parts, data) -> str:
+    "How many images train, choose and test."
+    train, valid, test = map(len, parts)
+    held_out = f"{valid} held out"
+    if test:
+        held_out = f"{valid} held out to choose with, {test} held out to test on"
+    return (
+        f"{train} images to train on, {held_out}, {_counted(data)}, "
+        f"{len(data.skipped)} skipped."
+    )
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #121323x1
+def _counted(data) -> str:
+    "How many classes or labels there are, or what the numbers are called."
+    if data.task == "numbers":
+        return f"numbers in '{', '.join(printable(c, True) for c in data.classes)}'"
+    return f"{len(data.classes)} {data.task}"
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #121323x1b
 def _opened(job: Job):
     "The images, their split, and the network to start from."
     recipe = job.recipe
@@ -257,22 +319,29 @@ def _opened(job: Job):
         data = job.start.take(data)
         for text in told_classes(job.start.classes):
             job.say(text)
-    parts = _hold_out(data, recipe.seed)
+    job.weigh(data.classes)
+    if data.task == "classes":
+        unequal = told_unequal(data.counts(), job.recipe.class_weights)
+        data.warnings += [unequal] if unequal else []
+    net = _network(job)
+    if job.team.num_processes == 1:
+        data, job.near_copies = with_copies(data, net, job.progress)
+    parts = hold_out(data, recipe.seed)
     if not len(parts.valid):
         raise BadValue(
             f"No picture of {printable(job.folder, True)} can be held out: each class "
             "has a single one, or copies of it. Add a different picture to at least "
             "one class."
         )
-    for text in [*data.warnings, *splits_told(data)]:
+    near = job.near_copies or {}
+    effect = [near["told"]] if near.get("differs") else []
+    for text in [*data.warnings, *splits_told(data), *effect]:
         job.say(text)
-    job.say(
-        f"{len(parts.train)} images to train on, {len(parts.valid)} held out, "
-        f"{len(data.classes)} classes, {len(data.skipped)} skipped."
-    )
-    return data, parts, _network(job)
+    job.say(_held_out_told(parts, data))
+    return data, parts, net
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #121323xb
 def _network(job: Job):
     "The network to start from; BadValue if the recipe names a stage that it lacks."
     if job.start:
@@ -299,6 +368,7 @@ def _train(job: Job, data, parts, net) -> None:
     if not job.team.is_main_process:
         return
     about, probabilities = describe(result, net, data, parts)
+    about["abstain"] = note_unfamiliar(job.out, result, net, parts.train, parts.valid)
     about |= _forgotten(job, result, parts)
     _save(job, result, _about_data(job, data) | about, probabilities, parts)
 
@@ -306,12 +376,12 @@ def _train(job: Job, data, parts, net) -> None:
 # %% ../../nbs/6_practice/own_folder.ipynb #3ca4cfx1
 def _about_data(job: Job, data) -> dict:
     "What `run.json` says of the images and of how they were read."
-    counts = {c: int((data.labels == i).sum()) for i, c in enumerate(data.classes)}
     return job.reading.to_dict() | {
-        "source": printable(job.folder),
-        "counts": counts,
+        "source": printable(os.path.abspath(job.folder)),
+        "counts": data.counts(),
         "skipped": [s._asdict() for s in data.skipped],
         "warnings": list(data.warnings),
+        "near_copies": job.near_copies,
         IMAGES: images_sum(data),
     }
 
@@ -321,11 +391,14 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
     "Fill the run's folder: model, run.json, report, card."
     out = job.out
     info["total_seconds"] = round(time.perf_counter() - job.began, 1)
-    result.save(out, **info)
+    rows = image_rows(parts, job.folder)
+    result.save(out, **info, held_out=held_out_paths(rows))
+    write_images(out, rows)
     forget_parts(out)  # which leaves more room for the report
     try:
         write_recipe(job.recipe, Path(out) / RECIPE)
-        explain_run(out, result, probabilities, parts.valid)
+        explain_run(out, result, probabilities, scored_part(parts))
+        write_readme(out, read_run(out)[0])
     except (UserMistake, OSError) as e:
         raise NoRoom(
             f"The model is saved in {printable(out, True)}, and its report could not "
@@ -337,14 +410,21 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
 def _summary(info, out, began) -> dict:
     "What the command line prints with --json."
     more = {k: info[k] for k in ("auto", "from") if info.get(k)}
+    if info.get("target", "classes") == "classes":
+        scores = {"accuracy": info["metrics"]["accuracy"]}
+    else:
+        scores = target_summary(info)
     return more | {
         "run": str(out),
         "framework": info["framework"],
         "backbone": info["backbone"]["name"],
         "strategy": info["strategy"],
-        "accuracy": info["metrics"]["accuracy"],
+        **scores,
+        "part": info["metrics"].get("part", "held-out"),
         "n_train": info["n_train"],
+        "recall": info.get("recall"),
         "n_valid": info["n_valid"],
+        "n_test": info.get("n_test", 0),
         "classes": info["classes"],
         "skipped": info["skipped"],
         "seconds": round(time.perf_counter() - began, 1),
@@ -374,8 +454,11 @@ def _give_back(job: Job, info) -> None:
 # %% ../../nbs/6_practice/own_folder.ipynb #fc6a25x1
 def _complete(job: Job, info, data) -> None:
     "Write what a run lacks that was killed between its model and its report."
-    out = Path(job.out)
-    if all((out / name).exists() for name in ("report.html", "card.md")):
+    out, new = Path(job.out), "n_test" in info
+    if new and not (out / "README.md").exists():
+        write_readme(out, info)
+    needed = ["report.html", "card.md", *(["images.csv"] if new else [])]
+    if all((out / name).exists() for name in needed):
         return
     if IMAGES not in info:
         job.say(
@@ -383,7 +466,12 @@ def _complete(job: Job, info, data) -> None:
             "split the images in another way."
         )
         return
-    result = load_result(out)
-    valid = _hold_out(data, job.recipe.seed).valid
-    explain_run(out, result, result.predict(valid), valid)
+    data = rejoined(data, info.get("near_copies"))
+    result, parts = load_result(out), hold_out(data, job.recipe.seed)
+    if new:
+        write_images(out, image_rows(parts, job.folder))
+    else:  # an earlier version held out no test set
+        parts = data.split(valid=0.2, test=0, seed=job.recipe.seed)
+    held_out = scored_part(parts)
+    explain_run(out, result, result.predict(held_out), held_out)
     forget_parts(out)

@@ -14,8 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.errors import NotFound
-from ..engine.files import Unreadable, list_images, printable, read_image
+from transfer_course.engine.files import (
+    Unreadable,
+    home_path,
+    list_images,
+    printable,
+    read_image,
+)
 from ..engine.litter import formats_told
+from .abstain import answer, checked_rate, load_familiar
+from .describing_targets import target_answer
 from .reading import reading_of
 from ..trainer.run import load_result
 
@@ -37,19 +45,27 @@ def _files(paths):
 def _read(path, reading):
     "The image, or the exception that says why it can't be read."
     try:
-        return read_image(path, size=reading.size)
+        return read_image(path, size=reading.size, fit=reading.fit)
     except Unreadable as e:
         return e
 
 
 # %% ../../nbs/6_practice/predicting.ipynb #95d45fc9
-def predict_files(run, paths, top: int = 3, batch_size: int = 32):
+def predict_files(run, paths, top: int = 3, batch_size: int = 32, abstain=None):
     """Predict the class of each image file, and of those in the folders given.
 
     Yields dict(path, class, probability, top) or dict(path, error) for each file, in
-    order, then dict(path, skipped) for what else lies in the folders.
+    order, then dict(path, skipped) for what else lies in the folders. A run on labels
+    gives dict(path, labels, top), one on numbers dict(path, value, values).
+
+    `abstain` is a share of familiar images to refuse, as 0.05, or True for the usual
+    one. Rows then have `none_of_these` and `score`, the share of held-out images that
+    were at least as unfamiliar; `class` is None for a refused image, and `best_guess`
+    names one.
     """
+    paths = [home_path(path) for path in paths]
     result = load_result(run)
+    judge = _judge(result, run, abstain, top)
     read = partial(_read, reading=reading_of(result.info, run))
     files, left_out = _files(paths)
     if not files:
@@ -60,23 +76,48 @@ def predict_files(run, paths, top: int = 3, batch_size: int = 32):
     with ThreadPoolExecutor(4) as pool:
         for i in range(0, len(files), batch_size):
             batch = files[i : i + batch_size]
-            yield from _answers(result, batch, list(pool.map(read, batch)), top)
+            yield from _answers(judge, batch, list(pool.map(read, batch)))
     for path, reason in left_out:
         yield {"path": path, "skipped": reason}
 
 
 # %% ../../nbs/6_practice/predicting.ipynb #605548ff
-def _answers(result, files, images, top):
+def _answers(judge, files, images):
     "What `predict_files` yields for one batch."
     good = [image for image in images if isinstance(image, np.ndarray)]
-    rows = iter(result.predict(np.stack(good)) if good else ())
+    rows = iter(judge(np.stack(good)) if good else ())
     for path, image in zip(files, images):
-        if not isinstance(image, np.ndarray):
+        if isinstance(image, np.ndarray):
+            yield {"path": printable(path), **next(rows)}
+        else:
             yield {"path": printable(path), "error": image.reason}
-            continue
-        p = next(rows)
-        best = [
-            {"class": result.classes[j], "probability": float(p[j])}
-            for j in np.argsort(-p, kind="stable")[:top]
-        ]
-        yield {"path": printable(path), **best[0], "top": best}
+
+
+def _row(result, p, top) -> dict:
+    "What a row says of an image with these probabilities, or these numbers."
+    if result.task.name != "classes":
+        return target_answer(result, p, top)
+    best = [
+        {"class": result.classes[j], "probability": float(p[j])}
+        for j in np.argsort(-p, kind="stable")[:top]
+    ]
+    return {**best[0], "top": best}
+
+
+# %% ../../nbs/6_practice/predicting.ipynb #605548ffb
+def _judge(result, run, abstain, top):
+    "f(images) that yields what the rows say of them."
+    if abstain is None or abstain is False:
+        return lambda images: (_row(result, p, top) for p in result.predict(images))
+    memory = load_familiar(run, result.info)
+    rate = checked_rate(memory, None if abstain is True else abstain, run)
+
+    def judge(images):
+        for p, share, none in zip(*answer(memory, result, images, rate)):
+            row = _row(result, p, top)
+            extra = {"none_of_these": bool(none), "score": round(float(share), 4)}
+            if none:
+                extra |= {"best_guess": row["class"], "class": None}
+            yield row | extra
+
+    return judge

@@ -282,6 +282,11 @@ class Start:
 
     def reading(self, reading, size, fit):
         "The `reading` with the run's size and fit, unless others were asked for."
+        if reading.target != "classes":
+            raise BadValue(
+                f"A run that starts from another (--from) predicts classes, not "
+                f"{reading.target}."
+            )
         own = dict(size=size or self.info.get("size"))
         return reading.but(**own, fit=fit or self.info.get("fit") or "crop")
 

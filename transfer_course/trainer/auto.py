@@ -29,13 +29,9 @@ from ..engine.frameworks import agreed, processes
 
 # %% ../../nbs/trainer/auto.ipynb #auto3imp
 from .recipe import Recipe
-from transfer_course.trainer.result import (
-    Result,
-    loss_and_accuracy,
-    match_classes,
-    softmax,
-)
+from .result import Result
 from .start import about_run, class_weights
+from .tasks import match_answers, match_classes, task_of
 from ..vision.evaluate import paired_interval
 
 # %% ../../nbs/trainer/auto.ipynb #auto5rule
@@ -73,16 +69,18 @@ def _why(gain, n: int, epoch, accuracy: str = "accuracy") -> str:
 
 
 # %% ../../nbs/trainer/auto.ipynb #auto8skip
-def _hopeless(weights, probe, valid) -> bool:
-    "Whether the rule would keep a probe that is so often right against any network."
-    return not _gain(weights, probe, valid).low > 0
+def _hopeless(best, probe, valid) -> bool:
+    "Whether the rule would keep the probe against a network without any mistake."
+    return not _gain(best, probe, valid).low > 0
 
 
-def _why_skipped(right: int, n: int) -> str:
+def _why_skipped(right: int, n: int, task: str = "classes") -> str:
+    good = f"it gets {right} of {n} held-out images right"
+    if task != "classes":
+        good = f"it makes hardly a mistake on the {n} held-out images"
     return (
-        f"The probe is kept: it gets {right} of {n} held-out "
-        "images right, and on these no network could be shown to be better. "
-        "Fine-tuning is skipped; the strategy lp_ft does it all the same."
+        f"The probe is kept: {good}, and on these no network could be shown to be "
+        "better. Fine-tuning is skipped; the strategy lp_ft does it all the same."
     )
 
 
@@ -107,10 +105,10 @@ def candidates(recipe: Recipe, n: int) -> list[Recipe]:
 
 # %% ../../nbs/trainer/auto.ipynb #auto11agree
 def _losses(result: Result, valid, weights) -> list:
-    "The cross-entropy in nats of each held-out image, times its weight."
-    labels, rows = match_classes(valid, result.classes), np.arange(len(valid))
-    right = softmax(result.logits(valid))[rows, labels]
-    losses = -weights * np.log(np.maximum(right, 1e-12))
+    "The loss of each held-out image, times its weight: for classes, in nats."
+    task = task_of(result.info)
+    wanted = match_answers(valid, result.classes, task.name)
+    losses = weights * task.losses(result.logits(valid), wanted)
     return [round(float(loss), 6) for loss in losses]
 
 
@@ -141,7 +139,7 @@ def _on_stderr(text: str) -> None:
 def _weights(recipe: Recipe, train, valid) -> np.ndarray:
     "How much each held-out image counts (N,): 1, or the weight of its class."
     weights = class_weights(recipe, train)
-    if valid is None or weights is None:
+    if valid is None or weights is None or train.task != "classes":
         return np.ones(0 if valid is None else len(valid))
     return weights[match_classes(valid, train.classes)]
 
@@ -169,23 +167,24 @@ class Auto:
         return self.tune(self.net, self.train, None, recipe, **how)
 
     def scored(self, result: Result, name: str, **more) -> tuple:
-        """(weight of each right image, else 0, (N,), and what is noted of a candidate).
+        """(weighted score of each image (N,), and what is noted of a candidate).
 
         A fine-tuning that ended with the weights it began with is noted as its best
         epoch was.
         """
-        labels = match_classes(self.valid, result.classes)
-        logits = result.logits(self.valid)
-        loss, accuracy = loss_and_accuracy(logits, labels)
+        task, logits = task_of(result.info), result.logits(self.valid)
+        wanted = match_answers(self.valid, result.classes, task.name)
+        loss, score = task.summary(logits, wanted)
         if more.get("best_epoch") == 0 and result.history:
-            accuracy, loss = max(
-                (row["valid_accuracy"], -row["valid_loss"]) for row in result.history
+            score, loss = max(
+                (row[task.row[1]], -row["valid_loss"]) for row in result.history
             )
             loss = -loss
-        seconds = round(time.perf_counter() - self.began, 1)
-        self.say(f"{name} {accuracy:.2f} on the held-out images after {seconds:.0f} s")
-        about = dict(accuracy=accuracy, loss=loss, seconds=seconds, **more)
-        return (logits.argmax(1) == labels) * self.weights, about
+        seconds, shown = round(time.perf_counter() - self.began, 1), task.shown(score)
+        self.say(f"{name} {shown} on the held-out images after {seconds:.0f} s")
+        measure = "accuracy" if task.name == "classes" else "score"
+        about = {measure: score, "loss": loss, "seconds": seconds, **more}
+        return task.scores(logits, wanted) * self.weights, about
 
     def part(self, name: str):
         "The folder of a part's checkpoint, or None."
@@ -248,14 +247,15 @@ class Auto:
         probe = self.run(self.recipe.but(strategy="probe"))
         right, noted = self.scored(probe, "probe")
         about = dict(chosen="probe", probe=noted)
-        if agreed(_hopeless(self.weights, right, self.valid)):
-            why = _why_skipped(np.count_nonzero(right), len(right))
+        task = task_of(probe.info)
+        if agreed(_hopeless(task.best * self.weights, right, self.valid)):
+            why = _why_skipped(np.count_nonzero(right), len(right), task.name)
             return self.told(probe, about | dict(why=why))
         tuned, more = self.tuned(self.search())
         losses = more.pop("losses")
         tuned_right, noted = self.scored(tuned, "fine-tuned network", **more)
         gain = _gain(tuned_right, right, self.valid)
-        name = "accuracy" if np.ptp(self.weights) == 0 else "weighted accuracy"
+        name = ("" if np.ptp(self.weights) == 0 else "weighted ") + task.measure
         better = agreed(gain.low > 0 and tuned.best_epoch != 0)
         about |= dict(
             chosen="lp_ft" if better else "probe",

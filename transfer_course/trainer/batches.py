@@ -23,6 +23,7 @@ import numpy as np
 
 from ..engine.extraction import ahead as run_ahead
 from .recipe import Recipe
+from .tasks import answers
 from transfer_course.vision.augmentation import (
     AUGMENTATIONS,
     augment,
@@ -165,7 +166,7 @@ class Epoch:
             data = sets[stream]
             batch[f"{prefix}images"] = images(data, rows, stream)
             if prefix != "unlabelled_":
-                batch[f"{prefix}labels"] = data.labels[rows]
+                batch[f"{prefix}labels"] = answers(data)[rows]
         return batch
 
     def _mixed(self, i) -> dict:
@@ -181,7 +182,7 @@ class Epoch:
             return mix(images[mine], images[theirs], share)
 
         batch = self.batch(i, mixed)
-        batch["partner_labels"] = self.train.labels[partners]
+        batch["partner_labels"] = answers(self.train)[partners]
         batch["own_share"] = np.full(len(partners), share, np.float32)
         return batch
 

@@ -123,6 +123,8 @@ class Training(Run):
     def begin(self, place):
         "Begin a phase, or go on in it, with an optimizer that is still new."
         trainer, begun = self.trainer, self.epoch > place.first
+        whole = sum(phase.epochs for phase in self.job.plan.phases)
+        self.best.begin(place.end == whole, anew=not begun)
         # Without this, TensorFlow would trace the first step twice.
         trainer.optimizer.build(trainer.trainable_variables)
         if begun:
@@ -211,10 +213,11 @@ class Watch(keras.callbacks.Callback):
         run.keep()
 
     def _row(self, number, scores) -> dict:
+        right = dict(accuracy=float(self.model.hits.result()))
         return dict(
             epoch=number,
             loss=self.total / sum(map(len, self.run.batches.data.parts)),
-            accuracy=float(self.model.hits.result()),
+            **(right if self.run.result.task.row[0] else {}),
             **scores,
             lr=self.place.phase.lr,
             trainable=self.run.result.trainable,

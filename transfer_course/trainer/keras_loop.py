@@ -21,6 +21,7 @@ from .keras_speed import working
 from .keras_state import KerasResult
 from .keras_step import Trainer
 from .recipe import Recipe
+from .tasks import about_task, ready
 from ..vision.finetune_keras import dense, network
 
 keras = load_keras()
@@ -54,7 +55,9 @@ def _trainer(result, data, penalty) -> Trainer:
         source_head = dense(*second, "source_head")
     body, recipe = result.backbone.model, result.recipe
     weights = class_weights(recipe, data.train)
-    return Trainer(body, head, recipe, source_head, penalty, weights)
+    trainer = Trainer(body, head, recipe, source_head, penalty, weights)
+    trainer.task = data.train.task
+    return trainer
 
 
 # %% ../../nbs/trainer/keras_loop.ipynb #1bf0849a
@@ -80,13 +83,14 @@ def fine_tune(
     recipe, todo = prepared(
         backbone, "keras", train, valid, recipe, source, unlabelled, progress, head
     )
-    began, data = time.perf_counter(), Data(train, valid, source, unlabelled)
+    began, data = time.perf_counter(), Data(ready(train), valid, source, unlabelled)
     more = {"Keras backend": keras.config.backend()}
     kept = run_checkpoint(checkpoint, backbone, recipe, todo, data, **more)
     saved = kept.load() if todo.phases else None
     with working(repeatable=bool(checkpoint)):
         keras.utils.set_random_seed(recipe.seed)
-        result = _untrained(backbone, train, recipe, todo, saved is not None)
+        result = _untrained(backbone, data.train, recipe, todo, saved is not None)
+        result.info |= about_task(train)
         if todo.phases:
             trainer = _trainer(result, data, penalty)
             job = Job(todo, data, callbacks, progress, workers)

@@ -5,10 +5,14 @@
 # %% auto #0
 __all__ = [
     "keras",
+    "OBJECTIVES",
     "Settings",
     "Steps",
     "gradients",
     "cross_entropy",
+    "binary_cross_entropy",
+    "squared_error",
+    "objective_of",
     "Trainer",
     "out_of_memory",
     "more_pieces",
@@ -49,6 +53,7 @@ class Steps(keras.Model):
         super().__init__(name=name)
         self.done = self._number("done")
         self.last_loss = self._number("last_loss")
+        self.task = "classes"  # what the answers of the training set are
         self.hits = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
         self.settings = Settings()
         self.built = True
@@ -56,6 +61,11 @@ class Steps(keras.Model):
     def _number(self, name):
         how = dict(shape=(), initializer="zeros", trainable=False, aggregation="sum")
         return self.add_weight(name=name, **how)
+
+    def count(self, labels, logits, weights=None):
+        "Count right classes; labels and numbers have no right and wrong."
+        if self.task == "classes":
+            self.hits.update_state(labels, logits, weights)
 
     def features(self, images, training=False):
         "(B, D) for a batch of images, or of what the frozen part made of them."
@@ -82,7 +92,7 @@ class Steps(keras.Model):
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         "Accuracy of the target batch."
-        self.hits.update_state(y["labels"], y_pred["logits"])
+        self.count(y["labels"], y_pred["logits"])
         return self.get_metrics_result()
 
     def _maybe_symbolic_build(self, *args, **kwargs):
@@ -107,7 +117,7 @@ def gradients(model, x, y, share):
     if share is not None:
         labels = y["labels"]
         counted = ops.ones_like(labels) * ops.cast(share > 0, labels.dtype)
-    model.hits.update_state(y["labels"], out["logits"], counted)
+    model.count(y["labels"], out["logits"], counted)
     return loss, tape.gradient(loss, weights)
 
 
@@ -178,7 +188,7 @@ def _step_torch(model, x, y):
         loss = model.objective(y_i, out) * (len(y_i["labels"]) / n)
         if model.trainable_weights:
             loss.backward()
-        model.hits.update_state(y_i["labels"], out["logits"])
+        model.count(y_i["labels"], out["logits"])
         total = total + loss.detach()
     weights = model.trainable_weights
     with load_torch().no_grad():
@@ -201,6 +211,36 @@ def cross_entropy(labels, logits, smoothing, weights=None):
     if weights is not None:
         each = each * ops.sum(hot * ops.convert_to_tensor(weights), axis=-1)
     return -ops.mean(each)
+
+
+# %% ../../nbs/trainer/keras_step.ipynb #tgl02exp
+def binary_cross_entropy(targets, logits, smoothing=0.0, weights=None):
+    "Mean over images and labels in nats; `weights` (C,) say what a positive counts."
+    logits, targets = ops.cast(logits, "float32"), ops.cast(targets, "float32")
+    targets = targets * (1 - smoothing) + smoothing / 2
+    of_positives = targets * ops.softplus(-logits)
+    if weights is not None:
+        of_positives = ops.convert_to_tensor(weights) * of_positives
+    return ops.mean(of_positives + (1 - targets) * ops.softplus(logits))
+
+
+def squared_error(targets, outputs, smoothing=0.0, weights=None):
+    "Mean squared error of standardised numbers; smoothing and weights are not used."
+    targets = ops.cast(targets, "float32")
+    return ops.mean((ops.cast(outputs, "float32") - targets) ** 2)
+
+
+# %% ../../nbs/trainer/keras_step.ipynb #tgl03exp
+OBJECTIVES = {
+    "classes": cross_entropy,
+    "labels": binary_cross_entropy,
+    "numbers": squared_error,
+}
+
+
+def objective_of(task: str):
+    "The loss f(targets, logits, smoothing, weights) -> mean of a task, a scalar."
+    return OBJECTIVES[task]
 
 
 # %% ../../nbs/trainer/keras_step.ipynb #ece376c6
@@ -235,10 +275,10 @@ class Trainer(Steps):
     def objective(self, y, out):
         "The target's loss, plus the source's, plus the penalty."
         smoothing = self.recipe.label_smoothing
-        weights = self.class_weights
+        weights, loss_of = self.class_weights, objective_of(self.task)
 
         def of_target(labels):
-            return cross_entropy(labels, out["logits"], smoothing, weights)
+            return loss_of(labels, out["logits"], smoothing, weights)
 
         mixed = y.get("partner_labels"), y.get("own_share")
         loss = mixed_loss(of_target, y["labels"], *mixed)

@@ -4,11 +4,8 @@
 
 # %% auto #0
 __all__ = [
-    "softmax",
-    "loss_and_accuracy",
     "Best",
     "Result",
-    "match_classes",
     "score_row",
     "EpochEnd",
     "end_epoch",
@@ -16,6 +13,9 @@ __all__ = [
     "check_state",
     "check_head",
     "rebuild",
+    "softmax",
+    "loss_and_accuracy",
+    "match_classes",
 ]
 
 # %% ../../nbs/trainer/result.ipynb #51d4d190
@@ -29,26 +29,27 @@ import numpy as np
 from ..engine.errors import BadValue, Damaged
 from ..engine.files import printable
 from ..engine.runs import save_run
+from .export_model import Exportable
 from .recipe import Recipe
+from transfer_course.trainer.tasks import (
+    loss_and_accuracy,
+    match_answers,
+    match_classes,
+    softmax,
+    task_of,
+)
 from ..vision.backbones import backbone
 from ..vision.evaluate import scores
 from ..vision.images import as_images
 
+# %% ../../nbs/trainer/result.ipynb #51d4d190b
+from transfer_course.vision.target_scores import (
+    best_thresholds,
+    label_scores,
+    number_scores,
+)
 
-# %% ../../nbs/trainer/result.ipynb #c84116cd
-def softmax(logits: np.ndarray) -> np.ndarray:
-    "(N, C) logits to probabilities in float64; safe for any size of logit."
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    odds = np.exp(shifted)
-    return odds / odds.sum(axis=1, keepdims=True)
-
-
-def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    "Mean cross-entropy in nats and accuracy of (N, C) logits."
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    loss = -log_p[np.arange(len(labels)), labels].mean()
-    return float(loss), float((logits.argmax(1) == labels).mean())
+_all_ = ["softmax", "loss_and_accuracy", "match_classes"]
 
 
 # %% ../../nbs/trainer/result.ipynb #a2a1fb53
@@ -63,19 +64,27 @@ class Best:
         self.state = None  # the best one by validation score
         self.lowest = math.inf  # the lowest loss of an epoch, without validation
         self.good, self.newest = None, None
+        self.last = True  # whether this is the last phase, in which patience counts
+
+    def begin(self, last: bool, anew: bool = True):
+        "Begin a phase; one that is not begun `anew` goes on from a checkpoint."
+        self.last = last
+        if anew:
+            self.bad = 0
 
     def offer(self, epoch: int, row: dict, take: Callable) -> bool:
         "Keep `take()` if `row` is the best so far; False when patience is used up."
-        if row.get("valid_accuracy") is None:
+        valid = row.get("valid_accuracy", row.get("valid_score"))
+        if valid is None:
             self._keep_good(row.get("loss", math.inf), take())
             return True
-        score = (row["valid_accuracy"], -row["valid_loss"])
+        score = (valid, -row["valid_loss"])
         better = self.score is None or score > self.score
         if better and math.isfinite(row["valid_loss"]):
             self.score, self.epoch, self.bad = score, epoch, 0
             self.state = take()
         else:
-            self.bad += 1
+            self.bad += self.last
         return self.patience is None or self.bad < self.patience
 
     def _keep_good(self, loss, state):
@@ -104,7 +113,7 @@ class Best:
 
 # %% ../../nbs/trainer/result.ipynb #6ff0c8db
 @dataclass
-class Result:
+class Result(Exportable):
     "A trained network with its history. Subclasses: `TorchResult`, `KerasResult`."
 
     backbone: object  # the backbone as trained
@@ -124,9 +133,15 @@ class Result:
         "`torch` or `keras`."
         return self.backbone.framework
 
+    @property
+    def task(self):
+        "What its outputs mean: one of the classes of `trainer.tasks`."
+        return task_of(self.info)
+
     def logits(self, images, batch_size=32) -> np.ndarray:
         "(N, C) float32 for what `predict` takes, in inference mode."
-        images = as_images(images, self.info.get("size"))
+        how = self.info.get("size"), self.info.get("fit", "crop")
+        images = as_images(images, *how)
         batch = images.batch if hasattr(images, "batch") else images.__getitem__
         parts = [np.zeros((0, len(self.classes)), "float32")]
         for i in range(0, len(images), batch_size):
@@ -135,24 +150,46 @@ class Result:
         return np.concatenate(parts)
 
     def predict(self, images) -> np.ndarray:
-        """(N, C) class probabilities.
+        """(N, C) class probabilities, probabilities of labels, or numbers.
 
-        Takes an ImageDataset, uint8 images (N, H, W, 3) or one of them, grey images
-        (H, W), RGBA or whole numbers of another type, the path of an image file, a
-        Pillow image, or a list of these. Files are read at the size of the training
-        images. Raises BadValue for anything else, such as values from 0 to 1.
+        Takes an ImageDataset, uint8 images (N, H, W, 3) or one of them, a grey image
+        (H, W), whole numbers of another type, the path of an image file, a Pillow
+        image, or a list of these. Files are read as the training images were. Raises
+        BadValue for anything else, such as values from 0 to 1 or transparent pixels in
+        an array.
         """
-        return softmax(self.logits(images))
+        return self.task.predicted(self.logits(images))
 
     def evaluate(self, dataset) -> dict:
         """Accuracy, balanced accuracy, precision, recall and F1 on a labelled data set.
 
-        Its classes are matched with the run's by name.
+        Its classes are matched with the run's by name. A run on labels gives what
+        `label_scores` gives, one on numbers what `number_scores` gives.
         """
+        wanted = match_answers(dataset, self.classes, self.task.name)
+        if self.task.name != "classes":
+            return self.score_targets(self.predict(dataset), wanted, dataset.groups)
         labelled = dataset.labels >= 0
-        labels = match_classes(dataset, self.classes)[labelled]
         predicted = self.predict(dataset).argmax(1)[labelled]
-        return scores(labels, predicted, len(self.classes))
+        return scores(wanted[labelled], predicted, len(self.classes))
+
+    def score_targets(self, predicted, wanted, groups=None) -> dict:
+        "The scores of predicted labels or numbers (N, C) for the true ones."
+        if self.task.name == "numbers":
+            return number_scores(predicted, wanted, groups)
+        about = wanted, self.classes, self.thresholds, groups
+        return label_scores(predicted, *about)
+
+    @property
+    def thresholds(self) -> list[float]:
+        "For each label the probability from which on it is named; 0.5 if unknown."
+        return self.info.get("thresholds") or [0.5] * len(self.classes)
+
+    def choose_thresholds(self, valid) -> None:
+        "Set the thresholds to those with the best F1 on these images, for labels."
+        if self.task.name == "labels" and valid is not None and len(valid):
+            wanted = match_answers(valid, self.classes, "labels")
+            self.info["thresholds"] = best_thresholds(self.predict(valid), wanted)
 
     def save(self, folder, **info):
         """Write the run to `folder` (new or empty): the model file and `run.json`.
@@ -165,21 +202,6 @@ class Result:
             write_model=self.write_model,
             info={**_about(self), **self.info, **info},
         )
-
-
-# %% ../../nbs/trainer/result.ipynb #29bf72ea
-def match_classes(dataset, classes) -> np.ndarray:
-    "The data set's labels as indices into `classes`; BadValue for an unknown class."
-    unknown = [c for c in dataset.classes if c not in classes]
-    if unknown:
-        known = ", ".join(classes)
-        raise BadValue(
-            f"The data set has a class '{unknown[0]}' that this run was not trained "
-            f"on; it knows {known}."
-        )
-    # The last entry is for the label -1 of unlabelled images.
-    table = np.array([classes.index(c) for c in dataset.classes] + [-1])
-    return table[dataset.labels]
 
 
 # %% ../../nbs/trainer/result.ipynb #29bcdee4
@@ -200,15 +222,18 @@ def _about(result) -> dict:
 def score_row(result, valid, logits=None) -> dict:
     """`valid_loss` and `valid_accuracy` of a result; None without a validation set.
 
-    `logits` (N, C) are given where they are known already.
+    For labels and numbers it is `valid_score`, the mean average precision or the
+    negative mean absolute error. `logits` (N, C) are given where they are known.
     """
+    task = result.task
+    name = task.row[1]
     if valid is None or not len(valid):
-        return {"valid_loss": None, "valid_accuracy": None}
+        return {"valid_loss": None, name: None}
     if logits is None:
         logits = result.logits(valid)
-    labels = match_classes(valid, result.classes)
-    loss, accuracy = loss_and_accuracy(logits, labels)
-    return {"valid_loss": loss, "valid_accuracy": accuracy}
+    wanted = match_answers(valid, result.classes, task.name)
+    loss, score = task.summary(logits, wanted)
+    return {"valid_loss": loss, name: score}
 
 
 # %% ../../nbs/trainer/result.ipynb #97a71f92
@@ -234,7 +259,7 @@ def end_epoch(result, best: Best, row: dict, take: Callable, bar, callbacks) -> 
     gives are kept if they are the best. `result.stopped` says why to stop, if so.
     """
     result.history.append(row)
-    shown = ((k, row[k]) for k in ("loss", "valid_accuracy"))
+    shown = ((k, row.get(k)) for k in ("loss", "valid_accuracy", "valid_score"))
     bar.set_postfix({k: f"{v:.3f}" for k, v in shown if v is not None})
     if not best.offer(row["epoch"], row, take):
         patience = result.recipe.patience
@@ -318,6 +343,7 @@ def rebuild(info: dict):
     except BadValue as e:
         why = printable(str(e)[:400], True)
         raise Damaged(f"run.json describes a run that can't be built: {why}") from None
+    _check_task(info)
     return net, dict(
         classes=list(info["classes"]),
         recipe=recipe,
@@ -339,3 +365,17 @@ def _described(info):
     known = {f.name for f in fields(Recipe)}
     recipe = Recipe(**{k: v for k, v in info["recipe"].items() if k in known})
     return backbone(**config, framework=info["framework"], weights=None), recipe
+
+
+# %% ../../nbs/trainer/result.ipynb #tgt10exp
+def _check_task(info):
+    "Damaged unless a number or a threshold is known for each output that needs one."
+    task, n = task_of(info), len(info["classes"])
+    given = info.get("thresholds")
+    known = given is None or isinstance(given, list) and len(given) == n
+    known = known and all(type(t) in (int, float) for t in given or ())
+    if not known or task.name == "numbers" and len(task.mean) != n:
+        raise Damaged(
+            f"run.json names {n} outputs, and scales or thresholds for another number. "
+            "Copy the run's folder anew, or train again."
+        )

@@ -35,6 +35,7 @@ def fine_tune(backbone, train, valid=None, recipe=None, **kwargs) -> Result:
     if isinstance(side, int | np.integer):
         # `predict` reads files at the size of the training images.
         result.info.setdefault("size", int(side))
+    result.choose_thresholds(valid)
     return result
 
 

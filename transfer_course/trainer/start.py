@@ -30,10 +30,11 @@ from ..engine.errors import BadValue
 from ..engine.files import sha256_array
 from .batches import Data
 from .recipe import Plan, Recipe, plan
-from .result import match_classes
+from .tasks import label_weights, match_answers
 from ..vision.backbones import backbone
 from ..vision.features import fingerprint, probe_head
 from ..vision.freezing import stage_sizes, what_moves
+from ..vision.target_probes import target_head
 
 
 # %% ../../nbs/trainer/start.ipynb #7c3d509f
@@ -51,13 +52,17 @@ def starting_head(
     """The head of the plan: random from the seed, a probe on `train`'s features, or
     the one that was given.
 
-    No probe is fitted if the head is `known`: a checkpoint will replace what is here.
+    The probe has the recipe's class weights, as the loop has. No probe is fitted if
+    the head is `known`: a checkpoint will replace what is here.
     """
     if not isinstance(todo.head, str):
         return todo.head.weights, todo.head.biases
     if known or todo.head == "random":
         return initial_head(net.feature_dim, len(train.classes), recipe.seed)
-    return probe_head(net, train, class_weights=class_weights(recipe, train))
+    weights = class_weights(recipe, train)
+    if train.targets is not None:
+        return target_head(net, train, weights)
+    return probe_head(net, train, class_weights=weights)
 
 
 # %% ../../nbs/trainer/start.ipynb #0f049d13
@@ -86,6 +91,10 @@ def class_weights(recipe: Recipe, train) -> np.ndarray | None:
     weights, classes = recipe.class_weights, list(train.classes)
     if weights is None:
         return None
+    if train.task == "numbers":
+        raise BadValue("class_weights is for classes and labels; numbers have none.")
+    if weights == "balanced" and train.task == "labels":
+        return label_weights(train.targets)
     if weights == "balanced":
         weights = _balanced(train.labels, classes)
     if len(weights) != len(classes):
@@ -125,8 +134,10 @@ def check_data(backbone, framework, train, valid=None, source=None, unlabelled=N
         _check_labelled("source", source)
     if unlabelled is not None and not len(unlabelled):
         raise BadValue("The unlabelled part is empty.")
+    if train.task != "classes" and source is not None:
+        raise BadValue(f"A source needs classes; the training set has {train.task}.")
     if valid is not None and len(valid):
-        match_classes(valid, train.classes)
+        match_answers(valid, train.classes, train.task)
 
 
 # %% ../../nbs/trainer/start.ipynb #bf7cd120
@@ -140,7 +151,7 @@ def _check_labelled(name, data):
             f"{missing} images of the {name} part have no label (-1); "
             "give those as `unlabelled`."
         )
-    if len(data.classes) < 2:
+    if len(data.classes) < 2 and data.task == "classes":
         n = len(data.classes)
         raise BadValue(f"The {name} part has {n} class; at least two are needed.")
 
@@ -164,6 +175,7 @@ class StartingHead(NamedTuple):
     origin: str = ""  # what it was made from, for the checkpoint; "": its values
 
 
+# %% ../../nbs/trainer/start.ipynb #givenheadb
 def _checked_head(head, net, train, recipe: Recipe, todo: Plan) -> StartingHead:
     "A given head in float32; BadValue if it does not fit, or is not what is trained."
     if todo.head != "random" or todo.body == "random":
@@ -229,9 +241,13 @@ def about_run(backbone, recipe: Recipe, train, **others) -> dict:
     return about
 
 
+# %% ../../nbs/trainer/start.ipynb #44bbbd61b
 def _checksum(data) -> str:
     "sha256 over a data set's images, labels and classes."
-    text = json.dumps([data.digests(), data.labels.tolist(), list(data.classes)])
+    what = [data.digests(), data.labels.tolist(), list(data.classes)]
+    if data.targets is not None:
+        what += [data.task, data.targets.tolist()]
+    text = json.dumps(what)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

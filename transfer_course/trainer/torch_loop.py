@@ -17,6 +17,7 @@ from .batches import Data, Epoch
 from .recipe import Phase, Plan, Recipe, rate
 from .result import Best, diverged, end_epoch, score_row
 from .start import prepared, run_checkpoint
+from .tasks import about_task, ready
 
 torch = load_torch()
 
@@ -54,7 +55,7 @@ def _logits_of_kept(steps: Stepper, data) -> np.ndarray:
 
 # %% ../../nbs/trainer/torch_loop.ipynb #b1a77740
 def score(result: TorchResult, steps: Stepper, valid) -> dict:
-    "`valid_loss` and `valid_accuracy` of the network as it is; None without images."
+    "What `score_row` gives for the network as it is."
     if valid is None or not len(valid):
         return score_row(result, None)
     mine = own_share(steps.accelerator, valid)
@@ -165,6 +166,8 @@ class Loop(Bookkeeping):
         batch_norm = self.plan.batch_norm or self.result.recipe.batch_norm
         network = self.result.model
         open_stages(network, self.result.backbone, phase.stages, batch_norm)
+        last = self.at.phase == len(self.plan.phases) - 1
+        self.best.begin(last, anew=not found)
         self.steps.begin(phase, self.data)
         self.result.trainable = count_trainable(network)
         if found:
@@ -191,7 +194,7 @@ class Loop(Bookkeeping):
             dict(
                 epoch=at.epoch,
                 loss=loss,
-                accuracy=accuracy,
+                **({"accuracy": accuracy} if self.result.task.row[0] else {}),
                 **scores,
                 lr=self.steps.phase.lr,
                 trainable=self.result.trainable,
@@ -256,12 +259,13 @@ def fine_tune(
         backbone, "torch", train, valid, recipe, source, unlabelled, progress, head
     )
     began, accelerator = time.perf_counter(), start_accelerator()
-    data = Data(train, valid, source, unlabelled)
+    data = Data(ready(train), valid, source, unlabelled)
     kept = run_checkpoint(checkpoint, backbone, recipe, plan, data)
     found = kept.load() if plan.phases else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         result = _untrained(backbone, data, recipe, plan, accelerator, bool(found))
+        result.info |= about_task(train)
         if plan.phases:
             steps = _stepper(result, data, plan, accelerator, penalty)
             loop = Loop(result, steps, data, plan, callbacks, workers, kept)

@@ -153,6 +153,7 @@ class PhaseSetup:
         self.total = total  # steps of the whole run
         self.penalty = penalty
         self.class_weights = None  # (C,) on the device, where the recipe has some
+        self.task = "classes"  # what the answers of the training set are
         self.kept = None  # the activations of the frozen part, while they are used
         self.resumed = {}  # what a checkpoint says of the phase that it belongs to
 
@@ -162,6 +163,7 @@ class PhaseSetup:
         resumed, self.resumed = self.resumed, {}
         if resumed:
             set_resting(self.network, resumed["moving"], resumed["held"])
+        self.task = data.train.task
         weights = class_weights(self.recipe, data.train)
         if weights is not None:
             self.class_weights = torch.from_numpy(weights).to(self.device)

@@ -272,6 +272,7 @@ def read_table(
     group_column=None,  # None: no groups
     groups=None,  # the same, or a regular expression on the paths
     root=None,  # where relative paths start; None: the CSV's folder, else the current
+    keep_empty=False,  # rows without a label, too
 ) -> Table:
     "Files, labels, splits and groups of a table; raises BadValue with what was seen."
     columns = columns_of(source)
@@ -281,7 +282,7 @@ def read_table(
     paths = columns[_needed("path", columns, path_column)]
     labels = columns[_needed("label", columns, label_column)]
     files = _files_of(os.fsdecode(root) or ".", paths)
-    good, skipped = _rows_used(paths, files, labels)
+    good, skipped = _rows_used(paths, files, labels, keep_empty)
     splits, said, name = None, [], column_for("split", columns, split_column)
     if name is not None:
         values = [columns[name][i] for i in good]
@@ -308,12 +309,12 @@ def read_table(
 
 
 # %% ../../nbs/2_vision/tables.ipynb #tab21exp
-def _rows_used(paths, files, labels):
+def _rows_used(paths, files, labels, keep_empty=False):
     "(good, skipped): the rows that have a label, each file and label once."
     good, skipped, seen = [], [], set()
     for i, row in enumerate(zip(files, labels, strict=True)):
         why = ""
-        if not row[1]:
+        if not row[1] and not keep_empty:
             why = "no label in the table"
         elif row in seen:
             why = "listed twice in the table"
@@ -351,8 +352,9 @@ def _groups_of(column, values) -> list:
 # %% ../../nbs/2_vision/tables.ipynb #tab22exp
 def image_table(
     source,  # a CSV file, a data frame, or a dict of columns
-    size=224,  # side of the squares in pixels: short side resized, centre kept
+    size=224,  # side of the squares in pixels
     *,
+    fit="crop",  # centre kept; or the whole image: "pad" with a border, or "squash"
     path_column=None,  # these two have defaults by their usual names, such as
     label_column=None,  # file and class
     split_column=None,  # as well: split, set; train, val, test in any spelling
@@ -367,33 +369,39 @@ def image_table(
     Raises BadValue for an unknown column, a file that is missing, an unknown split, or
     fewer than two classes, before anything is read where that is possible.
     """
-    resize_square(np.zeros((1, 1, 3), np.uint8), size)  # says what is wrong with a size
+    # says what is wrong with a size or a fit
+    resize_square(np.zeros((1, 1, 3), np.uint8), size, fit)
     names = dict(path_column=path_column, label_column=label_column)
     names |= dict(split_column=split_column, group_column=group_column, groups=groups)
-    return dataset_of(read_table(source, root=root, **names), size, progress, draft)
+    table = read_table(source, root=root, **names)
+    return dataset_of(table, size, progress, draft, fit=fit)
 
 
 # %% ../../nbs/2_vision/tables.ipynb #tab23exp
-def dataset_of(table: Table, size, progress=True, draft=False) -> ImageDataset:
+def dataset_of(
+    table: Table, size, progress=True, draft=False, least=2, fit="crop"
+) -> ImageDataset:
     "The data set of a table that was read; see `image_table`."
     said = table.said + _checked_parts(table)
-    room, found = _read_files(table.files, size, draft, progress)
-    good = [i for i, (_, why, _) in enumerate(found) if not why]
+    room, found = _read_files(table.files, size, draft, progress, fit)
+    good = [i for i, (_, why, *_) in enumerate(found) if not why]
     skipped = [
         Skipped(name, why)
-        for name, (_, why, _) in zip(table.names, found, strict=True)
+        for name, (_, why, *_) in zip(table.names, found, strict=True)
         if why
     ]
     classes = [printable(table.labels[i]) for i in good]
-    if len(set(classes)) < 2:
+    if len(set(classes)) < least:
+        what = "two classes with images" if least == 2 else "one image"
         raise BadValue(
-            f"{table.shown} has fewer than two classes with images that can be read; "
-            f"expected at least two.{formats_told(skipped)}"
+            f"{table.shown} has fewer than {what} that can be read; "
+            f"expected at least {'two' if least == 2 else 'one'}."
+            f"{formats_told(skipped)}"
         )
     return assembled(
         (room, found, good),
         table.files,
-        dict(size=size, draft=draft),
+        dict(size=size, draft=draft, fit=fit),
         classes=classes,
         names=[table.names[i] for i in good],
         splits=table.splits and [table.splits[i] for i in good],
