@@ -54,6 +54,7 @@ def cut_by_crop(header: Header) -> float:
     return 1 - short / max(long, 1)
 
 
+# %% ../../nbs/6_practice/check_files.ipynb #ckf09zce6
 def shape_facts(
     headers,  # of the images; None where a header could not be read
     size: int,  # side in pixels of the training images
@@ -76,6 +77,7 @@ def shape_facts(
     )
 
 
+# %% ../../nbs/6_practice/check_files.ipynb #ckf09z710
 def _spread(values) -> dict:
     "Least, median and greatest, in whole pixels."
     values = int(min(values)), int(np.median(values)), int(max(values))
@@ -87,6 +89,7 @@ FEW = 10  # images below which a class is called small
 IMBALANCED = 5  # ratio of the largest to the smallest class that is worth a sentence
 
 
+# %% ../../nbs/6_practice/check_files.ipynb #ckf14zf96
 def class_facts(
     labels,  # (N,) classes, -1 is unlabelled
     classes,  # their names

@@ -89,6 +89,7 @@ def counted(n: int, what: str) -> str:
     return f"{n:,} {what}" + ("" if n == 1 else "es" if what[-1] == "s" else "s")
 
 
+# %% ../../nbs/6_practice/check_findings.ipynb #cfi07zcad
 def _verb(n, one="is", many="are"):
     return one if n == 1 else many
 
@@ -106,6 +107,7 @@ def _pair_items(data, pairs):
     return items, [(p.a, p.b) for p in pairs]
 
 
+# %% ../../nbs/6_practice/check_findings.ipynb #cfi10zbbc
 def leak_findings(m: Measured) -> list:
     "A finding for each two splits that share copies."
     splits = m.data.splits
@@ -144,6 +146,7 @@ def class_copy_findings(m: Measured) -> list:
     return [Finding("copies_across_classes", title, len(rows), sentence, *items)]
 
 
+# %% ../../nbs/6_practice/check_findings.ipynb #cfi11zc62
 def plain_copy_findings(m: Measured) -> list:
     "Copies within one class and one split."
     splits = m.data.splits
@@ -220,6 +223,7 @@ def _named(classes, counts, most=5) -> str:
     return listed + (" …" if len(classes) > most else "")
 
 
+# %% ../../nbs/6_practice/check_findings.ipynb #cfi21z33a
 def class_findings(m: Measured) -> list:
     "Classes that can't be learned or scored well."
     counts, found = m.classes["counts"], []
@@ -257,6 +261,7 @@ def _first_items(data, rows, **columns):
     return items, [(i,) for i in rows]
 
 
+# %% ../../nbs/6_practice/check_findings.ipynb #cfi22z712
 def shape_findings(m: Measured) -> list:
     "Images that cropping would cut a lot, and images that would be enlarged."
     found, data = [], m.data
@@ -316,6 +321,7 @@ _ADVICE = {
 }
 
 
+# %% ../../nbs/6_practice/check_findings.ipynb #cfi26z063
 def quality_findings(m: Measured) -> list:
     "Images that are constant, dark, bright, pale or blurred."
     found = []

@@ -88,6 +88,7 @@ _EXPLAINED = {
 }
 
 
+# %% ../../nbs/6_practice/check_page.ipynb #ckp11z260
 def _pictures(data, finding) -> str:
     "The figures of a finding."
     if not finding.rows:
@@ -122,6 +123,7 @@ def _listed(finding) -> str:
     return listed if len(lines) <= 12 else _fold(f"All {len(lines):,}", listed)
 
 
+# %% ../../nbs/6_practice/check_page.ipynb #ckp13z7d2
 def _class_table(facts) -> str:
     "Images of each class, and of each split where there are any."
     splits = facts["splits"] or {}
@@ -173,6 +175,7 @@ def _verdict(found) -> str:
     return f"<ol style='margin:0;padding-inline-start:1.4rem'>{''.join(lines)}</ol>"
 
 
+# %% ../../nbs/6_practice/check_page.ipynb #ckp16z440
 def write_check(
     path,  # of the HTML file
     title: str,

@@ -125,6 +125,7 @@ class LabelError(NamedTuple):
     other: float  # held-out probability of the suggested class
 
 
+# %% ../../nbs/6_practice/label_errors.ipynb #ler21z894
 def label_errors(
     P,  # (N, K) held-out probabilities
     labels,  # (N,) given classes

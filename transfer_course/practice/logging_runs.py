@@ -58,6 +58,7 @@ def _without_tensorflow():
         sys.modules.setdefault(name, types.ModuleType(name))
 
 
+# %% ../../nbs/6_practice/logging_runs.ipynb #tb000z812
 class _Events:
     "What we use of SummaryWriter, for a machine without PyTorch."
 
@@ -86,6 +87,7 @@ class _Events:
         self.file.close()
 
 
+# %% ../../nbs/6_practice/logging_runs.ipynb #tb000zde9
 def _writer(folder, purge_step: int):
     "PyTorch's SummaryWriter, or what does the same without PyTorch."
     require("tensorboard", "log")
@@ -111,6 +113,7 @@ _TAGS = {
 }
 
 
+# %% ../../nbs/6_practice/logging_runs.ipynb #tb000zc99
 class TensorBoardLog:
     "A callback that writes each epoch's numbers for TensorBoard into a folder."
 
@@ -156,6 +159,7 @@ def check_log(name: str | None) -> None:
         require("tensorboard", "log")
 
 
+# %% ../../nbs/6_practice/logging_runs.ipynb #log00z8d5
 @contextmanager
 def log_of(name: str | None, folder):
     """The callbacks of a log, which writes into the `folder` of a run: a tuple with one

@@ -52,6 +52,7 @@ def phases_of(net, recipe: Recipe, classes: int) -> list[dict]:
     ]
 
 
+# %% ../../nbs/6_practice/rehearsing.ipynb #movesz7e7
 def steps_of(recipe: Recipe, n: int, net) -> dict:
     "Steps per epoch, and steps in all; `search` are those of `auto`'s search."
     each = len(batches_of(n, recipe.batch_size, 0, 0))
@@ -79,6 +80,7 @@ def _imitation(recipe: Recipe, phase, todo: Plan) -> Recipe:
     )
 
 
+# %% ../../nbs/6_practice/rehearsing.ipynb #time0zdc3
 def step_seconds(net, train, recipe: Recipe, workers: int = 1) -> list[float]:
     "Seconds of a step in each phase of the recipe's plan, measured on a copy."
     todo, seconds = planned(recipe, net.stages), []
@@ -136,6 +138,7 @@ def _time(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+# %% ../../nbs/6_practice/rehearsing.ipynb #told0zcc1
 def rehearsal(net, parts, recipe: Recipe, workers: int = 1) -> dict:
     "What `--dry-run` reports of a run: images, phases, steps, seconds."
     train, valid = parts.train, parts.valid
@@ -153,6 +156,7 @@ def rehearsal(net, parts, recipe: Recipe, workers: int = 1) -> dict:
     )
 
 
+# %% ../../nbs/6_practice/rehearsing.ipynb #told0zccc
 def told_rehearsal(found: dict):
     "Yields the lines of a rehearsal for a person."
     for i, phase in enumerate(found["phases"], 1):
