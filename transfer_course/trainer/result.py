@@ -20,32 +20,16 @@ __all__ = [
 
 # %% ../../nbs/trainer/result.ipynb #51d4d190
 import math
-
-
 import warnings
-
-
 from collections.abc import Callable
-
-
 from dataclasses import dataclass, field, fields
-
 
 import numpy as np
 
-
 from ..engine.errors import BadValue, Damaged
-
-
 from ..engine.files import printable
-
-
 from ..engine.runs import save_run
-
-
 from .recipe import Recipe
-
-
 from transfer_course.trainer.tasks import (
     loss_and_accuracy,
     match_answers,
@@ -53,14 +37,8 @@ from transfer_course.trainer.tasks import (
     softmax,
     task_of,
 )
-
-
 from ..vision.backbones import backbone
-
-
 from ..vision.evaluate import scores
-
-
 from ..vision.images import as_images
 
 # %% ../../nbs/trainer/result.ipynb #51d4d190b
@@ -69,7 +47,6 @@ from transfer_course.vision.target_scores import (
     label_scores,
     number_scores,
 )
-
 
 _all_ = ["softmax", "loss_and_accuracy", "match_classes"]
 
@@ -90,9 +67,7 @@ class Best:
 
     def begin(self, last: bool, anew: bool = True):
         "Begin a phase; one that is not begun `anew` goes on from a checkpoint."
-        self.last = last
-        if anew:
-            self.bad = 0
+        self.last, self.bad = last, 0 if anew else self.bad
 
     def offer(self, epoch: int, row: dict, take: Callable) -> bool:
         "Keep `take()` if `row` is the best so far; False when patience is used up."
