@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.errors import BadValue, NoRoom, UserMistake
-from ..engine.files import printable
+from ..engine.files import home_path, printable
 from ..engine.frameworks import check_framework, processes
 from ..engine.runs import claim_folder, read_run, state_of
 
@@ -31,13 +31,22 @@ from transfer_course.practice.finished import (
     images_sum,
     same_images,
 )
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5ex3
 from transfer_course.practice.holding_out import (
     held_out_paths,
     hold_out,
     image_rows,
     write_images,
 )
+from transfer_course.practice.imbalance import (
+    read_weights,
+    told_unequal,
+    weights_for,
+)
 from .logging_runs import check_log, log_of
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5elq
 from .near_copies import rejoined, with_copies
 from transfer_course.practice.reading import (
     Reading,
@@ -93,6 +102,12 @@ class Job:
     began: float = 0.0
     team: object = None  # the processes that take part
     near_copies: dict | None = None  # what was found, for `run.json`
+    weights: object = None  # of the classes, as `read_weights` returns them
+
+    def weigh(self, classes) -> None:
+        "Put the weights into the recipe, in the order of these classes."
+        weights = weights_for(self.weights, list(classes))
+        self.recipe = self.recipe.but(class_weights=weights)
 
     def check(self) -> None:
         "Everything that can be checked before anything heavy is loaded."
@@ -116,7 +131,7 @@ class Job:
 # %% ../../nbs/6_practice/own_folder.ipynb #97ca4eed
 def default_out(folder, framework: str, strategy: str) -> Path:
     "The name of a new folder under `runs/`."
-    source = Path(folder).resolve()
+    source = Path(home_path(folder)).resolve()
     name = printable(source.stem if source.is_file() else source.name)
     base = Path("runs") / f"{name}-{framework}-{strategy}"
     out, n = base, 1
@@ -156,6 +171,9 @@ def tune_folder(
     `resume` returns a finished run only if it has the same settings and images.
     Returns the summary that the command line prints, or what `rehearsal` returns.
     """
+    folder, out = home_path(folder), home_path(out)
+    given = training.pop("class_weights", None)
+    weights = read_weights(given)
     start = start_of(start_from, keep, old_images)
     asked = framework, backbone
     framework, backbone = start.settled(*asked) if start else _usual(*asked)
@@ -165,6 +183,7 @@ def tune_folder(
     recipe = default_recipe(start=start and FROM_RUN, **training)
     job = Job(folder, out, framework, backbone, recipe, reading, resume, start, log)
     job.callbacks = tuple(callbacks)
+    job.weights = recipe.class_weights if given is None else weights
     job.workers, job.progress, job.began = workers, progress, time.perf_counter()
     job.check()
     job.team = _processes_for(framework)
@@ -217,6 +236,7 @@ def _rehearse(job: Job) -> dict:
     return {"dry_run": True, **found}
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #opt01exbx1
 def _forgotten(job: Job, result, parts) -> dict:
     "What `run.json` says under `from`, where the run started from another one."
     if not job.start:
@@ -250,6 +270,7 @@ def _carry_out(job: Job) -> dict:
     job.team.wait_for_everyone()  # one process writes, the others see it written
     info, _ = read_run(job.out)
     if done:
+        job.weigh(info.get("classes") or [])
         about = job.framework, job.backbone, job.recipe, job.reading
         check_same(info, job.out, *about)
         if job.start:
@@ -298,6 +319,10 @@ def _opened(job: Job):
         data = job.start.take(data)
         for text in told_classes(job.start.classes):
             job.say(text)
+    job.weigh(data.classes)
+    if data.task == "classes":
+        unequal = told_unequal(data.counts(), job.recipe.class_weights)
+        data.warnings += [unequal] if unequal else []
     net = _network(job)
     if job.team.num_processes == 1:
         data, job.near_copies = with_copies(data, net, job.progress)
@@ -395,6 +420,7 @@ def _summary(info, out, began) -> dict:
         **scores,
         "part": info["metrics"].get("part", "held-out"),
         "n_train": info["n_train"],
+        "recall": info.get("recall"),
         "n_valid": info["n_valid"],
         "n_test": info.get("n_test", 0),
         "classes": info["classes"],

@@ -14,7 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.errors import NotFound
-from ..engine.files import Unreadable, list_images, printable, read_image
+from transfer_course.engine.files import (
+    Unreadable,
+    home_path,
+    list_images,
+    printable,
+    read_image,
+)
 from ..engine.litter import formats_told
 from .describing_targets import target_answer
 from .reading import reading_of
@@ -38,7 +44,7 @@ def _files(paths):
 def _read(path, reading):
     "The image, or the exception that says why it can't be read."
     try:
-        return read_image(path, size=reading.size)
+        return read_image(path, size=reading.size, fit=reading.fit)
     except Unreadable as e:
         return e
 
@@ -51,6 +57,7 @@ def predict_files(run, paths, top: int = 3, batch_size: int = 32):
     order, then dict(path, skipped) for what else lies in the folders. A run on labels
     gives dict(path, labels, top), one on numbers dict(path, value, values).
     """
+    paths = [home_path(path) for path in paths]
     result = load_result(run)
     read = partial(_read, reading=reading_of(result.info, run))
     files, left_out = _files(paths)

@@ -26,7 +26,12 @@ import numpy as np
 from PIL import Image
 
 from ..engine.errors import BadValue, Damaged, NotFound
-from ..engine.files import IMAGE_SUFFIXES, list_images, printable
+from transfer_course.engine.files import (
+    IMAGE_SUFFIXES,
+    check_fit,
+    list_images,
+    printable,
+)
 from ..vision.datasets import image_folder
 from ..vision.tables import image_table, read_table
 from ..vision.target_tables import check_target, hinted, target_table
@@ -64,6 +69,7 @@ class Reading:
 # %% ../../nbs/6_practice/reading.ipynb #rea06chk
 def check_reading(source, reading: Reading) -> None:
     "Everything about a source that can be checked before anything heavy is loaded."
+    check_fit(reading.fit)
     size = reading.size
     if size is not None and not whole(size, 32, 1024):
         raise BadValue(
@@ -107,9 +113,9 @@ def table_of(source, reading: Reading):
 def read_source(source, reading: Reading, progress: bool = True):
     "The ImageDataset of a folder or a table; the size has to be known."
     if not os.path.isfile(source):
-        how = dict(groups=reading.groups, progress=progress)
+        how = dict(groups=reading.groups, fit=reading.fit, progress=progress)
         return image_folder(source, size=reading.size, **how)
-    how = dict(progress=progress) | table_columns(reading)
+    how = dict(progress=progress, fit=reading.fit) | table_columns(reading)
     if reading.target != "classes":
         about = reading.size, reading.target
         return target_table(source, *about, separator=reading.separator, **how)

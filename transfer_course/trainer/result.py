@@ -137,7 +137,8 @@ class Result:
 
     def logits(self, images, batch_size=32) -> np.ndarray:
         "(N, C) float32 for what `predict` takes, in inference mode."
-        images = as_images(images, self.info.get("size"))
+        how = self.info.get("size"), self.info.get("fit", "crop")
+        images = as_images(images, *how)
         batch = images.batch if hasattr(images, "batch") else images.__getitem__
         parts = [np.zeros((0, len(self.classes)), "float32")]
         for i in range(0, len(images), batch_size):
@@ -148,10 +149,11 @@ class Result:
     def predict(self, images) -> np.ndarray:
         """(N, C) class probabilities, probabilities of labels, or numbers.
 
-        Takes an ImageDataset, uint8 images (N, H, W, 3) or one of them, grey images
-        (H, W), RGBA or whole numbers of another type, the path of an image file, a
-        Pillow image, or a list of these. Files are read at the size of the training
-        images. Raises BadValue for anything else, such as values from 0 to 1.
+        Takes an ImageDataset, uint8 images (N, H, W, 3) or one of them, a grey image
+        (H, W), whole numbers of another type, the path of an image file, a Pillow
+        image, or a list of these. Files are read as the training images were. Raises
+        BadValue for anything else, such as values from 0 to 1 or transparent pixels in
+        an array.
         """
         return self.task.predicted(self.logits(images))
 
