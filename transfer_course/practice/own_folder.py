@@ -60,6 +60,8 @@ from transfer_course.practice.reading import (
     splits_told,
     whole,
 )
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69b
 from .recipes_file import NAME as RECIPE
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e6b
