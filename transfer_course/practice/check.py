@@ -61,7 +61,7 @@ def default_place(source) -> Path:
     return place
 
 
-# %% ../../nbs/6_practice/check.ipynb #chk07za6f
+# %% ../../nbs/6_practice/check.ipynb #chk07b
 def check_place(out, source) -> None:
     "BadValue if the report can't be put into `out`."
     out = Path(out)
@@ -100,7 +100,7 @@ def _looked_at(data, progress: bool) -> tuple:
     return _first_rows(copies), np.concatenate(measures)
 
 
-# %% ../../nbs/6_practice/check.ipynb #chk10zcb2
+# %% ../../nbs/6_practice/check.ipynb #chk10b
 def _first_rows(names) -> np.ndarray:
     "For each image the first row with the same name."
     _, first, code = np.unique(names, return_index=True, return_inverse=True)
@@ -212,7 +212,7 @@ def _overview(m: Measured) -> str:
     return text + "."
 
 
-# %% ../../nbs/6_practice/check.ipynb #chk19z5d4
+# %% ../../nbs/6_practice/check.ipynb #chk19b
 def _sentences(m: Measured, found, not_checked):
     "All sentences for a person, the most important first."
     leaks = [
@@ -308,7 +308,7 @@ def check_source(
     return jsonable(summary)
 
 
-# %% ../../nbs/6_practice/check.ipynb #chk23z404
+# %% ../../nbs/6_practice/check.ipynb #chk23b
 def _next(source, reading) -> str:
     "The command to go on with."
     place = shlex.quote(printable(source))

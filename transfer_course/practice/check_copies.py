@@ -87,7 +87,7 @@ class Leak(NamedTuple):
 _ORDER = (("train", "test"), ("valid", "test"), ("train", "valid"))
 
 
-# %% ../../nbs/6_practice/check_copies.ipynb #ckc16zb31
+# %% ../../nbs/6_practice/check_copies.ipynb #ckc16b
 def leaks(groups, digests, splits) -> list:  # of Leak, the worst first
     "Which splits share copies; [] if there are no splits or they share none."
     if splits is None:

@@ -54,7 +54,7 @@ def cut_by_crop(header: Header) -> float:
     return 1 - short / max(long, 1)
 
 
-# %% ../../nbs/6_practice/check_files.ipynb #ckf09zce6
+# %% ../../nbs/6_practice/check_files.ipynb #ckf09b
 def shape_facts(
     headers,  # of the images; None where a header could not be read
     size: int,  # side in pixels of the training images
@@ -77,7 +77,7 @@ def shape_facts(
     )
 
 
-# %% ../../nbs/6_practice/check_files.ipynb #ckf09z710
+# %% ../../nbs/6_practice/check_files.ipynb #ckf09c
 def _spread(values) -> dict:
     "Least, median and greatest, in whole pixels."
     values = int(min(values)), int(np.median(values)), int(max(values))
@@ -89,7 +89,7 @@ FEW = 10  # images below which a class is called small
 IMBALANCED = 5  # ratio of the largest to the smallest class that is worth a sentence
 
 
-# %% ../../nbs/6_practice/check_files.ipynb #ckf14zf96
+# %% ../../nbs/6_practice/check_files.ipynb #ckf14b
 def class_facts(
     labels,  # (N,) classes, -1 is unlabelled
     classes,  # their names

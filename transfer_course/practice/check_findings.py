@@ -89,7 +89,7 @@ def counted(n: int, what: str) -> str:
     return f"{n:,} {what}" + ("" if n == 1 else "es" if what[-1] == "s" else "s")
 
 
-# %% ../../nbs/6_practice/check_findings.ipynb #cfi07zcad
+# %% ../../nbs/6_practice/check_findings.ipynb #cfi07b
 def _verb(n, one="is", many="are"):
     return one if n == 1 else many
 
@@ -107,7 +107,7 @@ def _pair_items(data, pairs):
     return items, [(p.a, p.b) for p in pairs]
 
 
-# %% ../../nbs/6_practice/check_findings.ipynb #cfi10zbbc
+# %% ../../nbs/6_practice/check_findings.ipynb #cfi10b
 def leak_findings(m: Measured) -> list:
     "A finding for each two splits that share copies."
     splits = m.data.splits
@@ -146,7 +146,7 @@ def class_copy_findings(m: Measured) -> list:
     return [Finding("copies_across_classes", title, len(rows), sentence, *items)]
 
 
-# %% ../../nbs/6_practice/check_findings.ipynb #cfi11zc62
+# %% ../../nbs/6_practice/check_findings.ipynb #cfi11b
 def plain_copy_findings(m: Measured) -> list:
     "Copies within one class and one split."
     splits = m.data.splits
@@ -223,7 +223,7 @@ def _named(classes, counts, most=5) -> str:
     return listed + (" …" if len(classes) > most else "")
 
 
-# %% ../../nbs/6_practice/check_findings.ipynb #cfi21z33a
+# %% ../../nbs/6_practice/check_findings.ipynb #cfi21b
 def class_findings(m: Measured) -> list:
     "Classes that can't be learned or scored well."
     counts, found = m.classes["counts"], []
@@ -261,7 +261,7 @@ def _first_items(data, rows, **columns):
     return items, [(i,) for i in rows]
 
 
-# %% ../../nbs/6_practice/check_findings.ipynb #cfi22z712
+# %% ../../nbs/6_practice/check_findings.ipynb #cfi22b
 def shape_findings(m: Measured) -> list:
     "Images that cropping would cut a lot, and images that would be enlarged."
     found, data = [], m.data
@@ -321,7 +321,7 @@ _ADVICE = {
 }
 
 
-# %% ../../nbs/6_practice/check_findings.ipynb #cfi26z063
+# %% ../../nbs/6_practice/check_findings.ipynb #cfi26b
 def quality_findings(m: Measured) -> list:
     "Images that are constant, dark, bright, pale or blurred."
     found = []

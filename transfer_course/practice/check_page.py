@@ -88,7 +88,7 @@ _EXPLAINED = {
 }
 
 
-# %% ../../nbs/6_practice/check_page.ipynb #ckp11z260
+# %% ../../nbs/6_practice/check_page.ipynb #ckp11b
 def _pictures(data, finding) -> str:
     "The figures of a finding."
     if not finding.rows:
@@ -123,7 +123,7 @@ def _listed(finding) -> str:
     return listed if len(lines) <= 12 else _fold(f"All {len(lines):,}", listed)
 
 
-# %% ../../nbs/6_practice/check_page.ipynb #ckp13z7d2
+# %% ../../nbs/6_practice/check_page.ipynb #ckp13b
 def _class_table(facts) -> str:
     "Images of each class, and of each split where there are any."
     splits = facts["splits"] or {}
@@ -170,12 +170,13 @@ def _verdict(found) -> str:
     if not found:
         return "Nothing was found that needs mending."
     lines = (
-        f"<li style='margin:.35rem 0'>{_t(finding.sentence)}</li>" for finding in found
+        f"<span style='display:block;margin:.35rem 0'>{i}. {_t(f.sentence)}</span>"
+        for i, f in enumerate(found, 1)
     )
-    return f"<ol style='margin:0;padding-inline-start:1.4rem'>{''.join(lines)}</ol>"
+    return "".join(lines)
 
 
-# %% ../../nbs/6_practice/check_page.ipynb #ckp16z440
+# %% ../../nbs/6_practice/check_page.ipynb #ckp16b
 def write_check(
     path,  # of the HTML file
     title: str,

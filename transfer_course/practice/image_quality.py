@@ -119,7 +119,7 @@ def _centre_and_scale(values):
     return middle, 1.4826 * np.median(np.abs(values - middle))
 
 
-# %% ../../nbs/6_practice/image_quality.ipynb #imq23zfe8
+# %% ../../nbs/6_practice/image_quality.ipynb #imq23b
 def outlier_scores(Z, labels, groups=None) -> np.ndarray:  # (N,)
     """How many robust standard deviations an image is further from its class.
 

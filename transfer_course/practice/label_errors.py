@@ -125,7 +125,7 @@ class LabelError(NamedTuple):
     other: float  # held-out probability of the suggested class
 
 
-# %% ../../nbs/6_practice/label_errors.ipynb #ler21z894
+# %% ../../nbs/6_practice/label_errors.ipynb #ler21b
 def label_errors(
     P,  # (N, K) held-out probabilities
     labels,  # (N,) given classes
