@@ -166,6 +166,7 @@ def _known_sides(source, reading: Reading | None) -> list:
     return [both for both in sides if min(both)]
 
 
+# %% ../../nbs/6_practice/reading.ipynb #sizeexp1x1
 def default_fit(source, reading: Reading | None = None) -> str:
     """How images become squares if nothing is asked for: "crop", or "pad".
 
