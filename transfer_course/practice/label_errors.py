@@ -15,6 +15,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/6_practice/label_errors.ipynb #ler03
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -86,9 +87,11 @@ def held_out_probabilities(
             "Labels can be checked if at least two classes have two different images "
             "each; here fewer do."
         )
-    chosen = linear_probe(Z, labels, groups)[-1].C
     fold = dealt_folds(labels, groups, k, seed)
-    with few_threads(Z):
+    with few_threads(Z), warnings.catch_warnings():
+        # that many classes of few images might be meant as numbers
+        warnings.filterwarnings("ignore", "The number of unique classes")
+        chosen = linear_probe(Z, labels, groups)[-1].C
         return _held_out(Z, labels, fold, chosen, labels.max() + 1)
 
 
