@@ -34,6 +34,7 @@ from transfer_course.engine.runs import read_run
 from transfer_course.practice.extract_folder import extract_folder
 from transfer_course.practice.own_folder import tune_folder
 from transfer_course.practice.predicting import predict_files
+from transfer_course.practice.reading import default_fit
 from transfer_course.vision import images as vision_images
 from transfer_course.vision.data import image_folder
 from transfer_course.vision.images import ImageDataset, as_images
@@ -135,7 +136,7 @@ def test_the_folder_says_what_is_odd(tmp_path):
     assert "3 images, such as c0/0.png, are white on transparency" in said[1]
     assert "empty.png is blank" in said[2] and "twelve.png is nearly black" in said[3]
     said = image_folder(tmp_path, 32, fit="pad", progress=False).warnings
-    assert not any("Cropping" in text for text in said)
+    assert not any("are cropped" in text for text in said)
 
 
 @pytest.mark.parametrize("name", ["noto", "twemoji", "openmoji", "photo"])
@@ -312,7 +313,7 @@ def padded(request, wide, tmp_path_factory):
 
 def test_a_clue_at_the_border_is_kept_by_pad_and_squash(padded, wide, tmp_path):
     framework, out, done = padded
-    assert json.loads(done.stdout)["accuracy"] == 1 and "Cropping" not in done.stderr
+    assert json.loads(done.stdout)["accuracy"] == 1 and "are cropped" not in done.stderr
     assert json.loads((out / "run.json").read_text())["fit"] == "pad"
     report = (out / "report.html").read_text()
     assert "whole image with a border" in report and "fit=&#x27;pad&#x27;" in report
@@ -322,11 +323,20 @@ def test_a_clue_at_the_border_is_kept_by_pad_and_squash(padded, wide, tmp_path):
         run = tune_folder(wide, tmp_path / fit, fit=fit, say=said.append, **how)
         accuracy[fit] = run["accuracy"]
     assert accuracy["squash"] == 1 and accuracy["crop"] < 0.9
-    told = [text for text in said if "Cropping" in text]
+    told = [text for text in said if "are cropped" in text]
     assert len(told) == 1 and "28 of the 28 images, 75 %" in told[0]
     assert "--fit pad" in told[0]
     with pytest.raises(BadValue, match="fit pad, not crop"):
-        tune_folder(wide, out, resume=True, **how)
+        tune_folder(wide, out, resume=True, fit="crop", **how)
+
+
+def test_most_long_images_are_padded_by_default(wide, tmp_path):
+    assert default_fit(wide) == "pad"
+    for kind in ("a", "b"):
+        (tmp_path / kind).mkdir()
+        for i, width in enumerate((30, 40, 55, 200)):
+            Image.fromarray(noise(30, width, i)).save(tmp_path / kind / f"{i}.png")
+    assert default_fit(tmp_path) == "crop"
 
 
 def test_predict_reads_as_training_did(padded, tmp_path):

@@ -304,10 +304,10 @@ def fine_tune(
         Fit | None,
         typer.Option(
             help=(
-                "How an image becomes a square, by default crop, or as in --from. crop "
-                "keeps the centre; pad keeps the whole image, with a border; squash "
-                "stretches it. Take pad or squash where the sides of long images "
-                "matter."
+                "How an image becomes a square. crop keeps the centre; pad keeps the "
+                "whole image, with a border; squash stretches it. By default as in "
+                "--from, or crop, or pad where most images are more than twice as long "
+                "as wide."
             )
         ),
     ] = None,

@@ -74,6 +74,8 @@ _NONE = (
     "where an image is less familiar than nearly all held-out images; at most {rate} "
     "of images like those are refused by mistake. {measured}"
 )
+
+# %% ../../nbs/engine/card.ipynb #8cf7eze0f
 _LEFT_OUT = (
     "Leaving two classes out measured how well it works, with a probe on the "
     "pretrained network: AUROC {auroc} ({level} interval {low} to {high}), where 0.5 "

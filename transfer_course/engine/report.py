@@ -6,9 +6,7 @@
 __all__ = ["write_report"]
 
 # %% ../../nbs/engine/report.ipynb #980a67ad
-import base64
 import html
-import io
 import shlex
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from transfer_course.engine.page import (
     _duration,
     _f,
     _fold,
+    _jpeg,
     _name,
     _number,
     _rows,
@@ -224,24 +223,6 @@ def _confused(confusion, classes, recalls=None):
     else:
         each = _fold("Each class", each)
     return f"{body}<h3>Most frequent confusions</h3>{pairs}{each}"
-
-
-# %% ../../nbs/engine/report.ipynb #982ae997
-def _jpeg(image, size=160):
-    "An image as a data URI, its longer side at most `size`."
-    from PIL import Image
-
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim not in (2, 3):
-        raise BadValue(
-            f"A mistake's image has shape {image.shape} and type {image.dtype}; "
-            "expected uint8 (h, w, 3)."
-        )
-    small = Image.fromarray(image).convert("RGB")
-    small.thumbnail((size, size))
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=85, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 # %% ../../nbs/engine/report.ipynb #be25eb2c

@@ -6,26 +6,15 @@
 __all__ = ["MOST", "write_check"]
 
 # %% ../../nbs/6_practice/check_page.ipynb #ckp03
-import base64
-import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ..engine.page import _fold, _name, _rows, _t, write_page
+from ..engine.page import _fold, _jpeg, _name, _rows, _t, write_page
 from .check_findings import Measured, counted, name_of
 
 
 # %% ../../nbs/6_practice/check_page.ipynb #ckp06
-def _jpeg(image, size=160) -> str:
-    "An image as a data URI, its longer side at most `size` pixels."
-    small, out = Image.fromarray(np.asarray(image)), io.BytesIO()
-    small.thumbnail((size, size))
-    small.save(out, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
-
-
 def _img(data, i) -> str:
     "The picture of row i, with its name for those who can't see it."
     return f"<img src='{_jpeg(data.batch([i])[0])}' alt=\"{_t(name_of(data, i))}\">"

@@ -53,6 +53,7 @@ from .near_copies import rejoined, with_copies
 from transfer_course.practice.reading import (
     Reading,
     check_reading,
+    default_fit,
     default_size,
     read_source,
     size_of,
@@ -60,6 +61,8 @@ from transfer_course.practice.reading import (
     splits_told,
     whole,
 )
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69b
 from .recipes_file import NAME as RECIPE
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e6b
@@ -149,7 +152,7 @@ def tune_folder(
     framework: str | None = None,  # None: that of `start_from`, or "torch"
     backbone: str | None = None,  # None: that of `start_from`, or efficientnet_lite0
     size: int | None = None,  # None: that of `start_from`, or the images', up to 224
-    fit: str | None = None,  # "crop", "pad" or "squash"; None: as the size, or "crop"
+    fit: str | None = None,  # "crop", "pad", "squash"; None: see `default_fit`
     groups: str | None = None,  # what keeps images in one split; see `Reading`
     columns: dict | None = None,  # of a table: path, label, split
     target: str = "classes",  # "classes", "labels" or "numbers"
@@ -177,7 +180,7 @@ def tune_folder(
     start = start_of(start_from, keep, old_images)
     asked = framework, backbone
     framework, backbone = start.settled(*asked) if start else _usual(*asked)
-    reading = Reading(size, fit or "crop", groups, columns or {}, target, separator)
+    reading = Reading(size, fit, groups, columns or {}, target, separator)
     if start:
         reading = start.reading(reading, size, fit)
     recipe = default_recipe(start=start and FROM_RUN, **training)
@@ -229,6 +232,8 @@ def _rehearse(job: Job) -> dict:
     "Tell what the job would train, and for about how long; nothing is written."
     if job.reading.size is None:
         job.reading = job.reading.but(size=_own_size(job, done=False))
+    if job.reading.fit is None:
+        job.reading = job.reading.but(fit=_own_fit(job, done=False))
     data, parts, net = _opened(job)
     found = rehearsal(net, parts, job.recipe, job.workers)
     for text in told_rehearsal(found):
@@ -265,6 +270,8 @@ def _carry_out(job: Job) -> dict:
     done = job.resume and state_of(job.out) == "run"
     if job.reading.size is None:
         job.reading = job.reading.but(size=_own_size(job, done))
+    if job.reading.fit is None:
+        job.reading = job.reading.but(fit=_own_fit(job, done))
     if not done:
         _train(job, *_opened(job))
     job.team.wait_for_everyone()  # one process writes, the others see it written
@@ -287,6 +294,20 @@ def _own_size(job: Job, done: bool) -> int:
     size = default_size(job.folder, job.reading)
     job.say(size_told(size))
     return size
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #fit21exp
+def _own_fit(job: Job, done: bool) -> str:
+    "How the images of a finished run were fitted, or those of a new one."
+    if done:
+        return read_run(job.out)[0].get("fit") or "crop"
+    fit = default_fit(job.folder, job.reading)
+    if fit == "pad":
+        job.say(
+            "Most images are more than twice as long as wide. The whole image is kept, "
+            "with a border (--fit pad); --fit crop takes the centre."
+        )
+    return fit
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #12132384

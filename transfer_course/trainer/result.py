@@ -68,9 +68,7 @@ class Best:
 
     def begin(self, last: bool, anew: bool = True):
         "Begin a phase; one that is not begun `anew` goes on from a checkpoint."
-        self.last = last
-        if anew:
-            self.bad = 0
+        self.last, self.bad = last, 0 if anew else self.bad
 
     def offer(self, epoch: int, row: dict, take: Callable) -> bool:
         "Keep `take()` if `row` is the best so far; False when patience is used up."

@@ -41,10 +41,10 @@ def _cropped(looks) -> str | None:
         return None
     share = 100 * np.mean(lost)
     return (
-        "Cropping to a square drops more than a quarter of the pixels of "
-        f"{len(lost)} of the {len(looks)} images, {share:.0f} % of them on average. If "
-        "what matters may lie at the border, keep the whole image: fit='pad', or --fit "
-        "pad on the command line."
+        "The images are cropped to a square, which drops more than a quarter of the "
+        f"pixels of {len(lost)} of the {len(looks)} images, {share:.0f} % of them on "
+        "average. If what matters may lie at the border, keep the whole image: "
+        "fit='pad', or --fit pad on the command line."
     )
 
 
