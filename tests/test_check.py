@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -257,7 +257,11 @@ def test_two_hundred_classes_of_two(folder, tmp_path, capsys):
 
 @pytest.mark.stress
 def test_a_thousand_images_take_less_than_half_a_minute(folder, tmp_path):
-    """After the extraction, which is there when the command runs again."""
+    """After the extraction, which is there when the command runs again.
+
+    Processor time of all threads, which other programs on the machine don't change
+    much; on a quiet machine the command takes no longer than that.
+    """
     images = photos(size=160)
     rng = np.random.default_rng(0)
     for k in range(1000):
@@ -268,6 +272,7 @@ def test_a_thousand_images_take_less_than_half_a_minute(folder, tmp_path):
         crop = Image.fromarray(images.images[i]).crop((*box, *(box + 130)))
         crop.rotate(int(rng.integers(-20, 20))).save(place / f"{k:04}.jpg")
     run(folder, "--out", "first", cwd=tmp_path)
-    began = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run(folder, "--out", "second", cwd=tmp_path)
-    assert time.perf_counter() - began < 30
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30
