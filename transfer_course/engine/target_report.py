@@ -13,7 +13,7 @@ from pathlib import Path
 from .charts import _curves
 from .errors import printable
 from .page import _name, _t, write_page
-from .report import _png, _skipped, _subtitle, _trained
+from .report import _jpeg, _skipped, _subtitle, _trained
 from .scores import _auto, _rates
 from transfer_course.engine.target_pages import (
     _each_label,
@@ -32,7 +32,7 @@ def _error_figure(error) -> str:
     path = error.get("path") or ""
     alt = f"{_t(path or 'image')}: true {_t(true)}, predicted {_t(predicted)}"
     return (
-        f"<figure><img src='{_png(error['image'])}' alt=\"{alt}\">"
+        f"<figure><img src='{_jpeg(error['image'])}' alt=\"{alt}\">"
         f"<figcaption>true: <b>{_name(true)}</b><br>predicted: "
         f"<b>{_name(predicted)}</b><br><small>{_name(path)}</small>"
         "</figcaption></figure>"
