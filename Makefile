@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS ?= torch,keras,lessons,fast,dev
+EXTRAS ?= torch,keras,lessons,fast,export,dev
 STAMP := $(VENV)/.installed
 UV_INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 comma := ,
@@ -92,6 +92,7 @@ $(VENV)/.bench: $(STAMP)
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/latency.py
 
 # FINAL=1 opens the sealed part, once, for the claims page.
 study: install

@@ -115,6 +115,16 @@ def test_the_short_sections_run_and_their_rows_are_whole(tmp_path):
 
 
 @pytest.mark.stress
+def test_the_latency_of_every_runtime_is_measured(tmp_path):
+    out = tmp_path / "latency.json"
+    run("latency.py", tmp_path, "--out", str(out))
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    check_rows(rows)
+    assert {r["peer"] for r in rows} == {"PyTorch, predict", "Keras, predict"}
+    assert len(rows) == 7 and all(r["unit"] == "ms" for r in rows)
+
+
+@pytest.mark.stress
 def test_the_long_sections_run_and_their_rows_are_whole(tmp_path):
     out = tmp_path / "results.json"
     found = check_results(

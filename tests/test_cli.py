@@ -29,6 +29,7 @@ SUMMARY = {
     "accuracy",
     "n_train",
     "n_valid",
+    "recall",
     "classes",
     "skipped",
     "seconds",

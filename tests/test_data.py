@@ -572,7 +572,8 @@ def test_a_nasty_folder(nasty):
     json.dumps(
         [s._asdict() for s in d.skipped] + d.names.tolist() + d.classes + d.warnings
     )
-    lost, doubt = d.warnings
+    lost, doubt, cropped = d.warnings
+    assert "more than a quarter of the pixels of 13 of the 13" in cropped
     assert "'broken' is left out" in lost and "1 file: truncated" in lost
     assert (
         "not a bird.jpg" in doubt and "plain.jpg" in doubt and "\n" not in lost + doubt

@@ -118,7 +118,7 @@ def test_from_200_images_on_a_test_set_decides_nothing(framework, runs, folder):
     data = image_folder(folder, size=32)
     assert [row.path for row in rows] == sorted(data.names)
     assert {row.path: row.digest for row in rows} == dict(
-        zip(data.names, data.digests())
+        zip(data.names, data.digests(), strict=True)
     )
     assert all(row.label == Path(row.path).parent.name for row in rows)
     splits = [row.split for row in rows]

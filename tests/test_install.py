@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,27 @@ def test_where_the_cpu_build_cannot_be_had_the_ordinary_one_is_installed(place):
 def test_any_other_value_of_cpu_changes_nothing(place):
     _, calls = place("CPU=x86_64")
     assert len(calls) == 1
+
+
+def test_a_wheel_can_be_built_from_the_source_archive(tmp_path):
+    """What setup.py reads is in the archive; one with a small package will do."""
+    source = tmp_path / "source"
+    package = source / "transfer_course"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text('__version__ = "0"\n')
+    files = ["MANIFEST.in", "README.md", "pyproject.toml", "settings.ini", "setup.py"]
+    for name in [*files, "constraints.txt", "CHANGELOG.md", "LICENSE"]:
+        shutil.copy(ROOT / name, source)
+
+    def setup(folder, *arguments):
+        command = [sys.executable, "setup.py", "-q", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    setup(source, "sdist", "--dist-dir", tmp_path)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path, filter="data")
+    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
+    assert (unpacked / "settings.ini").exists()
+    setup(unpacked, "bdist_wheel", "--dist-dir", tmp_path)
+    assert list(tmp_path.glob("*.whl"))

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 from kill import environment, small_folder
+from test_cli import here
 from tiny import PLAIN, colours, keras_backbone
 
 from transfer_course.engine.errors import BadValue, MissingExtra
@@ -279,7 +280,7 @@ def test_options_reach_the_run_and_its_recipe_repeats_it(framework, folder, tmp_
     else:
         assert list((out / "tensorboard").glob("events*"))
     again = tmp_path / "again"
-    run(*base, "--recipe", out / "recipe.yaml", "--epochs", 1, "--out", again)
+    here(*base, "--recipe", out / "recipe.yaml", "--epochs", 1, "--out", again)
     second = json.loads((again / "run.json").read_text())
     assert second["recipe"] == info["recipe"] | {"epochs": 1}
 
@@ -317,8 +318,6 @@ def test_a_dry_run_tells_and_writes_nothing(framework, folder, tmp_path):
     ],
 )
 def test_a_wrong_option_is_one_sentence(options, words, folder, tmp_path):
-    from test_cli import here
-
     out = tmp_path / "run"
     given = ("--size", 32, "--strategy", "fine_tune", *options.split(), "--out", out)
     done = here("fine-tune", folder, *given, code=2)
@@ -337,6 +336,8 @@ def test_an_interrupted_run_says_how_it_goes_on(number, folder, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell starts what runs in the background with SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (out / "checkpoint.safetensors").exists():
         time.sleep(0.02)

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from kill import digest, finish, kill_after, small_folder, start
+from kill import digest, kill_after, small_folder, start
+from test_cli import here
 from test_options import last, run
 
 from transfer_course.engine.checkpoints import NAME
@@ -77,7 +78,7 @@ def test_a_class_is_added_and_forgetting_is_reported(
 def test_what_is_not_kept_is_dropped_and_told(runs, folders, tmp_path):
     out = tmp_path / "run"
     given = ("--from", runs["torch"], "--strategy", "head", "--epochs", 1)
-    done = run("fine-tune", folders[1], *given, "--json", "--out", out)
+    done = here("fine-tune", folders[1], *given, "--json", "--out", out)
     assert json.loads((out / "run.json").read_text())["classes"] == [
         "bird",
         "drink",
@@ -130,8 +131,6 @@ def test_a_head_that_does_not_fit_is_refused(runs):
     ],
 )
 def test_a_wrong_start_is_one_sentence(options, words, runs, folders, tmp_path):
-    from test_cli import here
-
     given = ("--from", runs["torch"], *options.split(), "--out", tmp_path / "run")
     done = here("fine-tune", folders[1], *given, code=2)
     assert words in done.stderr.strip().splitlines()[-1]
@@ -140,21 +139,18 @@ def test_a_wrong_start_is_one_sentence(options, words, runs, folders, tmp_path):
 
 def test_a_killed_run_goes_on_from_the_same_start_only(runs, folders, tmp_path):
     given = ("fine-tune", folders[1], "--from", runs["torch"], "--epochs", 3, "--json")
-    finish(start(*given, "--out", tmp_path / "whole"))
+    here(*given, "--out", tmp_path / "whole")
     first = start(*given, "--out", tmp_path / "cut")
     while not (tmp_path / "cut" / NAME).exists():
         assert first.poll() is None
     assert kill_after(first, 0)
-    _, told = finish(
-        start(*given[:2], "--size", 32, *given[4:], "--strategy", "fine_tune",
-              "--lr", 1e-4, "--out", tmp_path / "cut", "--resume"),
-        code=2,
-    )  # fmt: skip
+    resumed = ("--out", tmp_path / "cut", "--resume")
+    other = ("--size", 32, "--epochs", 3, "--strategy", "fine_tune", "--json")
+    told = here("fine-tune", folders[1], *other, *resumed, code=2).stderr
     assert "begun with different" in told
-    finish(start(*given, "--out", tmp_path / "cut", "--resume"))
+    here(*given, *resumed)
     whole, cut = (tmp_path / n / "model.safetensors" for n in ("whole", "cut"))
     assert digest(whole) == digest(cut)
-    finish(start(*given, "--out", tmp_path / "cut", "--resume"))
     with pytest.raises(BadValue, match="did not start from"):
         Start(runs["keras"]).same(
             json.loads((tmp_path / "cut" / "run.json").read_text()), "cut"

@@ -89,6 +89,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "trainer.recipe": ["Recipe", "register_strategy"],
         "trainer.result": ["Result"],
         "trainer.run": ["fine_tune", "load_result"],
+        "practice.export_run": ["export_run"],
         "practice.heat": ["heat_map"],
         "practice.logging_runs": ["CsvLog", "TensorBoardLog"],
         "practice.own_folder": ["tune_folder"],

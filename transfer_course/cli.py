@@ -84,6 +84,26 @@ class Target(StrEnum):
     numbers = "numbers"
 
 
+class Fit(StrEnum):
+    """How an image becomes a square."""
+
+    crop = "crop"
+    pad = "pad"
+    squash = "squash"
+
+
+FitOption = Annotated[
+    Fit,
+    typer.Option(
+        help=(
+            "How an image becomes a square. crop keeps the centre; pad keeps the whole "
+            "image, with a border; squash stretches it. Take pad or squash where the "
+            "sides of long images matter."
+        )
+    ),
+]
+
+
 class Framework(StrEnum):
     """Which library trains."""
 
@@ -187,6 +207,60 @@ def _columns(path, label, split, group) -> dict:
 
 
 @app.command(
+    epilog=(
+        "Examples:   transfer-course check photos/   |   "
+        "transfer-course check photos/ --size 128 --out checked --json   |   "
+        "transfer-course check list.csv --label-column diagnosis --groups patient"
+    )
+)
+def check(
+    folder: Source,
+    framework: Annotated[
+        Framework, typer.Option(help="Which library runs the network.")
+    ] = Framework.torch,
+    backbone: BackboneName = "efficientnet_lite0",
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side in pixels that images are looked at; by default as fine-tune's."
+        ),
+    ] = None,
+    fit: Annotated[
+        str,
+        typer.Option(help="How an image becomes a square: crop, pad or squash."),
+    ] = "crop",
+    groups: Groups = None,
+    path_column: Column = None,
+    label_column: Column = None,
+    split_column: Column = None,
+    group_column: GroupColumn = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for check.html and check.json; by default a new one in runs/."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at your images before you train: copies across splits and classes, likely
+    wrong labels, unreadable files, imbalance, outliers, blur. Findings are no error."""
+    from transfer_course.practice.check import check_source
+    from transfer_course.practice.reading import Reading
+
+    columns = _columns(path_column, label_column, split_column, group_column)
+    summary = check_source(
+        folder,
+        out,
+        framework=framework.value,
+        backbone=backbone,
+        reading=Reading(size=size, fit=fit, groups=groups, columns=columns),
+        say=lambda text="": say(text, as_json),
+    )
+    if as_json:
+        emit(summary)
+
+
+@app.command(
     "fine-tune",
     epilog=(
         "Examples:   transfer-course fine-tune photos/   |   "
@@ -195,6 +269,7 @@ def _columns(path, label, split, group) -> dict:
         "transfer-course fine-tune photos/ --out runs/mine --resume   |   "
         "transfer-course fine-tune photos/ --lr 1e-3 --patience 3 --no-mirror "
         "--log csv --dry-run   |   "
+        "transfer-course fine-tune photos/ --fit pad --class-weights balanced   |   "
         "transfer-course fine-tune more-photos/ --from runs/mine --keep all   |   "
         "transfer-course fine-tune list.csv --label-column diagnosis --groups patient"
     ),
@@ -222,6 +297,17 @@ def fine_tune(
                 "own: the median of their shorter sides, rounded down to a multiple "
                 "of 32, from 32 to 224. Time grows with its square: 224 takes about "
                 "three times as long as 128."
+            )
+        ),
+    ] = None,
+    fit: Annotated[
+        Fit | None,
+        typer.Option(
+            help=(
+                "How an image becomes a square. crop keeps the centre; pad keeps the "
+                "whole image, with a border; squash stretches it. By default as in "
+                "--from, or crop, or pad where most images are more than twice as long "
+                "as wide."
             )
         ),
     ] = None,
@@ -324,6 +410,17 @@ def fine_tune(
     seed: Annotated[
         int | None, typer.Option(help="Decides split, order and new weights.")
     ] = None,
+    class_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|balanced|FILE",
+            help=(
+                "How much the images of each class count, in the probe and in "
+                "fine-tuning: none, all the same; balanced, rare classes as much as "
+                "frequent ones; or a CSV or JSON file with a weight for every class."
+            ),
+        ),
+    ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
@@ -420,6 +517,7 @@ def fine_tune(
         framework=named,
         backbone=backbone,
         size=size,
+        fit=fit and fit.value,
         start_from=start_from,
         keep=keep,
         old_images=old_images,
@@ -444,6 +542,7 @@ def fine_tune(
         mixup=mixup,
         weight_decay=weight_decay,
         seed=seed,
+        class_weights=class_weights,
         recipe=recipe,
     )
     if processes().is_main_process and (as_json or not sys.stdout.isatty()):
@@ -472,6 +571,7 @@ def extract(
     size: Annotated[
         int, typer.Option(help="Side in pixels that images are resized to.")
     ] = 224,
+    fit: FitOption = Fit.crop,
     bf16: Annotated[
         bool,
         typer.Option(
@@ -505,6 +605,7 @@ def extract(
         framework=framework.value,
         backbone=backbone,
         size=size,
+        fit=fit.value,
         bf16=bf16,
         fast_jpeg=fast_jpeg,
         resume=resume,
@@ -666,6 +767,68 @@ def predict(
         raise typer.Exit(2)
 
 
+class Format(StrEnum):
+    """What runs an exported file."""
+
+    onnx = "onnx"
+    openvino = "openvino"
+    tflite = "tflite"
+
+
+@app.command(
+    epilog=(
+        "Examples:   transfer-course export runs/mine --to onnx   |   "
+        "transfer-course export runs/mine --to openvino --int8 --images photos/"
+    )
+)
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a saved run.")],
+    to: Annotated[
+        Format, typer.Option(help="What will run the file; tflite is for LiteRT.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "The new file, ending in .onnx, .xml (OpenVINO) or .tflite; by default "
+                "model.onnx and so on in the run's folder."
+            )
+        ),
+    ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help=(
+                "For OpenVINO: 8-bit integers, with the loss of accuracy on the "
+                "held-out images."
+            ),
+        ),
+    ] = False,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder that the run was trained on, if it is not where it was."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the model for another runtime: pixels in, probabilities out, with the names
+    of the classes inside. The file is kept only if it gives what predict gives."""
+    from transfer_course.practice.export_run import export_run
+
+    made = export_run(
+        run,
+        to.value,
+        out,
+        int8=int8,
+        images=images,
+        say=lambda text="": say(text, as_json),
+    )
+    if as_json or not sys.stdout.isatty():
+        emit(made)
+
+
 @app.command(
     epilog=(
         "Examples:   transfer-course lab   |   transfer-course lab my-lessons "
@@ -787,13 +950,27 @@ def _stopped() -> int:
     return 128 + _state["signal"]
 
 
+def _at_home(arg: str) -> str:
+    """An argument with `~/` replaced by the home folder, as in `--out=~/runs`.
+
+    The shell does that only where a word begins with it.
+    """
+    option, equals, value = (
+        arg.partition("=") if arg.startswith("--") else ("", "", arg)
+    )
+    if value == "~" or value.startswith("~/"):
+        value = os.path.expanduser(value)
+    return option + equals + value
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
 
     The exit code is 0, 2 for a user's mistake (one sentence) or 1 for ours, and 130
     or 143 after Ctrl-C or SIGTERM.
     """
-    argv = _with_rate(sys.argv[1:] if argv is None else argv)
+    argv = [_at_home(arg) for arg in (sys.argv[1:] if argv is None else argv)]
+    argv = _with_rate(argv)
     _open_streams()
     as_json = "--json" in argv
     os.environ.setdefault("TRANSFER_COURSE_STARTED", str(time.time()))

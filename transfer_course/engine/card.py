@@ -74,6 +74,8 @@ _NONE = (
     "where an image is less familiar than nearly all held-out images; at most {rate} "
     "of images like those are refused by mistake. {measured}"
 )
+
+# %% ../../nbs/engine/card.ipynb #8cf7eze0f
 _LEFT_OUT = (
     "Leaving two classes out measured how well it works, with a probe on the "
     "pretrained network: AUROC {auroc} ({level} interval {low} to {high}), where 0.5 "
@@ -202,6 +204,23 @@ def _choice(info):
     return f"Candidates: {_md(told)} {_md(_rates(info))}\n\n"
 
 
+# %% ../../nbs/engine/card.ipynb #carduse1
+_USE = {
+    "torch": "`safetensors.torch.load_file` reads the tensors of `model.safetensors`",
+    "keras": "`keras.models.load_model` opens `model.keras`, which takes pixels",
+}
+
+
+def _card_use(info):
+    "How the model is used, with this package and without it."
+    plain = _USE.get(info.get("framework"), "")
+    return (
+        "`transfer-course predict` with this folder; `transfer-course export` writes a "
+        "file for ONNX Runtime, OpenVINO or LiteRT. Without transfer_course, "
+        f"{plain}: `README.md` has the lines."
+    )
+
+
 # %% ../../nbs/engine/card.ipynb #c682b183
 _USES = {
     "classes": "Telling apart pictures of {n} classes: ",
@@ -231,6 +250,7 @@ def write_card(
         ("Training", _card_training(info)),
         ("Scores", scores),
         ("Limits", _limits(info) if _target(info) == "classes" else _TARGET_LIMITS),
+        ("Use", _card_use(info)),
         ("Versions", versions),
     ]
     title = f"{_md(info.get('strategy') or 'run')} on {_md(_what(info))}"

@@ -12,6 +12,7 @@ import re
 import struct
 import threading
 import warnings
+import zlib
 from contextlib import contextmanager, suppress
 
 from PIL import Image, ImageFile
@@ -80,6 +81,49 @@ def _reason(error: Exception) -> str:
     return "damaged or truncated"
 
 
+# %% ../../nbs/engine/decoding.ipynb #txt02exp
+_LONG = 2**20  # bytes of a text that Pillow takes
+
+
+def _text_length(kind: bytes, body: bytes) -> int:
+    "How many bytes the text or profile of a PNG's chunk has, unpacked up to `_LONG`."
+    packed = body.partition(b"\0")[2]
+    if kind == b"tEXt" or kind == b"iTXt" and packed[:1] != b"\1":
+        return len(body)
+    packed = packed[2:].split(b"\0", 2)[-1] if kind == b"iTXt" else packed[1:]
+    try:
+        return len(zlib.decompressobj().decompress(packed, _LONG))
+    except zlib.error:
+        return len(body)
+
+
+# %% ../../nbs/engine/decoding.ipynb #txt02expx1
+def _long_texts(data: bytes):
+    "(begin, end) of each text or profile in a PNG that is too long for Pillow."
+    at, seen = 8, 0
+    while at + 12 <= len(data):
+        kind, begin = data[at + 4 : at + 8], at
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+        if kind not in (b"iCCP", b"tEXt", b"zTXt", b"iTXt") or at > len(data):
+            continue
+        # A file can't make us unpack for ever: after so much, all texts are cut out.
+        too_many = seen > 32 * _LONG
+        length = _LONG if too_many else _text_length(kind, data[begin + 8 : at - 4])
+        seen += length
+        if length >= _LONG:
+            yield begin, at
+
+
+# %% ../../nbs/engine/decoding.ipynb #txt02expx2
+def _without_long_texts(data: bytes) -> bytes:
+    "The PNG without them."
+    kept, after = [], 0
+    for begin, end in _long_texts(data):
+        kept.append(data[after:begin])
+        after = end
+    return b"".join([*kept, data[after:]]) if kept else data
+
+
 # %% ../../nbs/engine/decoding.ipynb #c12c4ac3
 def _header(data: bytes) -> Image.Image:
     "Pillow's image with its header read and nothing decoded."
@@ -92,6 +136,8 @@ def _header(data: bytes) -> Image.Image:
         raise _Refused("not an image")
     if name not in Image.OPEN:
         raise _Refused("a format that this Pillow was built without")
+    if name == "PNG":
+        data = _without_long_texts(data)
     try:
         return Image.OPEN[name][0](io.BytesIO(data), "")
     except Exception as e:
@@ -153,23 +199,25 @@ def _strictly():
 
 # %% ../../nbs/engine/decoding.ipynb #3ba79e3d
 def _small_enough(data: bytes, max_pixels: int) -> Image.Image:
-    "The header's image; nothing is decoded."
+    "The header's image, a JPEG of up to twice `max_pixels`; nothing is decoded."
     im = _header(data)
-    if im.width * im.height > max_pixels:
-        raise _Refused(f"too many pixels ({im.width} × {im.height})")
+    most = 2 * max_pixels if im.format == "JPEG" else max_pixels
+    if im.width * im.height > most:
+        raise _Refused(f"too many pixels ({im.width} × {im.height}): make it smaller")
     return im
 
 
 # %% ../../nbs/engine/decoding.ipynb #18b0d541
-def _decoded(im: Image.Image, least=None) -> Image.Image:
+def _decoded(im: Image.Image, least=None, half: bool = False) -> Image.Image:
     """The first frame, decoded to its last row.
 
     With `least`, a JPEG is decoded at a half, a quarter or an eighth of its size, as
-    long as no side is shorter than `least` pixels.
+    long as no side is shorter than `least` pixels; with `half`, at a half at most.
     """
     try:
-        if least:
-            im.draft(None, (least, least))
+        if least or half:
+            sides = (im.width // 2, im.height // 2) if half else im.size
+            im.draft(None, tuple(min(side, least or side) or 1 for side in sides))
         if im.width > 2**16:
             # Pillow copies what it has of a row with each block that it reads.
             im.decodermaxblock = 2**24

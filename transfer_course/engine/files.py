@@ -6,6 +6,9 @@
 __all__ = [
     "IMAGE_SUFFIXES",
     "Unreadable",
+    "home_path",
+    "ReadImage",
+    "noted_image",
     "image_and_sum",
     "read_image",
     "Skipped",
@@ -55,13 +58,18 @@ from transfer_course.engine.decoding import (
     _small_enough,
     _strictly,
 )
+
+# %% ../../nbs/engine/files.ipynb #c6d77238x1
 from transfer_course.engine.pixels import (
+    FITS,
     _check_size,
-    _on_white,
+    _fitted,
     _rgb,
-    _square,
     _turn,
+    _without_alpha,
+    check_fit,
     resize_square,
+    without_border,
 )
 
 
@@ -79,6 +87,28 @@ class Unreadable(UserMistake, ValueError):
 
     def __reduce__(self):  # so that it passes between processes
         return type(self), (self.path, self.reason)
+
+
+# %% ../../nbs/engine/files.ipynb #hom02exp
+def home_path(path):
+    """The path, with a leading `~` or `~name` replaced by that home folder.
+
+    What exists under the very name `~name` stays. NotFound if there is no such user.
+    """
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text.startswith("~"):
+        return path
+    first = text.replace("\\", "/").split("/", 1)[0]
+    if first != "~" and os.path.lexists(text):
+        return path
+    full = os.path.expanduser(text)
+    if full == text:
+        who = f"there is no user '{first[1:]}'" if first[1:] else "no home is known"
+        raise NotFound(
+            f"{printable(text, True)} begins with a home folder, but {who}. Give the "
+            "path from / on."
+        )
+    return full if isinstance(path, str) else type(path)(full)
 
 
 # %% ../../nbs/engine/files.ipynb #413b0cba
@@ -146,40 +176,69 @@ def _content(path_or_bytes, max_bytes: int) -> bytes:
 
 
 # %% ../../nbs/engine/files.ipynb #bfe709e5
-def _pixels(data: bytes, size, max_pixels: int, draft: bool = False) -> np.ndarray:
-    "A file's bytes as uint8 (H, W, 3), or (size, size, 3)."
+class ReadImage(NamedTuple):
+    "An image, and what only its file knows."
+
+    pixels: np.ndarray  # uint8, (H, W, 3)
+    sum: str | None  # sha256 of the file's bytes
+    sides: tuple[int, int]  # width and height of the image in the file, upright
+    ground: str  # what stands behind transparent pixels: "white" or "black"
+
+
+# %% ../../nbs/engine/files.ipynb #bfe709e5x1
+def _pixels(data: bytes, size, max_pixels: int, draft=False, fit="crop") -> tuple:
+    "A file's bytes as uint8 (H, W, 3) or (size, size, 3), its sides, its ground."
     im = _small_enough(data, max_pixels)
-    with _DECODING.room_for(im.width * im.height):
-        im = _decoded(im, size if draft else None)
+    sides, n = im.size, im.width * im.height
+    with _DECODING.room_for(n):
+        im = _decoded(im, size if draft else None, half=n > max_pixels)
         turn = _turn(im)
         im = _rgb(im)
+        ground = im.info.get("ground", "white")
         if turn is not None:
             im = im.transpose(turn)
-        return np.array(im if size is None else _square(im, size))
+            wide = im.width > im.height
+            sides = (max(sides), min(sides)) if wide else (min(sides), max(sides))
+        pixels = np.array(im if size is None else _fitted(im, size, fit))
+    return pixels, sides, ground
 
 
 # %% ../../nbs/engine/files.ipynb #723dd5d7
-def image_and_sum(
+def noted_image(
     path_or_bytes,
     size=None,
     max_pixels=100_000_000,
     max_bytes=200_000_000,
     draft=False,
     summed=True,
-) -> tuple:  # the image as from `read_image`, and the sha256 of the file's bytes
-    "As `read_image`, from bytes that are read once."
+    fit="crop",
+) -> ReadImage:
+    "As `read_image`, with what else the file says; its bytes are read once."
     if size is not None:
         _check_size(size)
-    name = path_or_bytes if isinstance(path_or_bytes, (str, os.PathLike)) else "<bytes>"
+    check_fit(fit)
+    name = "<bytes>"
+    if isinstance(path_or_bytes, (str, os.PathLike)):
+        name = path_or_bytes = home_path(path_or_bytes)
     try:
         with _READING.room_for(_bytes_on_disk(path_or_bytes)), _strictly():
             data = _content(path_or_bytes, max_bytes)
-            image = _pixels(data, size, max_pixels, draft)
-            return image, hashlib.sha256(data).hexdigest() if summed else None
+            pixels, *noted = _pixels(data, size, max_pixels, draft, fit)
+            file_sum = hashlib.sha256(data).hexdigest() if summed else None
+            return ReadImage(pixels, file_sum, *noted)
     except _Refused as e:
         raise Unreadable(name, str(e)) from e.__cause__
     except MemoryError:
         raise Unreadable(name, "too many pixels for this memory") from None
+
+
+# %% ../../nbs/engine/files.ipynb #723dd5d7x1
+def image_and_sum(path_or_bytes, size=None, **how) -> tuple:
+    """The image as from `read_image`, and the sha256 of the file's bytes.
+
+    `how` has the settings of `noted_image`.
+    """
+    return noted_image(path_or_bytes, size, **how)[:2]
 
 
 # %% ../../nbs/engine/files.ipynb #edf69d64
@@ -187,18 +246,19 @@ def read_image(
     path_or_bytes,  # a path, or a whole file as bytes
     size: int | None = None,  # side of the square in pixels; None keeps the image's own
     *,
+    fit: str = "crop",  # how it becomes a square: "crop", "pad" or "squash"
     max_pixels: int = 100_000_000,  # width × height, checked before decoding
     max_bytes: int = 200_000_000,  # size of the file
     draft: bool = False,  # decode a JPEG at a reduced scale: faster, other pixels
 ) -> np.ndarray:  # uint8, (H, W, 3) RGB
     """Any image file as RGB, upright, alpha on white, first frame.
 
-    Raises `Unreadable` with a reason if that is impossible. `size` resizes as
-    `resize_square` does.
+    What is white on transparency is put on black. A JPEG of up to twice `max_pixels`
+    is decoded at half its size. `size` and `fit` resize as `resize_square` does.
+    Raises `Unreadable` with a reason if no image can be made of the file.
     """
-    return image_and_sum(
-        path_or_bytes, size, max_pixels, max_bytes, draft, summed=False
-    )[0]
+    how = dict(max_pixels=max_pixels, max_bytes=max_bytes, draft=draft, fit=fit)
+    return noted_image(path_or_bytes, size, summed=False, **how).pixels
 
 
 # %% ../../nbs/engine/files.ipynb #2cb32b35
@@ -319,6 +379,7 @@ def list_images(folder, recursive: bool = True) -> tuple[list[Path], list[Skippe
 
     Both lists are sorted.
     """
+    folder = home_path(folder)
     if not os.path.exists(folder):
         raise NotFound(f"No such folder: {printable(folder, True)}.")
     if not os.path.isdir(folder):

@@ -6,11 +6,15 @@
 __all__ = ["write_page"]
 
 # %% ../../nbs/engine/page.ipynb #3d489490
+import base64
 import html
+import io
 import math
 from pathlib import Path
 
-from .errors import printable
+import numpy as np
+
+from .errors import BadValue, printable
 from .writing import atomic_write
 
 
@@ -73,6 +77,24 @@ def _fold(summary, body):
 def _dict_table(d):
     "A two-column table of all items; – for None."
     return _rows((key, _t("–" if v is None else v)) for key, v in d.items())
+
+
+# %% ../../nbs/engine/page.ipynb #pgimg002
+def _jpeg(image, size=160) -> str:
+    "An image, uint8 (h, w, 3) or (h, w), as a data URI; its longer side <= `size`."
+    from PIL import Image
+
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise BadValue(
+            f"An image for a page has shape {image.shape} and type {image.dtype}; "
+            "expected uint8 (h, w, 3)."
+        )
+    small = Image.fromarray(image).convert("RGB")
+    small.thumbnail((size, size))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=85, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 # %% ../../nbs/engine/page.ipynb #891d9132

@@ -6,9 +6,7 @@
 __all__ = ["write_report"]
 
 # %% ../../nbs/engine/report.ipynb #980a67ad
-import base64
 import html
-import io
 import shlex
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from transfer_course.engine.page import (
     _duration,
     _f,
     _fold,
+    _jpeg,
     _name,
     _number,
     _rows,
@@ -66,9 +65,12 @@ def _image_count(info):
     return f"{train} for training, {valid or '–'} held out"
 
 
+_FIT = {"pad": ", whole image with a border", "squash": ", whole image, stretched"}
+
+
 def _image_size(info):
-    size = _t(info.get("size"))
-    return f"{size} × {size} pixels" if info.get("size") else None
+    size, fit = _t(info.get("size")), _FIT.get(str(info.get("fit")), "")
+    return f"{size} × {size} pixels{fit}" if info.get("size") else None
 
 
 # %% ../../nbs/engine/report.ipynb #15993a00
@@ -173,17 +175,26 @@ def _pairs(confusion, classes, n=10):
 # %% ../../nbs/engine/report.ipynb #bc592d8e
 _CLASS_HEADS = "".join(
     f"<th scope=col>{head}</th>"
-    for head in ("Class", "Held-out images", "Recall", "Precision")
+    for head in ("Class", "Held-out images", "Recall (95 % interval)", "Precision")
 )
 
 
-def _classes(confusion, classes):
-    "Recall and precision of each class."
-    rows = ""
+def _with_interval(recall, known) -> str:
+    "A class's recall, and its interval if `known`, the run's entry, has one."
+    low, high = (_number((known or {}).get(end)) for end in ("low", "high"))
+    ends = "" if low is None else f" <small>{_f(low)} to {_f(high)}</small>"
+    return f"{_f(recall)}{ends}"
+
+
+# %% ../../nbs/engine/report.ipynb #bc592d8ex1
+def _classes(confusion, classes, known=None):
+    "Recall and precision of each class; `known` has the intervals of the run."
+    rows, known = "", known or {}
     for i, name in enumerate(classes):
         right, true = confusion[i, i], confusion[i].sum()
         predicted = confusion[:, i].sum()
-        recall = _f(right / true) if true else "–"
+        found = known.get(name) if isinstance(known, dict) else None
+        recall = _with_interval(right / true, found) if true else "–"
         precision = _f(right / predicted) if predicted else "–"
         cells = "".join(f"<td>{value}</td>" for value in (true, recall, precision))
         rows += f"<tr><th scope=row>{_name(name)}</th>{cells}</tr>"
@@ -192,8 +203,11 @@ def _classes(confusion, classes):
 
 
 # %% ../../nbs/engine/report.ipynb #d5a99d80
-def _confused(confusion, classes):
-    "The whole section; a matrix that is too large to read is left out."
+def _confused(confusion, classes, recalls=None):
+    """The whole section; a matrix that is too large to read is left out.
+
+    The table of all classes is folded only if they are many.
+    """
     if confusion is None:
         return "<p>No held-out predictions were recorded.</p>"
     if len(classes) <= 100:
@@ -203,26 +217,12 @@ def _confused(confusion, classes):
             f"<p>The matrix of {len(classes)} classes is too large to read; "
             "these are the most frequent confusions.</p>"
         )
-    pairs, each = _pairs(confusion, classes), _classes(confusion, classes)
-    return f"{body}<h3>Most frequent confusions</h3>{pairs}{_fold('Each class', each)}"
-
-
-# %% ../../nbs/engine/report.ipynb #982ae997
-def _jpeg(image, size=160):
-    "An image as a data URI, its longer side at most `size`."
-    from PIL import Image
-
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim not in (2, 3):
-        raise BadValue(
-            f"A mistake's image has shape {image.shape} and type {image.dtype}; "
-            "expected uint8 (h, w, 3)."
-        )
-    small = Image.fromarray(image).convert("RGB")
-    small.thumbnail((size, size))
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=85, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    pairs, each = _pairs(confusion, classes), _classes(confusion, classes, recalls)
+    if len(classes) <= 15:
+        each = f"<h3>Each class</h3>{each}"
+    else:
+        each = _fold("Each class", each)
+    return f"{body}<h3>Most frequent confusions</h3>{pairs}{each}"
 
 
 # %% ../../nbs/engine/report.ipynb #be25eb2c
@@ -376,15 +376,18 @@ from transfer_course import load_result
 from transfer_course.engine.files import read_image
 
 run = load_result({at!r})
-images = np.stack([read_image("one.jpg", size={size})])
+images = np.stack([read_image("one.jpg", size={size}{fit})])
 p = run.predict(images)                # (images, classes) probabilities
 print(run.classes[p[0].argmax()], p[0].max())"""
 
 
+# %% ../../nbs/engine/report.ipynb #3210a8f8x1
 def _use(folder, info):
     "Commands and code that use the run."
     at = printable(str(folder), one_line=True)
-    code = _CODE.format(at=at, size=info.get("size") or 224)
+    fit = info.get("fit") or "crop"
+    fit = "" if fit == "crop" else f", fit={fit!r}"
+    code = _CODE.format(at=at, size=info.get("size") or 224, fit=fit)
     place = _t(shlex.quote(at))
     command = f"transfer-course predict {place} one.jpg a-folder-of-images/"
     return (
@@ -426,7 +429,7 @@ def write_report(
         ("How good it is", _scores(info, counts, classes)),
         *([("Probe or fine-tuning", _compared(info))] if _auto(info) else ()),
         ("Training curves", _curves(curves, info.get("best_epoch"))),
-        ("Who is taken for whom", _confused(counts, classes)),
+        ("Who is taken for whom", _confused(counts, classes, info.get("recall"))),
         *_if(looked_at, "What the network looked at", _looked_at),
         ("The most confident mistakes", _mistakes(mistakes)),
         *_if(none_of_these(info), "Images of none of its classes", _none),

@@ -38,7 +38,7 @@ from transfer_course.engine.errors import (
     os_reason,
     printable,
 )
-from .files import sha256_file
+from .files import home_path, sha256_file
 from .writing import atomic_write, disk_mistake
 
 
@@ -243,7 +243,8 @@ def claim_folder(
 
     InUse if another process holds it, BadValue if something else is in it.
     """
-    folder, key, was = Path(folder), os.path.realpath(folder), state(folder)
+    folder = Path(home_path(folder))
+    key, was = os.path.realpath(folder), state(folder)
     if key in _mine:
         raise InUse(
             f"{printable(folder, True)} is being written by this process already. "
@@ -329,7 +330,8 @@ def _replace(folder, name, write_model, info):
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     _settle(folder)
-    for stale in {*MODEL_FILES.values(), "report.html", "card.md"} - {name}:
+    told = {"report.html", "card.md", "README.md"}
+    for stale in {*MODEL_FILES.values(), *told} - {name}:
         (folder / stale).unlink(missing_ok=True)
 
 
@@ -354,7 +356,8 @@ def save_run(
     "Save a run so that at every moment the old or the new one is whole."
     if framework not in MODEL_FILES:
         raise BadValue(f"framework is {framework!r}; expected 'torch' or 'keras'.")
-    folder, key = Path(folder), os.path.realpath(folder)
+    folder = Path(home_path(folder))
+    key = os.path.realpath(folder)
     info = _described(framework, info)
     _refuse(state_of(folder), folder, "other", "file")
     with nullcontext() if key in _mine else _held(folder, key):
@@ -467,7 +470,7 @@ def read_run(
     folder,  # as `save_run` wrote it
 ) -> tuple:  # the dict of run.json, and the path of the model file
     "What a saved run says, after its model file's checksum was compared."
-    folder = Path(folder)
+    folder = Path(home_path(folder))
     shown = printable(folder, True)
     if not os.path.exists(folder):
         raise NotFound(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from .charts import _curves
 from .errors import printable
-from .page import _name, _t, write_page
-from .report import _jpeg, _skipped, _subtitle, _trained
+from .page import _jpeg, _name, _t, write_page
+from .report import _skipped, _subtitle, _trained
 from .scores import _auto, _rates
 from transfer_course.engine.target_pages import (
     _each_label,

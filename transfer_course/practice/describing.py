@@ -28,6 +28,8 @@ from transfer_course.practice.describing_targets import (
     target_sentences,
 )
 from .heat import add_heat
+from .imbalance import is_unequal, recalls, told_recall
+from ..trainer.start import class_weights
 
 # %% ../../nbs/6_practice/describing.ipynb #des04imp
 from transfer_course.practice.holding_out import (
@@ -47,30 +49,33 @@ from ..vision.features import extract, linear_probe, random_probe
 
 
 # %% ../../nbs/6_practice/describing.ipynb #4dfb859d
-def _baseline_guesses(net, train, held_out) -> dict:
+def _baseline_guesses(net, train, held_out, recipe) -> dict:
     "The predicted labels of each baseline for the held-out images."
     features = extract(net, train, progress=False)
-    probe = linear_probe(features, train.labels, train.groups)
+    weights = class_weights(recipe, train)  # those of the run
+    probe = linear_probe(features, train.labels, train.groups, weights)
     guesses = {
         "majority": majority(train.labels, len(held_out.labels)),
         "probe": probe.predict(extract(net, held_out, progress=False)),
     }
     if net.weights is not None:
-        predict = random_probe(train, net.framework, net.name)
+        names = train, net.framework, net.name
+        predict = random_probe(*names, class_weights=weights)
         guesses["random_probe"] = predict(held_out)
     return guesses
 
 
 # %% ../../nbs/6_practice/describing.ipynb #4e7f75c6
-def baselines(net, train, held_out, result) -> dict:
+def baselines(net, train, held_out, result, recipe) -> dict:
     """Accuracy of majority, probe and random_probe on the held-out images.
 
-    The two probes come with the paired difference of `result`, the labels predicted
-    by the trained model, to theirs: what training and what pretraining added.
+    The two probes have the recipe's class weights. They come with the paired
+    difference of `result`, the labels predicted by the trained model, to theirs: what
+    training and what pretraining added.
     """
     labels, groups, out = held_out.labels, held_out.groups, {}
     right = result == labels
-    for name, guess in _baseline_guesses(net, train, held_out).items():
+    for name, guess in _baseline_guesses(net, train, held_out, recipe).items():
         out[name] = {"accuracy": float((guess == labels).mean())}
         if name != "majority":
             difference = paired_interval(right, guess == labels, groups, level=0.95)
@@ -144,12 +149,14 @@ def describe(result, net, data, parts) -> tuple[dict, np.ndarray]:
         return describe_targets(result, net, parts, _note(result.recipe, auto))
     probabilities = result.predict(held_out)
     guess = probabilities.argmax(1)
-    beside = baselines(net, parts.train, held_out, guess)
+    beside = baselines(net, parts.train, held_out, guess, result.recipe)
     if auto.get("chosen") == "probe":
         del beside["probe"]  # it is this network
     note = _note(result.recipe, auto)
+    known = held_out.labels, guess, held_out.groups, data.classes
     about = dict(
         **_scored(result, net, data, parts, guess, note),
+        recall=recalls(*known),
         baselines=beside,
         n_train=len(parts.train),
         n_valid=len(parts.valid),
@@ -256,7 +263,7 @@ def _beside_told(info):
 # %% ../../nbs/6_practice/describing.ipynb #7797d942
 def _what_next(out):
     "Where the run is, and how to use it."
-    yield f"saved in {printable(out)}: model, run.json, report.html, card.md"
+    yield f"saved in {printable(out)}: model, run.json, README.md, report.html, card.md"
     yield f"next: transfer-course predict {shlex.quote(printable(out))} IMAGE…"
 
 
@@ -281,6 +288,8 @@ def sentences(info, out):
             f"{_verdict(d)}: {d['mean']:+.2f} over random features "
             f"({d['low']:+.2f} to {d['high']:+.2f})"
         )
+    if info.get("recall") and is_unequal(info["counts"]):
+        yield told_recall(info["recall"])
     if isinstance(info.get("abstain"), dict):
         yield told(info["abstain"])
     yield from _what_next(out)

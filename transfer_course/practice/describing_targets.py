@@ -98,7 +98,7 @@ def describe_targets(result, net, parts, note) -> tuple[dict, np.ndarray]:
     about = dict(metrics=metrics, baselines=beside)
     about |= dict(n_train=len(parts.train), n_valid=len(parts.valid))
     about |= dict(n_test=len(parts.test))
-    return about | ({"n_test": len(images)} if tested else {}), predicted
+    return about, predicted
 
 
 # %% ../../nbs/6_practice/describing_targets.ipynb #dt08exp

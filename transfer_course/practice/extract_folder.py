@@ -30,7 +30,9 @@ from ..engine.extraction import RowFile, _bar, _checked, _write_all, ahead
 from transfer_course.engine.files import (
     Unreadable,
     atomic_write,
+    check_fit,
     disk_mistake,
+    home_path,
     list_images,
     os_reason,
     printable,
@@ -92,9 +94,10 @@ def _claimed(out: Path, resume: bool):
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #8d148d0d
-def _check(folder, framework, size):
+def _check(folder, framework, size, fit="crop"):
     "Everything that can be checked before anything heavy is loaded."
     check_framework(framework)
+    check_fit(fit)
     if isinstance(size, bool) or not isinstance(size, int) or not 16 <= size <= 2048:
         raise BadValue(
             f"size is {size}; expected a whole number of pixels from 16 to 2048."
@@ -157,7 +160,7 @@ def _begin(net, size, bf16, mark) -> dict:
 
 
 # %% ../../nbs/6_practice/extract_folder.ipynb #d0242ab8
-def _settings(net, size, bf16, fast_jpeg, begun=None) -> dict:
+def _settings(net, size, fit, bf16, fast_jpeg, begun=None) -> dict:
     """Every setting that decides the features.
 
     A run that was `begun` keeps its engine and its blocks.
@@ -169,6 +172,7 @@ def _settings(net, size, bf16, fast_jpeg, begun=None) -> dict:
         "backbone": net.name,
         "weights": mark,
         "size": size,
+        "fit": fit,
         "bf16": bf16,
         "fast_jpeg": fast_jpeg,
         "engine": begun["engine"],
@@ -205,7 +209,8 @@ def _sum(files) -> str:
 def _same(old, new, out) -> dict:
     "`old`, or BadValue that says in what `new` differs."
     for key, value in new["settings"].items():
-        then = old["settings"].get(key)
+        # Extractions that say nothing of it were cropped.
+        then = old["settings"].get(key, "crop" if key == "fit" else None)
         if then != value:
             raise BadValue(
                 f"{printable(out, True)} was begun with {key} {then!r}, and now it is "
@@ -286,7 +291,8 @@ def _decode(folder, plan, block: int):
     for i in _rows_of(block, plan, {}):
         path = os.path.join(folder, plan["files"][i][0])
         try:
-            images[k] = read_image(path, s["size"], draft=s["fast_jpeg"])
+            how = dict(draft=s["fast_jpeg"], fit=s.get("fit", "crop"))
+            images[k] = read_image(path, s["size"], **how)
             k += 1
         except Unreadable as e:
             skipped[str(i)] = e.reason
@@ -591,6 +597,7 @@ def extract_folder(
     framework: str = "torch",
     backbone: str = "efficientnet_lite0",
     size: int = 224,
+    fit: str = "crop",  # how an image becomes a square: "crop", "pad" or "squash"
     bf16: bool = False,  # allow bfloat16 where it is faster
     fast_jpeg: bool = False,  # decode JPEGs at a reduced scale
     resume: bool = False,  # go on with an interrupted one; return a finished one
@@ -601,9 +608,10 @@ def extract_folder(
 
     Returns what extract.json says; in other processes than the first, None.
     """
-    _check(folder, framework, size)
-    team, folder, out = _Team(), Path(folder), Path(out)
-    options = {"size": size, "bf16": bf16, "fast_jpeg": fast_jpeg}
+    folder, out = Path(home_path(folder)), Path(home_path(out))
+    _check(folder, framework, size, fit)
+    team = _Team()
+    options = {"size": size, "fit": fit, "bf16": bf16, "fast_jpeg": fast_jpeg}
     load = partial(load_backbone, backbone, framework)
     info = None
     try:

@@ -58,6 +58,7 @@ def _without_tensorflow():
         sys.modules.setdefault(name, types.ModuleType(name))
 
 
+# %% ../../nbs/6_practice/logging_runs.ipynb #tb000002a
 class _Events:
     "What we use of SummaryWriter, for a machine without PyTorch."
 
@@ -86,6 +87,7 @@ class _Events:
         self.file.close()
 
 
+# %% ../../nbs/6_practice/logging_runs.ipynb #tb000002b
 def _writer(folder, purge_step: int):
     "PyTorch's SummaryWriter, or what does the same without PyTorch."
     require("tensorboard", "log")
@@ -111,6 +113,7 @@ _TAGS = {
 }
 
 
+# %% ../../nbs/6_practice/logging_runs.ipynb #tb000003a
 class TensorBoardLog:
     "A callback that writes each epoch's numbers for TensorBoard into a folder."
 
@@ -133,6 +136,7 @@ class TensorBoardLog:
             self.writer.close()
 
 
+# %% ../../nbs/6_practice/logging_runs.ipynb #tb000003b
 def _scores(row: dict) -> list:
     "The names of further validation scores, which other tasks have."
     return [name for name in row if name.startswith("valid_")]
@@ -156,6 +160,7 @@ def check_log(name: str | None) -> None:
         require("tensorboard", "log")
 
 
+# %% ../../nbs/6_practice/logging_runs.ipynb #log00002a
 @contextmanager
 def log_of(name: str | None, folder):
     """The callbacks of a log, which writes into the `folder` of a run: a tuple with one

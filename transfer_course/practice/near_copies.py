@@ -289,7 +289,8 @@ def with_copies(
     features = extract(net, dataset, progress=progress)
     new = joined(dataset, confirmed(dataset, features))
     listing = copies_listed(new) | {"joined": _joined_names(dataset.copies, new.copies)}
-    if listing["count"] and len(dataset) <= MEASURED and dataset.splits is None:
+    measured = len(dataset) <= MEASURED and dataset.splits is None
+    if listing["count"] and measured and dataset.task == "classes":
         effect = with_and_without(
             features, dataset.labels, dataset.own_groups, new.groups, seeds=range(2)
         )

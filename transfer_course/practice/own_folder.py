@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.errors import BadValue, NoRoom, UserMistake
-from ..engine.files import printable
+from ..engine.files import home_path, printable
 from ..engine.frameworks import check_framework, processes
+from ..engine.plain_use import write_readme
 from ..engine.runs import claim_folder, read_run, state_of
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
@@ -32,17 +33,27 @@ from transfer_course.practice.finished import (
     images_sum,
     same_images,
 )
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5ex3
 from transfer_course.practice.holding_out import (
     held_out_paths,
     hold_out,
     image_rows,
     write_images,
 )
+from transfer_course.practice.imbalance import (
+    read_weights,
+    told_unequal,
+    weights_for,
+)
 from .logging_runs import check_log, log_of
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5elq
 from .near_copies import rejoined, with_copies
 from transfer_course.practice.reading import (
     Reading,
     check_reading,
+    default_fit,
     default_size,
     read_source,
     size_of,
@@ -50,6 +61,8 @@ from transfer_course.practice.reading import (
     splits_told,
     whole,
 )
+
+# %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69b
 from .recipes_file import NAME as RECIPE
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e6b
@@ -92,6 +105,12 @@ class Job:
     began: float = 0.0
     team: object = None  # the processes that take part
     near_copies: dict | None = None  # what was found, for `run.json`
+    weights: object = None  # of the classes, as `read_weights` returns them
+
+    def weigh(self, classes) -> None:
+        "Put the weights into the recipe, in the order of these classes."
+        weights = weights_for(self.weights, list(classes))
+        self.recipe = self.recipe.but(class_weights=weights)
 
     def check(self) -> None:
         "Everything that can be checked before anything heavy is loaded."
@@ -115,7 +134,7 @@ class Job:
 # %% ../../nbs/6_practice/own_folder.ipynb #97ca4eed
 def default_out(folder, framework: str, strategy: str) -> Path:
     "The name of a new folder under `runs/`."
-    source = Path(folder).resolve()
+    source = Path(home_path(folder)).resolve()
     name = printable(source.stem if source.is_file() else source.name)
     base = Path("runs") / f"{name}-{framework}-{strategy}"
     out, n = base, 1
@@ -133,7 +152,7 @@ def tune_folder(
     framework: str | None = None,  # None: that of `start_from`, or "torch"
     backbone: str | None = None,  # None: that of `start_from`, or efficientnet_lite0
     size: int | None = None,  # None: that of `start_from`, or the images', up to 224
-    fit: str | None = None,  # "crop", "pad" or "squash"; None: as the size, or "crop"
+    fit: str | None = None,  # "crop", "pad", "squash"; None: see `default_fit`
     groups: str | None = None,  # what keeps images in one split; see `Reading`
     columns: dict | None = None,  # of a table: path, label, split
     target: str = "classes",  # "classes", "labels" or "numbers"
@@ -155,15 +174,19 @@ def tune_folder(
     `resume` returns a finished run only if it has the same settings and images.
     Returns the summary that the command line prints, or what `rehearsal` returns.
     """
+    folder, out = home_path(folder), home_path(out)
+    given = training.pop("class_weights", None)
+    weights = read_weights(given)
     start = start_of(start_from, keep, old_images)
     asked = framework, backbone
     framework, backbone = start.settled(*asked) if start else _usual(*asked)
-    reading = Reading(size, fit or "crop", groups, columns or {}, target, separator)
+    reading = Reading(size, fit, groups, columns or {}, target, separator)
     if start:
         reading = start.reading(reading, size, fit)
     recipe = default_recipe(start=start and FROM_RUN, **training)
     job = Job(folder, out, framework, backbone, recipe, reading, resume, start, log)
     job.callbacks = tuple(callbacks)
+    job.weights = recipe.class_weights if given is None else weights
     job.workers, job.progress, job.began = workers, progress, time.perf_counter()
     job.check()
     job.team = _processes_for(framework)
@@ -209,6 +232,8 @@ def _rehearse(job: Job) -> dict:
     "Tell what the job would train, and for about how long; nothing is written."
     if job.reading.size is None:
         job.reading = job.reading.but(size=_own_size(job, done=False))
+    if job.reading.fit is None:
+        job.reading = job.reading.but(fit=_own_fit(job, done=False))
     data, parts, net = _opened(job)
     found = rehearsal(net, parts, job.recipe, job.workers)
     for text in told_rehearsal(found):
@@ -216,6 +241,7 @@ def _rehearse(job: Job) -> dict:
     return {"dry_run": True, **found}
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #opt01exbx1
 def _forgotten(job: Job, result, parts) -> dict:
     "What `run.json` says under `from`, where the run started from another one."
     if not job.start:
@@ -244,11 +270,14 @@ def _carry_out(job: Job) -> dict:
     done = job.resume and state_of(job.out) == "run"
     if job.reading.size is None:
         job.reading = job.reading.but(size=_own_size(job, done))
+    if job.reading.fit is None:
+        job.reading = job.reading.but(fit=_own_fit(job, done))
     if not done:
         _train(job, *_opened(job))
     job.team.wait_for_everyone()  # one process writes, the others see it written
     info, _ = read_run(job.out)
     if done:
+        job.weigh(info.get("classes") or [])
         about = job.framework, job.backbone, job.recipe, job.reading
         check_same(info, job.out, *about)
         if job.start:
@@ -265,6 +294,20 @@ def _own_size(job: Job, done: bool) -> int:
     size = default_size(job.folder, job.reading)
     job.say(size_told(size))
     return size
+
+
+# %% ../../nbs/6_practice/own_folder.ipynb #fit21exp
+def _own_fit(job: Job, done: bool) -> str:
+    "How the images of a finished run were fitted, or those of a new one."
+    if done:
+        return read_run(job.out)[0].get("fit") or "crop"
+    fit = default_fit(job.folder, job.reading)
+    if fit == "pad":
+        job.say(
+            "Most images are more than twice as long as wide. The whole image is kept, "
+            "with a border (--fit pad); --fit crop takes the centre."
+        )
+    return fit
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #12132384
@@ -297,6 +340,10 @@ def _opened(job: Job):
         data = job.start.take(data)
         for text in told_classes(job.start.classes):
             job.say(text)
+    job.weigh(data.classes)
+    if data.task == "classes":
+        unequal = told_unequal(data.counts(), job.recipe.class_weights)
+        data.warnings += [unequal] if unequal else []
     net = _network(job)
     if job.team.num_processes == 1:
         data, job.near_copies = with_copies(data, net, job.progress)
@@ -372,6 +419,7 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
     try:
         write_recipe(job.recipe, Path(out) / RECIPE)
         explain_run(out, result, probabilities, scored_part(parts))
+        write_readme(out, read_run(out)[0])
     except (UserMistake, OSError) as e:
         raise NoRoom(
             f"The model is saved in {printable(out, True)}, and its report could not "
@@ -395,6 +443,7 @@ def _summary(info, out, began) -> dict:
         **scores,
         "part": info["metrics"].get("part", "held-out"),
         "n_train": info["n_train"],
+        "recall": info.get("recall"),
         "n_valid": info["n_valid"],
         "n_test": info.get("n_test", 0),
         "classes": info["classes"],
@@ -427,6 +476,8 @@ def _give_back(job: Job, info) -> None:
 def _complete(job: Job, info, data) -> None:
     "Write what a run lacks that was killed between its model and its report."
     out, new = Path(job.out), "n_test" in info
+    if new and not (out / "README.md").exists():
+        write_readme(out, info)
     needed = ["report.html", "card.md", *(["images.csv"] if new else [])]
     if all((out / name).exists() for name in needed):
         return

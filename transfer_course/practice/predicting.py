@@ -14,7 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.errors import NotFound
-from ..engine.files import Unreadable, list_images, printable, read_image
+from transfer_course.engine.files import (
+    Unreadable,
+    home_path,
+    list_images,
+    printable,
+    read_image,
+)
 from ..engine.litter import formats_told
 from .abstain import answer, checked_rate, load_familiar
 from .describing_targets import target_answer
@@ -39,7 +45,7 @@ def _files(paths):
 def _read(path, reading):
     "The image, or the exception that says why it can't be read."
     try:
-        return read_image(path, size=reading.size)
+        return read_image(path, size=reading.size, fit=reading.fit)
     except Unreadable as e:
         return e
 
@@ -57,6 +63,7 @@ def predict_files(run, paths, top: int = 3, batch_size: int = 32, abstain=None):
     were at least as unfamiliar; `class` is None for a refused image, and `best_guess`
     names one.
     """
+    paths = [home_path(path) for path in paths]
     result = load_result(run)
     judge = _judge(result, run, abstain, top)
     read = partial(_read, reading=reading_of(result.info, run))

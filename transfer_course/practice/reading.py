@@ -12,6 +12,7 @@ __all__ = [
     "read_source",
     "reading_of",
     "splits_told",
+    "default_fit",
     "default_size",
     "size_told",
     "size_of",
@@ -26,7 +27,12 @@ import numpy as np
 from PIL import Image
 
 from ..engine.errors import BadValue, Damaged, NotFound
-from ..engine.files import IMAGE_SUFFIXES, list_images, printable
+from transfer_course.engine.files import (
+    IMAGE_SUFFIXES,
+    check_fit,
+    list_images,
+    printable,
+)
 from ..vision.datasets import image_folder
 from ..vision.tables import image_table, read_table
 from ..vision.target_tables import check_target, hinted, target_table
@@ -64,6 +70,8 @@ class Reading:
 # %% ../../nbs/6_practice/reading.ipynb #rea06chk
 def check_reading(source, reading: Reading) -> None:
     "Everything about a source that can be checked before anything heavy is loaded."
+    if reading.fit is not None:
+        check_fit(reading.fit)
     size = reading.size
     if size is not None and not whole(size, 32, 1024):
         raise BadValue(
@@ -107,9 +115,9 @@ def table_of(source, reading: Reading):
 def read_source(source, reading: Reading, progress: bool = True):
     "The ImageDataset of a folder or a table; the size has to be known."
     if not os.path.isfile(source):
-        how = dict(groups=reading.groups, progress=progress)
+        how = dict(groups=reading.groups, fit=reading.fit, progress=progress)
         return image_folder(source, size=reading.size, **how)
-    how = dict(progress=progress) | table_columns(reading)
+    how = dict(progress=progress, fit=reading.fit) | table_columns(reading)
     if reading.target != "classes":
         about = reading.size, reading.target
         return target_table(source, *about, separator=reading.separator, **how)
@@ -137,25 +145,42 @@ def splits_told(data) -> list:
 
 
 # %% ../../nbs/6_practice/reading.ipynb #sizeexp1
-def _short_side(path) -> int:
-    "The shorter side of an image file in pixels, or 0 if its header can't be read."
+def _sides(path) -> tuple[int, int]:
+    "Both sides of an image file in pixels, (0, 0) if its header can't be read."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                return min(image.size)
+                return image.size
     except Exception:  # `image_folder` will say what is wrong with the file
-        return 0
+        return 0, 0
 
 
-def default_size(source, reading: Reading | None = None) -> int:
-    "The side that images are read at if none is given, from 32 to 224."
+def _known_sides(source, reading: Reading | None) -> list:
+    "(width, height) of up to 500 images of a folder or a table."
     if os.path.isfile(source):
         files = table_of(source, reading or Reading()).files
     else:
         files = list_images(source)[0]
-    sides = [_short_side(path) for path in files[:: len(files) // 500 + 1]]
-    sides = [side for side in sides if side]
+    sides = [_sides(path) for path in files[:: len(files) // 500 + 1]]
+    return [both for both in sides if min(both)]
+
+
+# %% ../../nbs/6_practice/reading.ipynb #sizeexp1x1
+def default_fit(source, reading: Reading | None = None) -> str:
+    """How images become squares if nothing is asked for: "crop", or "pad".
+
+    "pad" where the typical image is more than twice as long as it is wide, so that
+    its central square would show less than half of it.
+    """
+    sides = _known_sides(source, reading)
+    shown = [min(both) / max(both) for both in sides]
+    return "pad" if shown and np.median(shown) < 0.5 else "crop"
+
+
+def default_size(source, reading: Reading | None = None) -> int:
+    "The side that images are read at if none is given, from 32 to 224."
+    sides = [min(both) for both in _known_sides(source, reading)]
     middle = int(np.median(sides)) if sides else 128
     return min(max(32, middle // 32 * 32), 224)
 

@@ -56,6 +56,7 @@ _TYPES = {f.name: f.type for f in fields(Recipe)}
 _MOST = 100_000  # bytes; a recipe has under a thousand
 
 
+# %% ../../nbs/6_practice/recipes_file.ipynb #read0002a
 def _nodes(text: str, shown: str) -> list:
     "(key, node of the value, line) of the file's mapping; BadValue if it has none."
     yaml = require("yaml", "all")
@@ -93,6 +94,7 @@ _WORDS = {
 }
 
 
+# %% ../../nbs/6_practice/recipes_file.ipynb #read0004a
 def _number(value, kinds):
     "The value of a field that takes numbers, or None if it is none."
     if isinstance(value, bool):
@@ -105,6 +107,7 @@ def _number(value, kinds):
         return None
 
 
+# %% ../../nbs/6_practice/recipes_file.ipynb #read0004b
 def _plain_value(name: str, node, where: str):
     "The value of one field; BadValue if it is of another type."
     yaml = require("yaml", "all")
@@ -157,11 +160,13 @@ def recipe_fields(text: str, shown: str = "The recipe") -> dict:
     return found
 
 
+# %% ../../nbs/6_practice/recipes_file.ipynb #read0006a
 def from_yaml(text: str) -> Recipe:
     "The recipe in a YAML text; fields that it leaves out have `Recipe`'s defaults."
     return Recipe(**recipe_fields(text))
 
 
+# %% ../../nbs/6_practice/recipes_file.ipynb #read0006b
 def read_recipe(path) -> dict:
     "The fields that a recipe's file gives; NotFound or BadValue with a sentence."
     path, shown = os.path.expanduser(path), printable(path, True)

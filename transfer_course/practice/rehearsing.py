@@ -35,6 +35,7 @@ def planned(recipe: Recipe, stages) -> Plan:
     return plan(recipe.but(strategy="lp_ft") if auto else recipe, stages)
 
 
+# %% ../../nbs/6_practice/rehearsing.ipynb #moves002a
 def phases_of(net, recipe: Recipe, classes: int) -> list[dict]:
     "What each phase would train: epochs, stages, parameters, rates, and a table."
     head, sizes = (net.feature_dim + 1) * classes, stage_sizes(net)
@@ -52,6 +53,7 @@ def phases_of(net, recipe: Recipe, classes: int) -> list[dict]:
     ]
 
 
+# %% ../../nbs/6_practice/rehearsing.ipynb #moves002b
 def steps_of(recipe: Recipe, n: int, net) -> dict:
     "Steps per epoch, and steps in all; `search` are those of `auto`'s search."
     each = len(batches_of(n, recipe.batch_size, 0, 0))
@@ -79,6 +81,7 @@ def _imitation(recipe: Recipe, phase, todo: Plan) -> Recipe:
     )
 
 
+# %% ../../nbs/6_practice/rehearsing.ipynb #time0002a
 def step_seconds(net, train, recipe: Recipe, workers: int = 1) -> list[float]:
     "Seconds of a step in each phase of the recipe's plan, measured on a copy."
     todo, seconds = planned(recipe, net.stages), []
@@ -92,6 +95,7 @@ def step_seconds(net, train, recipe: Recipe, workers: int = 1) -> list[float]:
     return seconds
 
 
+# %% ../../nbs/6_practice/rehearsing.ipynb #time0002b
 def forward_seconds(net, images) -> float:
     "Seconds that the network needs to predict one image, measured on some."
     few = images.subset(np.arange(min(len(images), 32)))
@@ -136,6 +140,7 @@ def _time(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+# %% ../../nbs/6_practice/rehearsing.ipynb #told0002a
 def rehearsal(net, parts, recipe: Recipe, workers: int = 1) -> dict:
     "What `--dry-run` reports of a run: images, phases, steps, seconds."
     train, valid = parts.train, parts.valid
@@ -153,6 +158,7 @@ def rehearsal(net, parts, recipe: Recipe, workers: int = 1) -> dict:
     )
 
 
+# %% ../../nbs/6_practice/rehearsing.ipynb #told0002b
 def told_rehearsal(found: dict):
     "Yields the lines of a rehearsal for a person."
     for i, phase in enumerate(found["phases"], 1):

@@ -36,6 +36,7 @@ def changed(recipe: Recipe, fields: dict) -> Recipe:
     return recipe.but(**fields)
 
 
+# %% ../../nbs/6_practice/settings.ipynb #set06expa
 def default_recipe(
     strategy: str | None = None,  # None: the file's, or "auto"
     epochs: int | None = None,

@@ -44,6 +44,7 @@ class Classes(NamedTuple):
     dropped: list  # in the run only, and not asked for
 
 
+# %% ../../nbs/6_practice/starting_from.ipynb #class002a
 def keep_names(keep, known) -> list:
     """The classes to keep: names, in one or several texts with commas, or "all".
 
@@ -66,6 +67,7 @@ def keep_names(keep, known) -> list:
     return list(dict.fromkeys(names))
 
 
+# %% ../../nbs/6_practice/starting_from.ipynb #class002b
 def sort_classes(known, folder, keep=()) -> Classes:
     "What becomes of the `known` classes of a run and of those of a new `folder`."
     wanted = keep_names(keep, known)
@@ -88,6 +90,7 @@ def _listed(names) -> str:
     return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
+# %% ../../nbs/6_practice/starting_from.ipynb #class003a
 def told_classes(classes: Classes):
     "Yields sentences on what becomes of the classes."
     if classes.both:
@@ -154,6 +157,7 @@ def continued_head(old, train) -> tuple[np.ndarray, np.ndarray]:
     return out[0], out[1].astype(np.float32)
 
 
+# %% ../../nbs/6_practice/starting_from.ipynb #head0003a
 def add_rows(head, probe, new, seen, old, train) -> None:
     "Fill the columns `new` of the head in place; both know the classes `seen`."
     known = [i for i, name in enumerate(train.classes) if name in old.classes]
@@ -178,6 +182,7 @@ def _right(result, images) -> np.ndarray:
     return names == np.array([*images.classes])[images.labels]
 
 
+# %% ../../nbs/6_practice/starting_from.ipynb #forget02a
 def forgetting(old, new, images, level: float = 0.95) -> dict | None:
     """How often two results are right on the same images of classes that both know.
 
@@ -228,6 +233,7 @@ FROM_RUN = dict(strategy="fine_tune", lr=1e-4, head_lr=1e-4)  # the defaults
 _GOES_ON = ("fine_tune", "head", "gradual")
 
 
+# %% ../../nbs/6_practice/starting_from.ipynb #start002a
 @dataclass
 class Start:
     "A saved run that a new one starts from, and what is to become of its classes."
@@ -282,6 +288,11 @@ class Start:
 
     def reading(self, reading, size, fit):
         "The `reading` with the run's size and fit, unless others were asked for."
+        if reading.target != "classes":
+            raise BadValue(
+                f"A run that starts from another (--from) predicts classes, not "
+                f"{reading.target}."
+            )
         own = dict(size=size or self.info.get("size"))
         return reading.but(**own, fit=fit or self.info.get("fit") or "crop")
 
@@ -333,6 +344,7 @@ def start_of(run, keep=(), old_images=None) -> Start | None:
     return None
 
 
+# %% ../../nbs/6_practice/starting_from.ipynb #start003a
 def told_start(about: dict | None):
     "Yields sentences on forgetting, from what `run.json` says under `from`."
     if not about:

@@ -75,6 +75,7 @@ class Job:
     workers: int = 1  # threads that build batches
 
 
+# %% ../../nbs/trainer/keras_fit.ipynb #17f2c8ada
 @dataclass
 class Place:
     "A phase and its place in the run."

@@ -74,8 +74,8 @@ class Recipe:
     cross-entropy of an image of class y; the weights are not normalised within the
     batch. "balanced" is n / (C · n_c), computed from the training set as in
     scikit-learn, so that the mean weight of its images is 1. A probe that the head
-    starts from gets the same weights; with None it is balanced, as `linear_probe` is.
-    The loss of a source and the validation scores are not weighted.
+    starts from gets the same weights, so that both have one objective. The loss of a
+    source and the validation scores are not weighted.
 
     With `mixup`, each training image is mixed with another one of its batch, and so
     are their losses (Zhang et al. 2018, arXiv:1710.09412): see `trainer.batches`. The

@@ -20,32 +20,17 @@ __all__ = [
 
 # %% ../../nbs/trainer/result.ipynb #51d4d190
 import math
-
-
 import warnings
-
-
 from collections.abc import Callable
-
-
 from dataclasses import dataclass, field, fields
-
 
 import numpy as np
 
-
 from ..engine.errors import BadValue, Damaged
-
-
 from ..engine.files import printable
-
-
 from ..engine.runs import save_run
-
-
+from .export_model import Exportable
 from .recipe import Recipe
-
-
 from transfer_course.trainer.tasks import (
     loss_and_accuracy,
     match_answers,
@@ -53,14 +38,8 @@ from transfer_course.trainer.tasks import (
     softmax,
     task_of,
 )
-
-
 from ..vision.backbones import backbone
-
-
 from ..vision.evaluate import scores
-
-
 from ..vision.images import as_images
 
 # %% ../../nbs/trainer/result.ipynb #51d4d190b
@@ -69,7 +48,6 @@ from transfer_course.vision.target_scores import (
     label_scores,
     number_scores,
 )
-
 
 _all_ = ["softmax", "loss_and_accuracy", "match_classes"]
 
@@ -90,9 +68,7 @@ class Best:
 
     def begin(self, last: bool, anew: bool = True):
         "Begin a phase; one that is not begun `anew` goes on from a checkpoint."
-        self.last = last
-        if anew:
-            self.bad = 0
+        self.last, self.bad = last, 0 if anew else self.bad
 
     def offer(self, epoch: int, row: dict, take: Callable) -> bool:
         "Keep `take()` if `row` is the best so far; False when patience is used up."
@@ -135,7 +111,7 @@ class Best:
 
 # %% ../../nbs/trainer/result.ipynb #6ff0c8db
 @dataclass
-class Result:
+class Result(Exportable):
     "A trained network with its history. Subclasses: `TorchResult`, `KerasResult`."
 
     backbone: object  # the backbone as trained
@@ -162,7 +138,8 @@ class Result:
 
     def logits(self, images, batch_size=32) -> np.ndarray:
         "(N, C) float32 for what `predict` takes, in inference mode."
-        images = as_images(images, self.info.get("size"))
+        how = self.info.get("size"), self.info.get("fit", "crop")
+        images = as_images(images, *how)
         batch = images.batch if hasattr(images, "batch") else images.__getitem__
         parts = [np.zeros((0, len(self.classes)), "float32")]
         for i in range(0, len(images), batch_size):
@@ -173,10 +150,11 @@ class Result:
     def predict(self, images) -> np.ndarray:
         """(N, C) class probabilities, probabilities of labels, or numbers.
 
-        Takes an ImageDataset, uint8 images (N, H, W, 3) or one of them, grey images
-        (H, W), RGBA or whole numbers of another type, the path of an image file, a
-        Pillow image, or a list of these. Files are read at the size of the training
-        images. Raises BadValue for anything else, such as values from 0 to 1.
+        Takes an ImageDataset, uint8 images (N, H, W, 3) or one of them, a grey image
+        (H, W), whole numbers of another type, the path of an image file, a Pillow
+        image, or a list of these. Files are read as the training images were. Raises
+        BadValue for anything else, such as values from 0 to 1 or transparent pixels in
+        an array.
         """
         return self.task.predicted(self.logits(images))
 

@@ -52,7 +52,8 @@ def starting_head(
     """The head of the plan: random from the seed, a probe on `train`'s features, or
     the one that was given.
 
-    No probe is fitted if the head is `known`: a checkpoint will replace what is here.
+    The probe has the recipe's class weights, as the loop has. No probe is fitted if
+    the head is `known`: a checkpoint will replace what is here.
     """
     if not isinstance(todo.head, str):
         return todo.head.weights, todo.head.biases

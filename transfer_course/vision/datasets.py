@@ -45,14 +45,17 @@ from transfer_course.engine.files import (
     Unreadable,
     asset,
     disk_mistake,
-    image_and_sum,
+    home_path,
     list_images,
+    noted_image,
     printable,
     resize_square,
+    without_border,
 )
 from ..engine.litter import formats_told
 from . import images as _images
 from .images import PARTS, ImageDataset, _digest
+from .oddities import noticed, oddities
 
 # %% ../../nbs/2_vision/datasets.ipynb #7236cd6b
 from transfer_course.vision.layouts import (
@@ -162,11 +165,11 @@ def styles(
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #287b7605
-def _open(path, size, draft):
-    "(image, its digest, None), or (None, None, why not); the file is read once."
+def _open(path, size, draft, fit="crop"):
+    "(what was read, its digest, None), or (None, None, why not); read once."
     try:
-        image, file_sum = image_and_sum(path, size, draft=draft)
-        return image, _digest(file_sum, size, draft), None
+        read = noted_image(path, size, draft=draft, fit=fit)
+        return read, _digest(read.sum, size, draft, fit), None
     except Unreadable as e:
         return None, None, e.reason
     except OSError as e:
@@ -174,20 +177,22 @@ def _open(path, size, draft):
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #cc949de6
-def _open_all(files, size, draft, progress, room):
-    """(digest, why not, thumbnail) of each file.
+def _open_all(files, size, draft, progress, room, fit="crop"):
+    """(digest, why not, thumbnail, look) of each file.
 
     The pixels go to `room`, if there is one.
     """
     from tqdm import tqdm
 
     def work(i):
-        image, digest, why = _open(files[i], size, draft)
-        if image is None:
-            return None, why, None
+        read, digest, why = _open(files[i], size, draft, fit)
+        if read is None:
+            return None, why, None, None
         if room is not None:
-            room[i] = image
-        return digest, None, thumbnail(image)
+            room[i] = read.pixels
+        # The borders of padded images look all the same.
+        seen = without_border(read.pixels, read.sides) if fit == "pad" else read.pixels
+        return digest, None, thumbnail(seen), noticed(read)
 
     found = []
     answers = ahead(work, range(len(files)), min(8, os.cpu_count() or 1), 64)
@@ -212,12 +217,12 @@ def _squeezed(room, good):
 
 
 # %% ../../nbs/2_vision/datasets.ipynb #fc444389
-def _read_files(files, size, draft, progress):
+def _read_files(files, size, draft, progress, fit="crop"):
     "(pixels of all files or None if they are too many, what is known of each file)."
     room = None
     if len(files) * size * size * 3 < _images.KEEP_BYTES:
         room = np.empty((len(files), size, size, 3), np.uint8)
-    return room, _open_all(files, size, draft, progress, room)
+    return room, _open_all(files, size, draft, progress, room, fit)
 
 
 def _class_folders(root, places) -> list:
@@ -235,7 +240,7 @@ def _class_folders(root, places) -> list:
 def _sorted_out(files, found, where):
     "(good, skipped): the numbers of the files that are used, the others with why."
     good, skipped = [], []
-    for i, (path, (_, why, _)) in enumerate(zip(files, found)):
+    for i, (path, (_, why, *_)) in enumerate(zip(files, found)):
         if not why and not where.classes[i]:
             why = where.why.get(i, "not in a class folder")
         if why:
@@ -441,8 +446,9 @@ def _too_few(root, classes, files, left_out=()):
 # %% ../../nbs/2_vision/datasets.ipynb #b2d9abec
 def image_folder(
     path,
-    size=224,  # side of the squares in pixels: short side resized, centre kept
+    size=224,  # side of the squares in pixels
     *,
+    fit="crop",  # centre kept; or the whole image: "pad" with a border, or "squash"
     groups=None,  # a regular expression on the path in the folder, see `name_groups`
     progress=True,  # a bar on stderr when it takes longer than two seconds
     draft=False,  # decode JPEGs at a reduced scale: faster, other pixels
@@ -454,13 +460,14 @@ def image_folder(
     share a group, and so do files that `groups` gives the same name. Raises BadValue,
     before it reads anything, for folders that can be meant in several ways.
     """
-    resize_square(np.zeros((1, 1, 3), np.uint8), size)  # says what is wrong with a size
-    root = os.fsdecode(path)
+    # says what is wrong with a size or a fit
+    resize_square(np.zeros((1, 1, 3), np.uint8), size, fit)
+    root = os.fsdecode(home_path(path))
     files, left_out = list_images(root)
     where = layout(root, files)
     names = [printable(Path(file).relative_to(root).as_posix()) for file in files]
     own = _own_groups(groups, names, where.classes)
-    room, found = _read_files(files, size, draft, progress)
+    room, found = _read_files(files, size, draft, progress, fit)
     good, skipped = _sorted_out(files, found, where)
     skipped += left_out
     empty = _empty_classes(root, files, good, where.places, skipped)
@@ -471,7 +478,7 @@ def image_folder(
     return assembled(
         (room, found, good),
         files,
-        dict(size=size, draft=draft),
+        dict(size=size, draft=draft, fit=fit),
         classes=[where.classes[i] for i in good],
         names=[names[i] for i in good],
         splits=where.parts and [where.parts[i] for i in good],
@@ -495,7 +502,7 @@ def _own_groups(pattern, names, classes):
 def assembled(
     read,  # (room, found, good): from `_read_files`, and the rows that are used
     files,  # all paths
-    how,  # size and draft
+    how,  # size, draft and fit
     *,
     classes,  # the class name of each row that is used; so are the next three
     names,
@@ -513,7 +520,8 @@ def assembled(
         _trained_on(known, labels, splits)
     columns = dict(labels=labels, names=names, splits=splits, own_groups=own_groups)
     columns |= _known_of(columns, [found[i] for i in good], known)
-    columns["warnings"] = [*said, *alike_names(known), *columns["warnings"]]
+    odd = oddities([found[i][3] for i in good], names, how.get("fit", "crop"))
+    columns["warnings"] = [*said, *alike_names(known), *columns["warnings"], *odd]
     return ImageDataset(
         None if room is None else _squeezed(room, good),
         classes=known,
@@ -548,8 +556,8 @@ def _trained_on(classes, labels, splits):
 # %% ../../nbs/2_vision/datasets.ipynb #spl23exp
 def _known_of(columns, found, classes) -> dict:
     "Digests, groups and warnings of the files that are used."
-    digests = [digest for digest, _, _ in found]
-    thumbnails = np.stack([small for _, _, small in found])
+    digests = [digest for digest, *_ in found]
+    thumbnails = np.stack([small for _, _, small, _ in found])
     names, labels, splits = (columns[name] for name in ("names", "labels", "splits"))
     first = _groups(digests, thumbnails, labels)
     copies = np.array([digests[i][:16] for i in first])

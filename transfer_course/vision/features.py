@@ -93,13 +93,13 @@ def probe_head(
     backbone,
     train,  # ImageDataset; unlabelled images are left out
     progress: bool = False,
-    class_weights=None,  # as in `linear_probe`; None: "balanced"
+    class_weights=None,  # as in `linear_probe`; None: all images count the same
 ) -> tuple[np.ndarray, np.ndarray]:
     "A probe trained on `train` as a linear layer: weights (D, K), biases (K,)."
     labelled = train.subset(np.flatnonzero(train.labels >= 0))
     Z = extract(backbone, labelled, progress=progress)
-    weights = "balanced" if class_weights is None else class_weights
-    probe = linear_probe(Z, labelled.labels, labelled.groups, class_weights=weights)
+    groups = labelled.groups
+    probe = linear_probe(Z, labelled.labels, groups, class_weights=class_weights)
     return head_from_probe(probe, len(train.classes))
 
 
@@ -109,11 +109,12 @@ def random_probe(
     framework: str = "torch",
     name: str = "efficientnet_lite0",
     seed: int = 0,  # draws the weights
+    class_weights="balanced",  # as in `linear_probe`
 ):  # f(dataset) -> (N,) predicted labels
     "A probe on the features of the same network with random weights."
     from transfer_course.vision.backbones import backbone
 
     net = backbone(name, framework, weights=None, seed=seed)
     Z = extract(net, train, progress=False)
-    probe = linear_probe(Z, train.labels, train.groups)
+    probe = linear_probe(Z, train.labels, train.groups, class_weights)
     return lambda dataset: probe.predict(extract(net, dataset, progress=False))

@@ -20,9 +20,11 @@ from ..engine.errors import BadValue, did_you_mean
 # %% ../../nbs/2_vision/images.ipynb #d1ff9537
 from transfer_course.engine.files import (
     Unreadable,
-    _on_white,
+    _fitted,
     _rgb,
     _turn,
+    check_fit,
+    home_path,
     image_and_sum,
     read_image,
     resize_square,
@@ -89,7 +91,8 @@ def _side(images):
 KEEP_BYTES = 2**30  # decoded images that take less than this stay in memory
 
 
-def _read_all(paths, size, draft=False, digests=None):
+# %% ../../nbs/2_vision/images.ipynb #fit11exp
+def _read_all(paths, size, draft=False, digests=None, fit="crop"):
     """Images and digests of these files.
 
     Unreadable if a file is no longer the one whose digest is given.
@@ -98,8 +101,8 @@ def _read_all(paths, size, draft=False, digests=None):
     digests = digests or [None] * len(paths)
 
     def read(i):
-        images[i], file_sum = image_and_sum(paths[i], size, draft=draft)
-        found = _digest(file_sum, size, draft)
+        images[i], file_sum = image_and_sum(paths[i], size, draft=draft, fit=fit)
+        found = _digest(file_sum, size, draft, fit)
         if digests[i] not in (None, found):
             why = "it has changed since it was first read. Read the folder again"
             raise Unreadable(paths[i], why)
@@ -109,9 +112,11 @@ def _read_all(paths, size, draft=False, digests=None):
         return images, list(pool.map(read, range(len(paths))))
 
 
-def _digest(file_sum, size, draft=False):
-    "The digest of an image: its file's checksum, its size and how it is decoded."
+# %% ../../nbs/2_vision/images.ipynb #fit12exp
+def _digest(file_sum, size, draft=False, fit="crop"):
+    "The digest of an image: its file's checksum, its size and how it is read."
     text = f"{file_sum} {size}{' draft' if draft else ''}"
+    text += "" if fit == "crop" else f" {fit}"  # older digests stay valid
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -119,10 +124,11 @@ def _digest(file_sum, size, draft=False):
 class _OnDisk:
     "Pixels in files, read when asked for."
 
-    def __init__(self, paths, size, digests=None, kept=None, draft=False):
+    def __init__(self, paths, size, digests=None, kept=None, draft=False, fit="crop"):
         self.paths = paths
         self.size = size
         self.draft = draft
+        self.fit = fit
         self._digests = digests
         self._kept = kept
 
@@ -139,7 +145,7 @@ class _OnDisk:
         return images
 
     def _read(self, paths, digests):
-        return _read_all(paths, self.size, self.draft, digests)
+        return _read_all(paths, self.size, self.draft, digests, self.fit)
 
     def take(self, i):
         "The images at these indices."
@@ -150,26 +156,28 @@ class _OnDisk:
 
     def subset(self, i):
         "A store of the files at these indices."
-        digests, kept = _at(self._digests, i), _at(self._kept, i)
-        return _OnDisk(_at(self.paths, i), self.size, digests, kept, self.draft)
+        known = _at(self._digests, i), _at(self._kept, i)
+        paths = _at(self.paths, i)
+        return _OnDisk(paths, self.size, *known, self.draft, self.fit)
 
     def digests(self):
         "A sha256 for each file at this size."
         if self._digests is None:
             sums = map(sha256_file, self.paths)
-            self._digests = [_digest(s, self.size, self.draft) for s in sums]
+            how = self.size, self.draft, self.fit
+            self._digests = [_digest(s, *how) for s in sums]
         return list(self._digests)
 
 
 # %% ../../nbs/2_vision/images.ipynb #04970685
-def _pixels(images, paths, size, digests, draft=False):
+def _pixels(images, paths, size, digests, draft=False, fit="crop"):
     "The store for an array, or for paths."
     if images is None and (paths is None or size is None):
         raise BadValue(
             "An ImageDataset needs images, or paths together with a size in pixels."
         )
     if images is None:
-        return _OnDisk(list(paths), size, digests, draft=draft)
+        return _OnDisk(list(paths), size, digests, draft=draft, fit=fit)
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise BadValue(
@@ -298,6 +306,7 @@ _COLUMNS = (
 PARTS = ("train", "valid", "test")
 
 
+# %% ../../nbs/2_vision/images.ipynb #7185eec5x1
 def _known_splits(splits):
     "BadValue unless each split is one of `PARTS`."
     unknown = [] if splits is None else sorted(set(splits.tolist()) - set(PARTS))
@@ -333,8 +342,11 @@ class ImageDataset:
         warnings=(),
         digests=None,
         draft=False,  # read files as `read_image(…, draft=True)` does
+        fit="crop",  # how files become squares: "crop", "pad" or "squash"
     ):
-        self._pixels = _pixels(images, paths, size, digests, draft)
+        check_fit(fit)
+        self.fit = fit
+        self._pixels = _pixels(images, paths, size, digests, draft, fit)
         self._set_answers(labels, classes, targets, task)
         known = (groups, domains, names, alpha, paths, splits, copies, own_groups)
         for name, values in zip(_COLUMNS, known):
@@ -436,6 +448,7 @@ def _subset(d, indices):
     for name in _COLUMNS:
         setattr(new, name, _at(getattr(d, name), i))
     new.skipped, new.warnings = list(d.skipped), list(d.warnings)
+    new.fit = d.fit
     return new
 
 
@@ -489,10 +502,13 @@ def _joined(name, a, b):
 # %% ../../nbs/2_vision/images.ipynb #90fbd437
 def _both_pixels(a, b) -> dict:
     "The pixels of both: files stay files if both are read in the same way."
-    kinds = {(type(p), getattr(p, "draft", False)) for p in (a._pixels, b._pixels)}
+    stores = a._pixels, b._pixels
+    kinds = {
+        (type(p), getattr(p, "draft", False), d.fit) for p, d in zip(stores, (a, b))
+    }
     if len(kinds) == 1 and isinstance(a._pixels, _OnDisk):
-        return dict(size=a.size, draft=a._pixels.draft)
-    return dict(images=np.concatenate([a.images, b.images]))
+        return dict(size=a.size, draft=a._pixels.draft, fit=a.fit)
+    return dict(images=np.concatenate([a.images, b.images]), fit=a.fit)
 
 
 # %% ../../nbs/2_vision/images.ipynb #tgt05exp
@@ -675,10 +691,12 @@ def _whole_numbers(given) -> np.ndarray:
 _SHAPES = "expected (N, H, W, 3), one image (H, W, 3), or one grey image (H, W)"
 
 
+# %% ../../nbs/2_vision/images.ipynb #giv03expx1
 def _batch_of(given) -> np.ndarray:
     """An array as uint8 (N, H, W, 3).
 
-    One image gets its axis, grey its three channels, and alpha goes on white.
+    One image gets its axis, and grey its three channels. An alpha channel is dropped
+    if nothing is transparent.
     """
     array = _whole_numbers(given)
     shape = array.shape
@@ -691,8 +709,7 @@ def _batch_of(given) -> np.ndarray:
             f"images have the shape {shape}; {_SHAPES}.{_shape_advice(shape)}"
         )
     if array.shape[-1] == 4:
-        on_white = [np.asarray(_on_white(Image.fromarray(image))) for image in array]
-        return np.stack(on_white) if on_white else array[..., :3]
+        return _opaque(array)
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
 
 
@@ -707,18 +724,31 @@ def _shape_advice(shape) -> str:
     return ""
 
 
+# %% ../../nbs/2_vision/images.ipynb #giv13exp
+def _opaque(rgba) -> np.ndarray:
+    "(N, H, W, 4) without its alpha channel; BadValue if something is transparent."
+    if (rgba[..., 3] < 255).any():
+        raise BadValue(
+            "images have an alpha channel with transparent pixels, and an array does "
+            "not say what stands behind them. Give the image files or Pillow images, "
+            "which are put on a background as in training; or drop the channel: "
+            "images[..., :3]."
+        )
+    return rgba[..., :3]
+
+
 # %% ../../nbs/2_vision/images.ipynb #giv04exp
-def _one_image(given, size) -> np.ndarray:
+def _one_image(given, size, fit="crop") -> np.ndarray:
     """A file, a Pillow image or an array as one uint8 image (H, W, 3).
 
     The first two become squares of `size`.
     """
     if isinstance(given, (str, bytes, os.PathLike)):
-        return read_image(given, _known(size))
+        return read_image(given, _known(size), fit=fit)
     if isinstance(given, Image.Image):
         turn, image = _turn(given), _rgb(given)
         image = np.asarray(image if turn is None else image.transpose(turn))
-        return image if size is None else resize_square(image, size)
+        return image if size is None else resize_square(image, size, fit)
     batch = _batch_of(given)
     if len(batch) != 1:
         raise BadValue(
@@ -743,13 +773,14 @@ def _known(size):
 _PICTURES = (str, bytes, os.PathLike, Image.Image)
 
 
-def _list_of(given, size):
+def _list_of(given, size, fit):
     "A list of files as a data set; of others as uint8 (N, H, W, 3)."
     if all(isinstance(one, (str, os.PathLike)) for one in given):
-        return ImageDataset(paths=given, size=_known(size))
+        paths = [home_path(path) for path in given]
+        return ImageDataset(paths=paths, size=_known(size), fit=fit)
     if not any(isinstance(x, _PICTURES) or hasattr(x, "__array__") for x in given):
         return _batch_of(given)  # numbers in lists
-    images = [_one_image(one, size) for one in given]
+    images = [_one_image(one, size, fit) for one in given]
     shapes = sorted({f"{image.shape[1]} × {image.shape[0]}" for image in images})
     if len(shapes) > 1:
         raise BadValue(
@@ -763,6 +794,7 @@ def _list_of(given, size):
 def as_images(
     given,  # an ImageDataset, an array, a path, a Pillow image, or a list of the others
     size=None,  # side in pixels that files and Pillow images are brought to
+    fit="crop",  # how they become squares: "crop", "pad" or "squash"
 ):  # the data set, or uint8 (N, H, W, 3)
     """Whatever holds images as something that a network takes.
 
@@ -774,9 +806,9 @@ def as_images(
     if hasattr(given, "batch"):
         return given
     if isinstance(given, _PICTURES):
-        return _one_image(given, size)[None]
+        return _one_image(given, size, fit)[None]
     if not isinstance(given, (list, tuple)):
         return _batch_of(given)
     if not given:
         return np.zeros((0, 1, 1, 3), np.uint8)
-    return _list_of(given, size)
+    return _list_of(given, size, fit)

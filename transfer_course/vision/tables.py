@@ -352,8 +352,9 @@ def _groups_of(column, values) -> list:
 # %% ../../nbs/2_vision/tables.ipynb #tab22exp
 def image_table(
     source,  # a CSV file, a data frame, or a dict of columns
-    size=224,  # side of the squares in pixels: short side resized, centre kept
+    size=224,  # side of the squares in pixels
     *,
+    fit="crop",  # centre kept; or the whole image: "pad" with a border, or "squash"
     path_column=None,  # these two have defaults by their usual names, such as
     label_column=None,  # file and class
     split_column=None,  # as well: split, set; train, val, test in any spelling
@@ -368,21 +369,25 @@ def image_table(
     Raises BadValue for an unknown column, a file that is missing, an unknown split, or
     fewer than two classes, before anything is read where that is possible.
     """
-    resize_square(np.zeros((1, 1, 3), np.uint8), size)  # says what is wrong with a size
+    # says what is wrong with a size or a fit
+    resize_square(np.zeros((1, 1, 3), np.uint8), size, fit)
     names = dict(path_column=path_column, label_column=label_column)
     names |= dict(split_column=split_column, group_column=group_column, groups=groups)
-    return dataset_of(read_table(source, root=root, **names), size, progress, draft)
+    table = read_table(source, root=root, **names)
+    return dataset_of(table, size, progress, draft, fit=fit)
 
 
 # %% ../../nbs/2_vision/tables.ipynb #tab23exp
-def dataset_of(table: Table, size, progress=True, draft=False, least=2) -> ImageDataset:
+def dataset_of(
+    table: Table, size, progress=True, draft=False, least=2, fit="crop"
+) -> ImageDataset:
     "The data set of a table that was read; see `image_table`."
     said = table.said + _checked_parts(table)
-    room, found = _read_files(table.files, size, draft, progress)
-    good = [i for i, (_, why, _) in enumerate(found) if not why]
+    room, found = _read_files(table.files, size, draft, progress, fit)
+    good = [i for i, (_, why, *_) in enumerate(found) if not why]
     skipped = [
         Skipped(name, why)
-        for name, (_, why, _) in zip(table.names, found, strict=True)
+        for name, (_, why, *_) in zip(table.names, found, strict=True)
         if why
     ]
     classes = [printable(table.labels[i]) for i in good]
@@ -396,7 +401,7 @@ def dataset_of(table: Table, size, progress=True, draft=False, least=2) -> Image
     return assembled(
         (room, found, good),
         table.files,
-        dict(size=size, draft=draft),
+        dict(size=size, draft=draft, fit=fit),
         classes=classes,
         names=[table.names[i] for i in good],
         splits=table.splits and [table.splits[i] for i in good],

@@ -96,6 +96,7 @@ def target_table(
     size=224,  # side of the squares in pixels
     task="labels",  # or "numbers"
     *,
+    fit="crop",  # "crop", "pad" or "squash", as in `image_folder`
     separator=None,  # between the labels of a cell; None: found
     root=None,  # where relative paths start; None: the CSV's folder
     label_column=None,
@@ -108,7 +109,8 @@ def target_table(
     number, with the number of its row, and for what `image_table` refuses.
     """
     check_target("", task)
-    resize_square(np.zeros((1, 1, 3), np.uint8), size)  # says what is wrong with a size
+    # says what is wrong with a size or a fit
+    resize_square(np.zeros((1, 1, 3), np.uint8), size, fit)
     given = columns_of(source)
     name = _needed("label", given, label_column)
     read_targets(given[name], task, separator=separator, name=name)
@@ -117,7 +119,7 @@ def target_table(
     cells = _by_file(table, task, separator)
     if task == "labels" and separator is None:
         separator = find_separator(list(cells.values()))
-    data = dataset_of(_first_rows(table), size, progress, least=1)
+    data = dataset_of(_first_rows(table), size, progress, least=1, fit=fit)
     kept = [cells[file] for file in data.paths]
     return with_targets(data, read_targets(kept, task, separator=separator, name=name))
 
