@@ -278,9 +278,9 @@ def test_the_interval_covers():
     from scipy.stats import norm
 
     rng, hits, kinds = np.random.default_rng(0), [], np.arange(220) % 11
-    truth, groups = norm.cdf(1 / np.sqrt(2 + 0.5**2)), np.arange(66)
+    truth, groups = norm.cdf(1 / np.sqrt(2 + 0.9**2)), np.arange(66)
     for _ in range(60):
-        effect, old = rng.normal(0, 0.5, 11), rng.normal(size=66)
+        effect, old = rng.normal(0, 0.9, 11), rng.normal(size=66)
         lower, higher = np.full((10, 220), np.nan), np.full((10, 66), np.nan)
         for row, pair in enumerate(abstain.pairs_of(kinds)):
             mine, known = np.isin(kinds, pair), ~np.isin(groups % 11, pair)
