@@ -374,7 +374,8 @@ def test_report_and_card_show_both_candidates(folder, tmp_path, monkeypatch):
     info = json.loads((run / "run.json").read_text())
     about = info["auto"]
     assert summary["auto"] == about and about["why"] in said
-    assert ("probe" in info["baselines"]) == (about["chosen"] != "probe")
+    compared = "difference" in info["baselines"]["probe"]
+    assert compared == (about["chosen"] != "probe")
     assert "chose between the probe and fine-tuning" in info["metrics"]["note"]
     card, page = ((run / n).read_text() for n in ("card.md", "report.html"))
     for text in (card, page):

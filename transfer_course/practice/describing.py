@@ -150,8 +150,8 @@ def describe(result, net, data, parts) -> tuple[dict, np.ndarray]:
     probabilities = result.predict(held_out)
     guess = probabilities.argmax(1)
     beside = baselines(net, parts.train, held_out, guess, result.recipe)
-    if auto.get("chosen") == "probe":
-        del beside["probe"]  # it is this network
+    if auto.get("chosen") == "probe":  # it is this network
+        del beside["probe"]["difference"]
     note = _note(result.recipe, auto)
     known = held_out.labels, guess, held_out.groups, data.classes
     about = dict(
