@@ -17,6 +17,17 @@ from transfer_course.vision.data import styles
 
 COMMAND = [str(Path(sys.executable).parent / "transfer-course")]
 
+# what a finished run holds beside its model
+RUN_FILES = {
+    "README.md",
+    "abstain.safetensors",
+    "card.md",
+    "images.csv",
+    "recipe.yaml",
+    "report.html",
+    "run.json",
+}
+
 
 def small_folder(root, classes=("drink", "bird", "face"), each=14):
     """A folder of bundled drawings, one folder a class."""

@@ -607,7 +607,7 @@ def test_a_probe_is_the_linear_probe(framework, lite0, images):
 
     result = fine_tune(lite0[framework], images, None, Recipe("probe"), progress=False)
     Z = extract(lite0[framework], images, progress=False)
-    probe = linear_probe(Z, images.labels, images.groups)
+    probe = linear_probe(Z, images.labels, images.groups, class_weights=None)
     assert np.abs(result.predict(images) - probe.predict_proba(Z)).max() < 1e-3
 
 
@@ -661,9 +661,11 @@ def test_predict_takes_one_image_in_many_forms_and_refuses_the_rest_alike(
         assert np.array_equal(result.predict(form), result.predict(grey[None]))
     clear = opaque.copy()
     clear[..., 3] = 0
-    assert np.array_equal(
-        result.predict(clear), result.predict(np.full_like(image, 255))
-    )
+    with pytest.raises(BadValue, match="transparent"):
+        result.predict(clear)
+    clear[..., :3] = 0  # as a file, it is on white
+    seen = result.predict(Image.fromarray(clear))
+    assert np.array_equal(seen, result.predict(np.full_like(image, 255)))
     for none in ([], image[None][:0]):
         assert result.predict(none).shape == (0, 3)
     Image.fromarray(image).resize((150, 150)).save(file)
