@@ -192,7 +192,7 @@ def test_no_name_becomes_markup(tmp_path, classes, data):
     for c in classes:  # each name is there, as it is written
         assert any(printable(str(c), one_line=True) in text for text in shown)
     card = write_card(tmp_path, about).read_text(encoding="utf-8")
-    assert not re.search(r"(?<!\\)<", card) and len(re.findall(r"(?m)^## ", card)) == 7
+    assert not re.search(r"(?<!\\)<", card) and len(re.findall(r"(?m)^## ", card)) == 8
 
 
 def test_every_section_is_there(tmp_path):
