@@ -32,9 +32,9 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tflite": ".tflite"}
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai-edge-litert"}
 
 
-def photographs(folder, each=16):
+def photographs(folder, each=16, seed=0):
     """One folder per class with pictures of its colour, wider than high."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for name, hue in HUES.items():
         (folder / name).mkdir(parents=True)
         for i in range(each):
@@ -159,11 +159,10 @@ def test_int8_states_its_loss_on_the_held_out_images(runs, tmp_path):
 
 
 def test_int8_needs_the_images_of_the_run_and_openvino(runs, tmp_path):
-    moved = tmp_path / "photos"
-    photographs(moved, each=2)
+    others = photographs(tmp_path / "photos", each=2, seed=1)
     with pytest.raises(BadValue, match="--images FOLDER"):
         out = tmp_path / "a.xml"
-        export_run(runs["torch"], "openvino", out, int8=True, images=moved)
+        export_run(runs["torch"], "openvino", out, int8=True, images=others)
     with pytest.raises(BadValue, match="--int8 is there for --to openvino"):
         export_run(runs["torch"], "onnx", tmp_path / "a.onnx", int8=True)
     with pytest.raises(NotFound, match="No such folder"):
