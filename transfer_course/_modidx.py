@@ -3182,6 +3182,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'transfer_course/trainer/start.py'),
                                                'transfer_course.trainer.start._checksum': ( 'trainer/start.html#_checksum',
                                                                                             'transfer_course/trainer/start.py'),
+                                               'transfer_course.trainer.start._noted': ( 'trainer/start.html#_noted',
+                                                                                         'transfer_course/trainer/start.py'),
                                                'transfer_course.trainer.start.about_run': ( 'trainer/start.html#about_run',
                                                                                             'transfer_course/trainer/start.py'),
                                                'transfer_course.trainer.start.check_data': ( 'trainer/start.html#check_data',

@@ -223,6 +223,17 @@ def prepared(
 
 
 # %% ../../nbs/trainer/start.ipynb #44bbbd61
+# fields that a checkpoint of an earlier version lacks, with what they meant then
+_LATER = {"mixup": 0.0, "mirror": True}
+
+
+def _noted(recipe: Recipe) -> dict:
+    "The recipe's fields, without later ones that change nothing."
+    fields = recipe.to_dict()
+    return {k: v for k, v in fields.items() if k not in _LATER or v != _LATER[k]}
+
+
+# %% ../../nbs/trainer/start.ipynb #44bbbz28b
 def about_run(backbone, recipe: Recipe, train, **others) -> dict:
     """What decides a run's weights, for a checkpoint.
 
@@ -233,7 +244,7 @@ def about_run(backbone, recipe: Recipe, train, **others) -> dict:
         framework=backbone.framework,
         backbone=backbone.name,
         weights=fingerprint(backbone),
-        recipe=recipe.to_dict(),
+        recipe=_noted(recipe),
     )
     for name, data in {"training_images": train, **others}.items():
         if data is not None:
