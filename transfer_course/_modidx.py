@@ -1122,6 +1122,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'transfer_course/practice/abstain.py'),
                                                   'transfer_course.practice.abstain.familiar': ( '6_practice/abstain.html#familiar',
                                                                                                  'transfer_course/practice/abstain.py'),
+                                                  'transfer_course.practice.abstain.forget_familiar': ( '6_practice/abstain.html#forget_familiar',
+                                                                                                        'transfer_course/practice/abstain.py'),
                                                   'transfer_course.practice.abstain.left_out_interval': ( '6_practice/abstain.html#left_out_interval',
                                                                                                           'transfer_course/practice/abstain.py'),
                                                   'transfer_course.practice.abstain.load_familiar': ( '6_practice/abstain.html#load_familiar',

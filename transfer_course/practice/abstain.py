@@ -16,6 +16,7 @@ __all__ = [
     "Familiar",
     "familiar",
     "save_familiar",
+    "forget_familiar",
     "load_familiar",
     "checked_rate",
     "logits_of",
@@ -40,7 +41,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.errors import BadValue, Damaged, NotFound
+from ..engine.errors import BadValue, Damaged, NoRoom, NotFound
 from ..engine.files import printable, sha256_file
 from ..engine.writing import atomic_write
 from .starting_from import head_of
@@ -126,6 +127,11 @@ def save_familiar(folder, memory: Familiar) -> dict:
     with atomic_write(path) as file:
         file.write(save(arrays))
     return {"sha256": sha256_file(path)}
+
+
+def forget_familiar(folder) -> None:
+    "Delete what `save_familiar` wrote."
+    (Path(folder) / FILE).unlink(missing_ok=True)
 
 
 # %% ../../nbs/6_practice/abstain.ipynb #abst0011b
@@ -339,7 +345,10 @@ def note_unfamiliar(folder, result, net, train, held) -> dict:
     about = dict(held_out=len(held), images=len(memory.known), rate=RATE)
     about |= measured(net, train, held, result.recipe.seed)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return about | save_familiar(folder, memory)
+    try:
+        return about | save_familiar(folder, memory)
+    except NoRoom:  # the model, which comes next, is worth more
+        return {"why": "there was no room on the disk for what it needs."}
 
 
 # %% ../../nbs/6_practice/abstain.ipynb #abst0024

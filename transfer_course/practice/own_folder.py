@@ -19,7 +19,7 @@ from ..engine.plain_use import write_readme
 from ..engine.runs import claim_folder, read_run, state_of
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
-from .abstain import note_unfamiliar
+from .abstain import forget_familiar, note_unfamiliar
 from transfer_course.practice.describing import (
     describe,
     explain_run,
@@ -413,7 +413,11 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
     out = job.out
     info["total_seconds"] = round(time.perf_counter() - job.began, 1)
     rows = image_rows(parts, job.folder)
-    result.save(out, **info, held_out=held_out_paths(rows))
+    try:
+        result.save(out, **info, held_out=held_out_paths(rows))
+    except BaseException:
+        forget_familiar(out)  # which is of no use without its model
+        raise
     write_images(out, rows)
     forget_parts(out)  # which leaves more room for the report
     try:
