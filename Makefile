@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS ?= torch,keras,lessons,fast,export,dev
+EXTRAS ?= torch,keras,lessons,fast,export,log,dev
 STAMP := $(VENV)/.installed
 UV_INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 comma := ,
