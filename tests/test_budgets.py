@@ -9,6 +9,7 @@ import pytest
 from transfer_course.engine.errors import BadValue
 from transfer_course.practice import label_curves as study
 from transfer_course.practice.photo_budget import folds
+from transfer_course.trainer.recipe import Recipe
 from transfer_course.vision.budgets import Curve, break_even, labels_needed
 from transfer_course.vision.probing import FLOOR, floored_scaler
 
@@ -91,7 +92,7 @@ def test_the_record_holds_every_run_that_is_claimed(name):
     n = len(study.stage_data(name, study.SMALL))
     assert {len(r.correct) for r in runs} == {n}
     assert about["size"] == study.STAGES[name].size
-    assert about["scratch"] == study.SCRATCH.to_dict()
+    assert Recipe(**about["scratch"]) == study.SCRATCH
     assert about["epochs"] == {str(k): v for k, v in study.EPOCHS.items()}
 
 

@@ -297,7 +297,7 @@ def test_core_only(monkeypatch):
         "tqdm",
         "filelock",
     }
-    core |= {"platformdirs", "lazy_loader", "pooch", "psutil"}
+    core |= {"platformdirs", "lazy_loader", "pooch", "psutil", "pyyaml"}
     real = importlib.metadata.version
 
     def version(name):

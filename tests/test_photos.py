@@ -23,6 +23,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from transfer_course.engine import files
 from transfer_course.engine.errors import BadValue, NotFound
 from transfer_course.practice import photo_budget
+from transfer_course.trainer.recipe import Recipe
 from transfer_course.vision import photos as module
 from transfer_course.vision.photos import PHOTO_CLASSES, PHOTO_DOMAINS, photos
 
@@ -362,9 +363,9 @@ def test_the_record_of_the_study_is_complete(parts):
         photo_budget.LABELS,
         photo_budget.FOLDS,
     )
-    assert about["scratch"] == {
-        n: [size, r.to_dict()] for n, (size, r) in photo_budget.SCRATCH.items()
-    }
+    assert {
+        name: (size, Recipe(**r)) for name, (size, r) in about["scratch"].items()
+    } == photo_budget.SCRATCH
     assert all(
         set(r.chosen) <= set(photo_budget.SCRATCH)
         for r in runs

@@ -243,7 +243,7 @@ def _figure(mistake):
     true, predicted = mistake["true"], mistake["predicted"]
     path, right = mistake.get("path"), mistake["true"] == mistake["predicted"]
     said = f"{_t(true)}, taken for {_t(predicted)}"
-    alt = f"{_t(path or 'image')}: {_t(true) if right else said}"
+    alt = f"{_t(path or 'image')}: {f'recognised as {_t(true)}' if right else said}"
     names = f"<b>{_name(true)}</b>"
     names += "" if right else f" taken for <b>{_name(predicted)}</b>"
     wide = " class=two" if mistake.get("heat") is not None else ""

@@ -17,6 +17,7 @@ from ..engine.files import home_path, printable
 from ..engine.frameworks import check_framework, processes
 from ..engine.plain_use import write_readme
 from ..engine.runs import claim_folder, read_run, state_of
+from ..engine.writing import forget_unfinished
 
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e69
 from .abstain import forget_familiar, note_unfamiliar
@@ -420,6 +421,7 @@ def _save(job: Job, result, info, probabilities, parts) -> None:
         raise
     write_images(out, rows)
     forget_parts(out)  # which leaves more room for the report
+    forget_unfinished(out)
     try:
         write_recipe(job.recipe, Path(out) / RECIPE)
         explain_run(out, result, probabilities, scored_part(parts))
