@@ -45,6 +45,7 @@ from transfer_course.practice.reading import (
     check_reading,
     read_source,
     reading_of,
+    source_of,
 )
 from ..trainer.run import load_result
 from transfer_course.vision.calibration import (
@@ -642,7 +643,7 @@ def evaluate_run(
         return _other_target(result, data, about, say)
     labels = matched(data, result.classes, run)
     probabilities = _predicted(result, data, progress)
-    seen = seen_before(data, run, reading, info.get("source"))
+    seen = seen_before(data, run, reading, source_of(info, run))
     scored = Scored(data, result.classes, labels, probabilities, seen)
     found = about | described(scored, run, info)
     found |= {"accuracy": found["metrics"]["accuracy"]}

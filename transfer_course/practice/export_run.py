@@ -32,7 +32,7 @@ from transfer_course.engine.runtimes import (
 )
 from .finished import IMAGES, images_sum
 from .holding_out import read_images
-from .reading import read_source, reading_of
+from .reading import read_source, reading_of, source_of
 
 # %% ../../nbs/6_practice/export_run.ipynb #er000004
 from ..trainer.converting import convert, task_of
@@ -87,7 +87,7 @@ def run_images(run, info: dict, source=None) -> RunImages | None:
     Held out are those of its test set, or of its validation set if it has no other.
     BadValue if a `source` holds none of them.
     """
-    place, found = source or info.get("source"), None
+    place, found = source or source_of(info, run), None
     if source:
         found = _found(run, info, source)
     elif place and Path(place).exists():

@@ -6,7 +6,6 @@
 __all__ = ["Job", "default_out", "tune_folder"]
 
 # %% ../../nbs/6_practice/own_folder.ipynb #821cdc66
-import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -56,6 +55,7 @@ from transfer_course.practice.reading import (
     check_reading,
     default_fit,
     default_size,
+    noted_source,
     read_source,
     size_of,
     size_told,
@@ -399,7 +399,7 @@ def _train(job: Job, data, parts, net) -> None:
 def _about_data(job: Job, data) -> dict:
     "What `run.json` says of the images and of how they were read."
     return job.reading.to_dict() | {
-        "source": printable(os.path.abspath(job.folder)),
+        "source": noted_source(job.folder, job.out),
         "counts": data.counts(),
         "skipped": [s._asdict() for s in data.skipped],
         "warnings": list(data.warnings),

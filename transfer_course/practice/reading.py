@@ -16,6 +16,8 @@ __all__ = [
     "default_size",
     "size_told",
     "size_of",
+    "noted_source",
+    "source_of",
 ]
 
 # %% ../../nbs/6_practice/reading.ipynb #rea03imp
@@ -204,3 +206,21 @@ def size_of(info, run) -> int:
             "1024 pixels. Save the run with its size: result.save(folder, size=…)."
         )
     return size
+
+
+# %% ../../nbs/6_practice/reading.ipynb #reasrc02
+def noted_source(source, run) -> str:
+    "The place of the images as `run.json` has it: relative to the run's folder."
+    place = os.path.abspath(source)
+    try:
+        return printable(os.path.relpath(place, os.path.abspath(run)))
+    except ValueError:  # on another drive
+        return printable(place)
+
+
+def source_of(info: dict, run) -> str | None:
+    "Where the images of a run were; None if it does not say."
+    noted = info.get("source")
+    if not isinstance(noted, str) or not noted:
+        return None
+    return os.path.normpath(os.path.join(os.path.abspath(run), noted))
