@@ -26,7 +26,6 @@ def _give_home() -> None:
     """Name a user and a home folder where the system knows none, as in a container
     that runs under a foreign number: torch, Keras and matplotlib ask for both."""
     import pwd
-    import tempfile
 
     name = f"user-{os.getuid()}"
     try:
@@ -34,6 +33,8 @@ def _give_home() -> None:
     except KeyError:
         os.environ.setdefault("USER", name)
     if os.path.expanduser("~") == "~":
+        import tempfile
+
         home = os.path.join(tempfile.gettempdir(), f"transfer_course-{name}")
         try:
             os.makedirs(home, 0o700, exist_ok=True)

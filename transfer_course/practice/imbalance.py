@@ -23,7 +23,7 @@ import numpy as np
 
 from ..engine.errors import BadValue, NotFound, did_you_mean, os_reason
 from ..engine.files import home_path, printable
-from ..vision.evaluate import interval
+from ..vision.recalls import recalls as by_class
 
 
 # %% ../../nbs/6_practice/imbalance.ipynb #imb06exp
@@ -179,14 +179,13 @@ def recalls(labels, guess, groups, classes, level: float = 0.95) -> dict:
     `labels` and `guess` are (N,) class numbers, `groups` (N,) identities or None. The
     interval is None for a class of which fewer than two identities were held out.
     """
+    labels, guess = np.asarray(labels), np.asarray(guess)
+    rows = by_class(labels, guess == labels, len(classes), groups, level)
+    codes = np.arange(len(labels)) if groups is None else np.asarray(groups)
     found = {}
-    for i, name in enumerate(classes):
-        mine = np.flatnonzero(np.asarray(labels) == i)
-        right = np.asarray(guess)[mine] == i
-        known = None if groups is None else np.asarray(groups)[mine]
-        ends = (None, None)
-        if len(mine if known is None else np.unique(known)) > 1:
-            ends = interval(right, known, level)[1:]
-        recall = float(right.mean()) if len(mine) else None
-        found[name] = dict(n=len(mine), recall=recall, low=ends[0], high=ends[1])
+    for i, (name, row) in enumerate(zip(classes, rows)):
+        several = len(np.unique(codes[labels == i])) > 1
+        low, high = row.interval[1:] if several else (None, None)
+        recall = row.right / row.n if row.n else None
+        found[name] = dict(n=row.n, recall=recall, low=low, high=high)
     return found
