@@ -34,7 +34,7 @@ from transfer_course.engine.runs import read_run
 from transfer_course.practice.extract_folder import extract_folder
 from transfer_course.practice.own_folder import tune_folder
 from transfer_course.practice.predicting import predict_files
-from transfer_course.practice.reading import default_fit
+from transfer_course.practice.reading import Reading, completed
 from transfer_course.vision import images as vision_images
 from transfer_course.vision.data import image_folder
 from transfer_course.vision.images import ImageDataset, as_images
@@ -331,12 +331,12 @@ def test_a_clue_at_the_border_is_kept_by_pad_and_squash(padded, wide, tmp_path):
 
 
 def test_most_long_images_are_padded_by_default(wide, tmp_path):
-    assert default_fit(wide) == "pad"
+    assert completed(wide, Reading(fit=None)).fit == "pad"
     for kind in ("a", "b"):
         (tmp_path / kind).mkdir()
         for i, width in enumerate((30, 40, 55, 200)):
             Image.fromarray(noise(30, width, i)).save(tmp_path / kind / f"{i}.png")
-    assert default_fit(tmp_path) == "crop"
+    assert completed(tmp_path, Reading(fit=None)).fit == "crop"
 
 
 def test_predict_reads_as_training_did(padded, tmp_path):

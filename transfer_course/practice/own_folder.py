@@ -53,8 +53,7 @@ from .near_copies import rejoined, with_copies
 from transfer_course.practice.reading import (
     Reading,
     check_reading,
-    default_fit,
-    default_size,
+    completed,
     noted_source,
     read_source,
     size_of,
@@ -153,7 +152,7 @@ def tune_folder(
     framework: str | None = None,  # None: that of `start_from`, or "torch"
     backbone: str | None = None,  # None: that of `start_from`, or efficientnet_lite0
     size: int | None = None,  # None: that of `start_from`, or the images', up to 224
-    fit: str | None = None,  # "crop", "pad", "squash"; None: see `default_fit`
+    fit: str | None = None,  # "crop", "pad", "squash"; None: see `completed`
     groups: str | None = None,  # what keeps images in one split; see `Reading`
     columns: dict | None = None,  # of a table: path, label, split
     target: str = "classes",  # "classes", "labels" or "numbers"
@@ -231,10 +230,7 @@ def _say_settings(job: Job, training: dict) -> None:
 # %% ../../nbs/6_practice/own_folder.ipynb #opt01exb
 def _rehearse(job: Job) -> dict:
     "Tell what the job would train, and for about how long; nothing is written."
-    if job.reading.size is None:
-        job.reading = job.reading.but(size=_own_size(job, done=False))
-    if job.reading.fit is None:
-        job.reading = job.reading.but(fit=_own_fit(job, done=False))
+    _settle(job, done=False)
     data, parts, net = _opened(job)
     found = rehearsal(net, parts, job.recipe, job.workers)
     for text in told_rehearsal(found):
@@ -269,10 +265,7 @@ def _processes_for(framework):
 def _carry_out(job: Job) -> dict:
     "Train, or go back to a finished run; what its run.json says."
     done = job.resume and state_of(job.out) == "run"
-    if job.reading.size is None:
-        job.reading = job.reading.but(size=_own_size(job, done))
-    if job.reading.fit is None:
-        job.reading = job.reading.but(fit=_own_fit(job, done))
+    _settle(job, done)
     if not done:
         _train(job, *_opened(job))
     job.team.wait_for_everyone()  # one process writes, the others see it written
@@ -288,27 +281,27 @@ def _carry_out(job: Job) -> dict:
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #job02ex1
-def _own_size(job: Job, done: bool) -> int:
-    "The size of a finished run, or that of a new one, which is said."
-    if done:
-        return size_of(read_run(job.out)[0], job.out)
-    size = default_size(job.folder, job.reading)
-    job.say(size_told(size))
-    return size
+def _settle(job: Job, done: bool) -> None:
+    """Put the size and the fit into the reading, where none was asked for.
 
-
-# %% ../../nbs/6_practice/own_folder.ipynb #fit21exp
-def _own_fit(job: Job, done: bool) -> str:
-    "How the images of a finished run were fitted, or those of a new one."
+    They are those of a finished run, or what suits the images of a new one.
+    """
+    asked = job.reading
+    if asked.size is not None and asked.fit is not None:
+        return
     if done:
-        return read_run(job.out)[0].get("fit") or "crop"
-    fit = default_fit(job.folder, job.reading)
-    if fit == "pad":
+        info = read_run(job.out)[0]
+        size = size_of(info, job.out) if asked.size is None else asked.size
+        job.reading = asked.but(size=size, fit=asked.fit or info.get("fit") or "crop")
+        return
+    job.reading = completed(job.folder, asked)
+    if asked.size is None:
+        job.say(size_told(job.reading.size))
+    if asked.fit is None and job.reading.fit == "pad":
         job.say(
             "Most images are more than twice as long as wide. The whole image is kept, "
             "with a border (--fit pad); --fit crop takes the centre."
         )
-    return fit
 
 
 # %% ../../nbs/6_practice/own_folder.ipynb #12132384

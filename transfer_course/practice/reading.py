@@ -12,8 +12,8 @@ __all__ = [
     "read_source",
     "reading_of",
     "splits_told",
-    "default_fit",
     "default_size",
+    "completed",
     "size_told",
     "size_of",
     "noted_source",
@@ -169,22 +169,38 @@ def _known_sides(source, reading: Reading | None) -> list:
 
 
 # %% ../../nbs/6_practice/reading.ipynb #sizeexp1x1
-def default_fit(source, reading: Reading | None = None) -> str:
+def _fit_for(sides: list) -> str:
     """How images become squares if nothing is asked for: "crop", or "pad".
 
     "pad" where the typical image is more than twice as long as it is wide, so that
     its central square would show less than half of it.
     """
-    sides = _known_sides(source, reading)
     shown = [min(both) / max(both) for both in sides]
     return "pad" if shown and np.median(shown) < 0.5 else "crop"
 
 
+def _size_for(sides: list) -> int:
+    "The median of the shorter sides, as a multiple of 32 from 32 to 224."
+    middle = int(np.median([min(both) for both in sides])) if sides else 128
+    return min(max(32, middle // 32 * 32), 224)
+
+
+# %% ../../nbs/6_practice/reading.ipynb #reacmp01
 def default_size(source, reading: Reading | None = None) -> int:
     "The side that images are read at if none is given, from 32 to 224."
-    sides = [min(both) for both in _known_sides(source, reading)]
-    middle = int(np.median(sides)) if sides else 128
-    return min(max(32, middle // 32 * 32), 224)
+    return _size_for(_known_sides(source, reading))
+
+
+def completed(source, reading: Reading) -> Reading:
+    "The reading with the default size and fit, from one look at the files."
+    if reading.size is not None and reading.fit is not None:
+        return reading
+    sides = _known_sides(source, reading)
+    size, fit = reading.size, reading.fit
+    return reading.but(
+        size=_size_for(sides) if size is None else size,
+        fit=_fit_for(sides) if fit is None else fit,
+    )
 
 
 # %% ../../nbs/6_practice/reading.ipynb #sizeexp2
