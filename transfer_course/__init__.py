@@ -68,7 +68,15 @@ sys.meta_path.insert(0, _TritonFirst())
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["classroom", "theory", "engine", "vision", "trainer", "practice"],
+    submodules=[
+        "classroom",
+        "theory",
+        "engine",
+        "vision",
+        "trainer",
+        "insight",
+        "practice",
+    ],
     submod_attrs={
         "classroom.pictures": ["show"],
         "engine.frameworks": ["load_keras", "load_torch"],

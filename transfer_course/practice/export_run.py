@@ -134,7 +134,7 @@ def quantise(path, images: list) -> None:
     model = ov.Core().read_model(path)
     made = nncf.quantize(model, nncf.Dataset(images), subset_size=len(images))
     del model
-    whole = path.with_name("int8.xml")
+    whole = path.with_name(f"{path.stem}-int8.xml")
     ov.save_model(made, whole, compress_to_fp16=False)
     for suffix in (".xml", ".bin"):
         whole.with_suffix(suffix).replace(path.with_suffix(suffix))
