@@ -31,6 +31,7 @@ from ..engine.writing import atomic_write
 from .check import check_place, default_place
 from .compare_page import write_comparison
 from transfer_course.practice.compare_runs import (
+    STRATEGIES,
     USUAL,
     Answer,
     Stage,
@@ -123,9 +124,10 @@ def _alone(names, paired) -> list:
 
 # %% ../../nbs/6_practice/compare.ipynb #cmp11
 def recommended(summary: list[dict], paired: list[dict]) -> tuple[str, str]:
-    """(strategy, why): the cheapest that can't be told apart from the best mean.
+    """(strategy, why): the simplest that can't be told apart from the best mean.
 
-    `summary` has a dict per strategy with its mean accuracy and seconds.
+    `summary` has a dict per strategy with its mean accuracy. The order of `STRATEGIES`
+    says which is simpler.
     """
     of = {row["strategy"]: row for row in summary}
     names = [name for name in of if name not in _NEVER]
@@ -134,17 +136,17 @@ def recommended(summary: list[dict], paired: list[dict]) -> tuple[str, str]:
     names = _alone(names, paired) or names
     best = max(names, key=lambda name: of[name]["accuracy"])
     near = [n for n in names if _difference(paired, best, n)["low"] <= 0]
-    chosen = min(near, key=lambda name: of[name]["seconds"])
+    chosen = min(near, key=STRATEGIES.index)
     score = f"{of[best]['accuracy']:.2f}"
     if chosen == best:
         return chosen, (
             f"{best} has the highest accuracy, {score}, and is measurably better than "
-            "each cheaper strategy."
+            "each simpler strategy."
         )
     row = _difference(paired, best, chosen)
     return chosen, (
         f"{best} has the highest accuracy, {score}, but it can't be told apart from "
-        f"{chosen}, which is cheaper: the difference is {row['difference']:+.2f} "
+        f"{chosen}, which is simpler: the difference is {row['difference']:+.2f} "
         f"(95 % interval {row['low']:+.2f} to {row['high']:+.2f})."
     )
 
