@@ -30,6 +30,8 @@ from ..engine.frameworks import check_framework
 from ..engine.writing import atomic_write
 from .check import check_place, default_place
 from .compare_page import write_comparison
+
+# %% ../../nbs/6_practice/compare.ipynb #cmp03zb6c
 from transfer_course.practice.compare_runs import (
     STRATEGIES,
     USUAL,
@@ -50,6 +52,8 @@ from transfer_course.practice.reading import (
     splits_told,
     whole,
 )
+
+# %% ../../nbs/6_practice/compare.ipynb #cmp03z8d1
 from .records import load_runs, store_runs
 from ..vision.backbones import backbone as load_backbone
 from ..vision.evaluate import interval, paired_interval
@@ -68,6 +72,7 @@ def as_table(answers, folds, n: int) -> np.ndarray:  # (models, n)
     return np.stack(rows)
 
 
+# %% ../../nbs/6_practice/compare.ipynb #cmp06zc2b
 def accuracy_rows(answers) -> list[dict]:
     "The accuracy of each strategy under each seed, over all images that it tested."
     found = {}
@@ -155,6 +160,7 @@ def recommended(summary: list[dict], paired: list[dict]) -> tuple[str, str]:
 RECORD = "runs.json"
 
 
+# %% ../../nbs/6_practice/compare.ipynb #cmp14z69c
 def _stored(path, settings: dict, resume: bool) -> list[Answer]:
     "The answers of an interrupted comparison with the same settings."
     if not path.exists():
@@ -202,6 +208,7 @@ def _portable(stage: Stage) -> tuple:
     return stage._replace(net=None), stage.net.name, stage.net.weights
 
 
+# %% ../../nbs/6_practice/compare.ipynb #cmp16z873
 def _keras_fold(portable, fold, strategies) -> list[Answer]:
     "Run a fold in this process."
     stage, name, weights = portable
@@ -224,6 +231,7 @@ def _settings(data, net, reading, strategies, seeds, folds, training) -> dict:
     }
 
 
+# %% ../../nbs/6_practice/compare.ipynb #cmp18z8c8
 def _check(framework, reading, source, seeds, folds) -> None:
     "Everything that can be checked before anything heavy is loaded."
     check_framework(framework)

@@ -24,6 +24,7 @@ def _line(row, y, x) -> str:
     )
 
 
+# %% ../../nbs/6_practice/compare_page.ipynb #cpg06z796
 def _picture(summary) -> str:
     "An SVG of the intervals, the highest mean first."
     rows = sorted(summary, key=lambda row: -row["accuracy"])
@@ -57,6 +58,7 @@ def _table(heads, rows) -> str:
     return f"<div class=wide><table class=numbers><tr>{top}</tr>{body}</table></div>"
 
 
+# %% ../../nbs/6_practice/compare_page.ipynb #cpg08z8c4
 def _scores(found) -> str:
     "Mean, interval and time of each strategy."
     rows = [
@@ -88,6 +90,7 @@ def _verdict_of(row) -> str:
     return f"{row['b']} is better" if row["high"] < 0 else "can't be told apart"
 
 
+# %% ../../nbs/6_practice/compare_page.ipynb #cpg09z901
 def _pairs(found) -> str:
     "The paired differences."
     rows = [
@@ -117,6 +120,7 @@ def _about(found) -> str:
     return _rows(listed)
 
 
+# %% ../../nbs/6_practice/compare_page.ipynb #cpg10z1cb
 def write_comparison(path, title: str, found: dict) -> Path:
     "Write the page: self-contained, without scripts."
     seeds = {}

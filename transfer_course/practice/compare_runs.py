@@ -75,6 +75,7 @@ class Fold(NamedTuple):
     test: np.ndarray
 
 
+# %% ../../nbs/6_practice/compare_runs.ipynb #cru11z2c0
 def folds_of(data, seed: int, folds: int) -> list[Fold]:
     "The folds of one seed; a single one where the test images are given."
     labelled = data.labels >= 0
@@ -176,6 +177,7 @@ class Answer(NamedTuple):
     correct: np.ndarray  # (test images,) bool
 
 
+# %% ../../nbs/6_practice/compare_runs.ipynb #cru18z929
 def run_fold(stage: Stage, fold: Fold, strategies) -> list[Answer]:
     "Train each strategy on the fold's images and test it on the others."
     known, answers = {}, []
