@@ -126,6 +126,7 @@ def test_a_killed_comparison_goes_on(folder, tmp_path):
         (("--strategies", "probe"), "two strategies or more"),
         (("--seeds", 0), "seeds is 0"),
         (("--folds", 1), "folds is 1"),
+        (("--folds", 2, "--seeds", 1), "give no interval"),
         (("--epochs", 0), "epochs"),
         (("--out", "."), "holds other files"),
     ],

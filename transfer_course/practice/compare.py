@@ -242,6 +242,11 @@ def _check(framework, reading, source, seeds, folds) -> None:
             raise BadValue(
                 f"{name} is {value}; expected a whole number from {low} to {high}."
             )
+    if (seeds, folds) == (1, 2):
+        raise BadValue(
+            "Two folds under one seed give no interval, because nothing shows how much "
+            "two models differ by chance. Take --seeds 2 or --folds 3."
+        )
     check_reading(source, reading)
 
 
