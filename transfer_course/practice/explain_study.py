@@ -36,6 +36,7 @@ __all__ = [
     "power",
     "draw_shares",
     "draw_agreement",
+    "painted_over",
     "keras_twin",
 ]
 
@@ -252,8 +253,9 @@ class Neighbours(NamedTuple):
 
     seed: int
     seconds: float
-    before: str
-    after: str
+    random: str  # the same network with random weights
+    before: str  # the source
+    after: str  # the fine-tuned network
 
 
 @lru_cache
@@ -265,7 +267,7 @@ def digits() -> ImageDataset:
 
 
 def tuned_on(rows, seed: int, framework: str = "torch"):
-    "The source and the network that is fine-tuned on ten digits per class of `rows`."
+    "(random, source, fine-tuned) networks; tuned on ten digits per class of `rows`."
     from transfer_course.trainer.run import fine_tune
     from transfer_course.vision.features import budget_indices
     from transfer_course.vision.sources import glyph_source
@@ -273,7 +275,11 @@ def tuned_on(rows, seed: int, framework: str = "torch"):
     source, data = glyph_source("letters", framework), digits()
     few = data.subset(rows[budget_indices(data.labels[rows], 10, seed)])
     tuned = fine_tune(source, few, None, RECIPE.but(seed=seed), progress=False)
-    return source, tuned.backbone
+    return (
+        backbone("glyph_cnn", framework, weights=None, seed=seed),
+        source,
+        tuned.backbone,
+    )
 
 
 def run_neighbours(seed: int) -> Neighbours:
@@ -281,7 +287,7 @@ def run_neighbours(seed: int) -> Neighbours:
     from transfer_course.practice.letters import form_halves
 
     began, data = time.perf_counter(), digits()
-    found = np.zeros((2, len(data)), bool)
+    found = np.zeros((3, len(data)), bool)
     for learn, test in form_halves(data, seed):
         part = data.subset(test)
         for row, net in zip(found, tuned_on(learn, seed)):
@@ -352,9 +358,9 @@ def numbers(record: dict, method: str, level: str = "trained") -> Numbers:
 
 
 def neighbour_tables(record: dict) -> tuple:
-    "(before, after), each (seeds, digits) bool."
+    "(random, before, after), each (seeds, digits) bool."
     runs = sorted(record["neighbours"], key=lambda run: run.seed)
-    columns = ([run.before for run in runs], [run.after for run in runs])
+    columns = zip(*((run.random, run.before, run.after) for run in runs))
     return tuple(np.array([list(row) for row in rows]) == "1" for rows in columns)
 
 
@@ -424,6 +430,8 @@ def draw_agreement(record: dict, level: float = 0.95):
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     ax = figure.subplots()
     for shift, (method, (colour, marker, name)) in enumerate(LOOKS.items()):
+        if method == "contrast":
+            continue  # no weights, no change
         found = [numbers(record, method, where) for where in LEVELS]
         ends = [interval(f.agreement, f.groups, level) for f in found]
         mean, low, high = np.array([tuple(end) for end in ends]).T
@@ -436,6 +444,15 @@ def draw_agreement(record: dict, level: float = 0.95):
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     ax.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+# %% ../../nbs/6_practice/explain_study.ipynb #es0034
+def painted_over(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    "A map (H, W) over its image; the warmest hundredth of the pixels is full."
+    from transfer_course.practice.heat import overlay
+
+    most = np.quantile(heat, 0.99) or 1
+    return overlay(image, np.clip(heat / most, 0, 1))
 
 
 # %% ../../nbs/6_practice/explain_study.ipynb #es0032
