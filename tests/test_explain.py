@@ -1,5 +1,8 @@
 """Explanations: maps against captum and finite differences, and the record."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -229,6 +232,30 @@ def test_the_gradients_agree_in_float64_and_with_finite_differences():
     rise = score(x) - score(np.full_like(x, 0.3))
     np.testing.assert_allclose(parts.sum(1), rise, rtol=1e-6, atol=1e-7)
     assert all(p.grad is None for p in net.parameters())
+
+
+ON_TORCH = """
+import numpy as np
+from transfer_course.engine.frameworks import keras_backend, load_keras
+from transfer_course.insight.gradients import keras_gradients
+keras = load_keras()
+assert keras_backend() == "torch"
+inputs = keras.Input((6,))
+first, second = keras.layers.Dense(5, "tanh"), keras.layers.Dense(3)
+model = keras.Model(inputs, second(first(inputs)))
+x = np.ones((2, 6), "float32")
+scores, values, gradients = keras_gradients(model, x, [2, 0], first)
+expected = second.get_weights()[0].T[[2, 0]]
+np.testing.assert_allclose(gradients, expected, rtol=1e-5)
+_, same, slopes = keras_gradients(model, x, [2, 0])
+chain = (expected * (1 - values**2)) @ first.get_weights()[0].T
+np.testing.assert_allclose(slopes, chain, rtol=1e-4, atol=1e-6)
+"""
+
+
+def test_keras_on_torch_gives_gradients_too():
+    env = os.environ | {"KERAS_BACKEND": "torch"}
+    subprocess.run([sys.executable, "-c", ON_TORCH], env=env, check=True)
 
 
 def test_the_network_is_left_as_it_was(ours, images):

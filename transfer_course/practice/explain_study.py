@@ -63,6 +63,8 @@ from ..insight.gradients import agreement
 from .photo_budget import folds
 from .records import machine, record_path
 from ..trainer.recipe import Recipe
+
+# %% ../../nbs/6_practice/explain_study.ipynb #es0003a
 from ..vision.backbones import backbone
 from ..vision.features import head_from_probe, linear_probe
 from ..vision.images import ImageDataset
@@ -122,6 +124,7 @@ class Scenes(NamedTuple):
     fold: np.ndarray  # (N,) which fold has both in its test set
 
 
+# %% ../../nbs/6_practice/explain_study.ipynb #es0006a
 @lru_cache
 def paired_scenes(seed: int = 1) -> Scenes:
     "A scene for each cut-out, with one of another class from the same test set."
@@ -163,6 +166,7 @@ def _result(net, weights, biases):
     return TorchResult(net, model, cutouts().classes, Recipe("probe"))
 
 
+# %% ../../nbs/6_practice/explain_study.ipynb #es0009a
 def network(level: str, k: int):
     "The network of fold k at a level of `LEVELS`."
     (net, features), data = _features(), cutouts()
@@ -216,6 +220,7 @@ class MapRun(NamedTuple):
     agreement: list  # rank correlation with the trained network's map
 
 
+# %% ../../nbs/6_practice/explain_study.ipynb #es0013a
 def _level(level, method, chosen, scenes, trained):
     "One run, and its maps."
     began, wanted = time.perf_counter(), cutouts().labels[scenes.rows[:, 0]]
@@ -232,6 +237,7 @@ def _level(level, method, chosen, scenes, trained):
     return MapRun(level, method, seconds, *lists), maps
 
 
+# %% ../../nbs/6_practice/explain_study.ipynb #es0013b
 def run_method(method: str) -> list[MapRun]:
     "All levels of one method; the integrated gradients take some six minutes."
     scenes, rng = paired_scenes(), np.random.default_rng(2)
@@ -266,6 +272,7 @@ def digits() -> ImageDataset:
     return target()
 
 
+# %% ../../nbs/6_practice/explain_study.ipynb #es0017a
 def tuned_on(rows, seed: int, framework: str = "torch"):
     "(random, source, fine-tuned) networks; tuned on ten digits per class of `rows`."
     from transfer_course.trainer.run import fine_tune
@@ -282,6 +289,7 @@ def tuned_on(rows, seed: int, framework: str = "torch"):
     )
 
 
+# %% ../../nbs/6_practice/explain_study.ipynb #es0017b
 def run_neighbours(seed: int) -> Neighbours:
     "Both halves of one seed; some seconds."
     from transfer_course.practice.letters import form_halves
@@ -357,6 +365,7 @@ def numbers(record: dict, method: str, level: str = "trained") -> Numbers:
     return Numbers(*tables, cutouts().groups[scenes.rows[rows, 0]])
 
 
+# %% ../../nbs/6_practice/explain_study.ipynb #es0023a
 def neighbour_tables(record: dict) -> tuple:
     "(random, before, after), each (seeds, digits) bool."
     runs = sorted(record["neighbours"], key=lambda run: run.seed)
@@ -396,6 +405,7 @@ LOOKS = {  # method -> colour, marker and name in the figures
 }
 
 
+# %% ../../nbs/6_practice/explain_study.ipynb #es0028a
 def draw_shares(record: dict, level: float = 0.95):
     "Two panels with intervals for each method: over even heat, and asked minus other."
     from matplotlib.figure import Figure
