@@ -406,7 +406,7 @@ LOOKS = {  # method -> colour, marker and name in the figures
 
 
 # %% ../../nbs/6_practice/explain_study.ipynb #es0028a
-def draw_shares(record: dict, level: float = 0.95):
+def draw_shares(record: dict, level: float = 0.99):
     "Two panels with intervals for each method: over even heat, and asked minus other."
     from matplotlib.figure import Figure
 
@@ -431,7 +431,7 @@ def draw_shares(record: dict, level: float = 0.95):
 
 
 # %% ../../nbs/6_practice/explain_study.ipynb #es0029
-def draw_agreement(record: dict, level: float = 0.95):
+def draw_agreement(record: dict, level: float = 0.99):
     "Agreement with the trained network's map over the levels, a line per method."
     from matplotlib.figure import Figure
 
