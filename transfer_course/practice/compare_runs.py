@@ -27,6 +27,7 @@ import numpy as np
 from ..engine.errors import BadValue, did_you_mean
 from .holding_out import dealt, ready_made
 from .settings import changed, default_recipe
+from ..trainer.run import fine_tune
 from ..vision.backbones import backbone as load_backbone
 from ..vision.features import extract, linear_probe
 
@@ -137,8 +138,6 @@ def _most_frequent(stage: Stage, fold: Fold) -> np.ndarray:
 # %% ../../nbs/6_practice/compare_runs.ipynb #cru16
 def _trained(stage: Stage, fold: Fold, recipe) -> np.ndarray:
     "(test images, classes) probabilities of a network trained by the recipe."
-    from transfer_course import fine_tune
-
     net, data = stage.net, stage.data
     if recipe.strategy == "scratch":
         about = net.name, net.framework
