@@ -1200,6 +1200,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                        'transfer_course/practice/calibrate_study.py'),
                                                           'transfer_course.practice.calibrate_study.overconfidence': ( '6_practice/calibrate_study.html#overconfidence',
                                                                                                                        'transfer_course/practice/calibrate_study.py'),
+                                                          'transfer_course.practice.calibrate_study.paired_auc': ( '6_practice/calibrate_study.html#paired_auc',
+                                                                                                                   'transfer_course/practice/calibrate_study.py'),
                                                           'transfer_course.practice.calibrate_study.parts': ( '6_practice/calibrate_study.html#parts',
                                                                                                               'transfer_course/practice/calibrate_study.py'),
                                                           'transfer_course.practice.calibrate_study.per_image': ( '6_practice/calibrate_study.html#per_image',

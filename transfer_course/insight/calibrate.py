@@ -141,13 +141,18 @@ def temperature(
     arXiv:1706.04599.
     """
     logits, labels = np.asarray(logits, float), np.asarray(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise BadValue(
+            f"logits has shape {logits.shape} and labels {labels.shape}; expected "
+            "(N, C) and (N,)."
+        )
     true = np.take_along_axis(logits, labels[:, None], 1)[:, 0]
 
     def slope(inverse):
         "Of the cross-entropy, by 1/T."
         return ((softmax(inverse * logits) * logits).sum(1) - true).mean()
 
-    low, high = 1e-4, 1e4
+    low, high = 1e-8, 1e8
     if slope(low) >= 0 or slope(high) <= 0:
         raise BadValue(
             "No temperature is best for these images: either all are classified "
@@ -178,16 +183,16 @@ def coverage_threshold(
     confidence,  # (N,) of validation images
     coverage: float,  # share of images to be answered, 0 … 1
 ) -> float:  # answer an image if its confidence is at least this
-    """The confidence that a new image reaches with at least this probability.
+    """The threshold that a new image reaches with a probability of at least `coverage`.
 
-    It holds for images from where the validation images came. BadValue if N is too
-    small for the promise. Source: Angelopoulos and Bates 2021, arXiv:2107.07511.
+    It holds for images from the same source. BadValue if N is too small for it.
+    Source: Angelopoulos and Bates 2021, arXiv:2107.07511.
     """
     confidence = np.sort(np.asarray(confidence, float))[::-1]
     rank = int(np.ceil((len(confidence) + 1) * coverage - 1e-9))
     if not 1 <= rank <= len(confidence):
         raise BadValue(
             f"coverage is {coverage:g} with {len(confidence)} validation images; "
-            f"expected a share above 0 and at most N / (N + 1)."
+            "expected a share above 0 and at most N / (N + 1)."
         )
     return float(confidence[rank - 1])

@@ -28,6 +28,7 @@ __all__ = [
     "load_calibrate",
     "study_calibrate",
     "won_table",
+    "paired_auc",
     "auc_difference",
     "tested",
     "per_image",
@@ -240,23 +241,28 @@ def won_table(runs, scheme: str, which: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 # %% ../../nbs/6_practice/calibrate_study.ipynb #calsta01
+def paired_auc(rare: tuple, other: tuple, level=0.99) -> Interval:
+    """AUC of one method minus that of another, on the same images.
+
+    `rare` and `other` are (a, b, identities), with the shares of won pairs (seeds,
+    images) of both methods. The seeds count once, with the rare images.
+    """
+    first = paired_interval(*rare, level)
+    a, b, groups = other
+    second = paired_interval(a.mean(0), b.mean(0), groups, level)
+    down, up = (
+        np.hypot(first[end] - first.mean, second[end] - second.mean) for end in (1, 2)
+    )
+    return Interval(first.mean, first.mean - down, first.mean + up)
+
+
 def auc_difference(runs, level=0.99) -> Interval:
     "AUC of random minus AUC of grouped splits, with its interval."
-    ends = []
+    both = []
     for which in ("rare", "other"):
-        a, b = (won_table(runs, scheme, which) for scheme in SCHEMES)
-        rows = slice(None) if which == "rare" else slice(1)  # the seeds count once
-        mean = (
-            [a[0], b[0]]
-            if which == "rare"
-            else [a[0].mean(0)[None], b[0].mean(0)[None]]
-        )
-        ends.append(paired_interval(mean[0][rows], mean[1][rows], a[1], level))
-    mean = ends[0].mean
-    down, up = (
-        np.hypot(*(abs(end[side] - end.mean) for end in ends)) for side in (1, 2)
-    )
-    return Interval(mean, mean - down, mean + up)
+        (a, groups), (b, _) = (won_table(runs, scheme, which) for scheme in SCHEMES)
+        both.append((a, b, groups))
+    return paired_auc(*both, level)
 
 
 # %% ../../nbs/6_practice/calibrate_study.ipynb #calst022
