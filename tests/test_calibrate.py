@@ -326,6 +326,8 @@ def test_power_rises_with_effect_and_seeds_and_spread_is_found_again():
     x = rng.normal(0, true.identity, 400) + rng.normal(0, true.seed, (40, 1))
     x = x + rng.normal(0, true.cell, (40, 400))
     assert np.allclose(study.spread(x, np.arange(400)), true, atol=0.03)
+    few = study.spread(x[:4], np.arange(400))  # the cells are in the means as well
+    assert np.isclose(few.identity, true.identity, atol=0.03)
     x[rng.random(x.shape) > 0.3] = np.nan
     assert np.allclose(study.spread(x, np.arange(400)), true, atol=0.04)
     how = dict(identities=40, worlds=60)
