@@ -55,13 +55,6 @@ def activations(network, layers, images) -> dict[str, np.ndarray]:
 
 
 # %% ../../nbs/3_insight/14_layers.ipynb #la14cop
-def _tensors(model) -> dict:
-    "Name → tensor of a torch module, or path → variable of a Keras model."
-    if not hasattr(model, "get_weights"):
-        return model.state_dict()
-    return {v.path: v for v in model.variables if "seed_generator" not in v.path}
-
-
 def copy_layers(source, target, layers) -> list[str]:
     """Copy the weights of `layers` from `source` into `target`, in place.
 
@@ -69,7 +62,12 @@ def copy_layers(source, target, layers) -> list[str]:
     begin with it. Returns the names of the copied tensors. BadValue if a name fits no
     layer or a tensor has another shape in `target`.
     Source: Yosinski et al. 2014, arXiv:1411.1792."""
-    given, own = _tensors(source), _tensors(target)
+    given, own = (
+        {v.path: v for v in net.variables}
+        if hasattr(net, "get_weights")
+        else net.state_dict()
+        for net in (source, target)
+    )
     chosen = [name for name in given if name.startswith(tuple(layers))]
     unknown = [x for x in layers if not any(name.startswith(x) for name in chosen)]
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
@@ -146,21 +144,17 @@ def shuffle_labels(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def shuffle_blocks(images: np.ndarray, side: int, seed: int) -> np.ndarray:
-    """Cut images (N, H, W, 3) into square blocks and permute them.
-
-    All images get the same permutation. `side` is the side of a block in pixels;
-    BadValue unless it divides H and W. With `side=1` single pixels are permuted."""
+    "Permute square blocks of `side` pixels, in all images (N, H, W, C) alike."
     n, height, width, channels = images.shape
     if side < 1 or height % side or width % side:
         raise BadValue(
-            f"side is {side}; expected a number that divides {height} and {width}."
+            f"side is {side}; expected one that divides {height} and {width}."
         )
-    rows, columns = height // side, width // side
-    blocks = images.reshape(n, rows, side, columns, side, channels).swapaxes(2, 3)
-    blocks = blocks.reshape(n, rows * columns, side, side, channels)
-    order = np.random.default_rng(seed).permutation(rows * columns)
-    blocks = blocks[:, order].reshape(n, rows, columns, side, side, channels)
-    return blocks.swapaxes(2, 3).reshape(images.shape)
+    cut = n, height // side, side, width // side, side, channels
+    blocks = images.reshape(cut).swapaxes(2, 3)
+    flat = blocks.reshape(n, -1, side, side, channels)
+    order = np.random.default_rng(seed).permutation(flat.shape[1])
+    return flat[:, order].reshape(blocks.shape).swapaxes(2, 3).reshape(images.shape)
 
 
 # %% ../../nbs/3_insight/14_layers.ipynb #la14l2s

@@ -87,6 +87,8 @@ import numpy as np
 from ..engine.files import atomic_write
 from ..engine.frameworks import load_torch
 from ..engine.runs import versions
+
+# %% ../../nbs/6_practice/layers_study.ipynb #lst03b
 from transfer_course.insight.layers import (
     activations,
     copy_layers,
@@ -180,6 +182,7 @@ def source_set(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return images, shuffle_labels(labels, share, seed)
 
 
+# %% ../../nbs/6_practice/layers_study.ipynb #lst10b
 def source_network(name: str, seed: int):
     "A network trained on `source_set`."
     net = small_network(seed=1000 + seed)
@@ -364,6 +367,7 @@ def digit_inputs(way: str, source, seed: int, images) -> np.ndarray:
     return activations(net, [layer], as_input(images))[layer]
 
 
+# %% ../../nbs/6_practice/layers_study.ipynb #lst25b
 def digits_right(way: str, source, seed: int) -> tuple[list, list]:
     "Images predicted correctly and images tested, per form."
     digits = handwriting()
@@ -441,6 +445,7 @@ def operate(source, shift: str, way: str, seed: int, lr: float):
     return tune_rest(net, n, *train, BUDGETS[3], lr=lr, seed=seed)
 
 
+# %% ../../nbs/6_practice/layers_study.ipynb #lst29b
 def surgery_run(source, shift: str, way: str, seed: int, lr: float) -> LayerRun:
     "Tune and test."
 
@@ -467,6 +472,7 @@ def surgery_runs(seed: int, source, rates: dict) -> list[LayerRun]:
     return runs
 
 
+# %% ../../nbs/6_practice/layers_study.ipynb #lst30b
 def best_rates(runs) -> dict:
     "The rate of each shift and block that is best on half of the pilot's families."
     scores = {}
@@ -499,6 +505,7 @@ def load_layers(path=None) -> list[LayerRun]:
     return [LayerRun(**run) for run in record["runs"]]
 
 
+# %% ../../nbs/6_practice/layers_study.ipynb #lst32b
 def store_layers(path: Path, runs) -> None:
     "Write the runs with versions and machine, a run per line."
     about = json.dumps({"versions": versions(), "machine": machine()})
@@ -567,6 +574,7 @@ def dial_gap(runs, source: str, way: str, level=0.99):
 LOOKS = {"A": ("#0f2960", "o"), "B": ("#e2761a", "^")}
 
 
+# %% ../../nbs/6_practice/layers_study.ipynb #lst37b
 def draw_cuts(runs, level=0.95):
     "Accuracy minus that from scratch over the cut, with bands; a panel per budget."
     from matplotlib.figure import Figure
@@ -597,6 +605,7 @@ def draw_cuts(runs, level=0.95):
 WAYS = dict(tuned=("#0f2960", "o"), frozen=("#1b7860", "s"), early=("#766ded", "v"))
 
 
+# %% ../../nbs/6_practice/layers_study.ipynb #lst38b
 def draw_dial(runs, chosen=None, level=0.95):
     "The signed gap of each source in three ways, with intervals."
     from matplotlib.figure import Figure
@@ -647,6 +656,7 @@ def surgery_gap(runs, shift: str, way: str, other: str = "all", level=0.99):
     return paired(runs, *pair, level)
 
 
+# %% ../../nbs/6_practice/layers_study.ipynb #lst40b
 def draw_surgery(runs, level=0.99):
     "A heat map of shift and block: accuracy minus that of tuning all blocks."
     from matplotlib.figure import Figure
@@ -678,6 +688,7 @@ PROBES_SHOWN = (
 )
 
 
+# %% ../../nbs/6_practice/layers_study.ipynb #lst41b
 def draw_probes(runs, level=0.95):
     "Accuracy of a probe over the layer, for the source and for random networks."
     from matplotlib.figure import Figure
