@@ -631,18 +631,19 @@ def draw_dial(runs, chosen=None, level=0.95):
 
 # %% ../../nbs/6_practice/layers_study.ipynb #lst39
 def draw_moves(runs, budget: int = 20):
-    "Distance and CKA per layer after tuning, for three penalties."
+    "Mean distance and CKA per layer after tuning, with the range over the seeds."
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 2.8), layout="constrained")
-    names = {"moved": "distance / norm", "cka": "linear CKA, before and after"}
+    looks = {"tuned": ("#0f2960", "o"), "l2_sp": ("#766ded", "v")}
+    looks["l2_sp_strong"] = ("#1b7860", "s")
+    names = {"moved": "distance / norm", "cka": "CKA, before and after"}
     for ax, (kind, label) in zip(figure.subplots(1, 2), names.items()):
-        for way, marker in zip(("tuned", *STRENGTHS), "osD"):
+        for way, (colour, marker) in looks.items():
             values = layer_notes(runs, way, budget, kind)
-            half = [interval(column, level=0.95) for column in values.T]
-            mean, low, high = np.array([tuple(i) for i in half]).T
-            ax.plot(LAYERS, mean, marker=marker, label=way)
-            ax.fill_between(LAYERS, low, high, alpha=0.15, lw=0)
+            ax.plot(LAYERS, values.mean(0), marker=marker, color=colour, label=way)
+            ends = values.min(0), values.max(0)
+            ax.fill_between(LAYERS, *ends, color=colour, alpha=0.15, lw=0)
         ax.set(ylabel=label, xlabel="layer", ylim=(0, None))
         ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, loc="lower left")
