@@ -322,20 +322,15 @@ def test_a_shift_changes_what_it_says():
     assert len(set(names)) == 4
 
 
-def test_the_pilot_chooses_the_rate_with_the_most_right_images():
+def test_the_pilot_chooses_the_rate_on_families_that_are_not_tested():
     def run(seed, lr, right):
-        return study.LayerRun(
-            "surgery", "noise fc1", 3, seed, 0, [right], [9], {"lr": lr}
-        )
+        counts = [9 - right, right], [9, 9]
+        return study.LayerRun("surgery", "noise fc1", 3, seed, 0, *counts, {"lr": lr})
 
-    runs = [
-        run(100, 1, 5),
-        run(101, 1, 5),
-        run(100, 2, 4),
-        run(101, 2, 7),
-        run(10, 1, 9),
-    ]
-    assert study.best_rates(runs) == {"noise fc1": 2}
+    pilot = [run(101, 1, 5), run(101, 2, 6)]
+    assert study.best_rates([*pilot, run(10, 1, 9)]) == {"noise fc1": 2}
+    table = study.layer_table([run(10, 2, 6)], "surgery", "noise fc1", 3, seeds=(10,))
+    assert table == pytest.approx(3 / 9)
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):
