@@ -189,7 +189,7 @@ def test_tuning_makes_the_steps_of_plain_adam(batch):
 def test_l2_sp_is_the_squared_distance_without_the_head(batch):
     network = small(seed=1)
     penalty = l2_sp(network, 0.3)
-    assert float(penalty(network)) == 0
+    assert penalty(network).item() == 0
     start = snapshot(network)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -198,7 +198,7 @@ def test_l2_sp_is_the_squared_distance_without_the_head(batch):
     body = [name for name in start if not name.startswith("fc2")]
     wanted = 0.3 * sum(((now[n] - start[n]) ** 2).sum() for n in body)
     value = penalty(network)
-    assert float(value) == pytest.approx(wanted, rel=1e-5)
+    assert value.item() == pytest.approx(wanted, rel=1e-5)
     value.backward()
     gradient = network.fc1.weight.grad.numpy()
     difference = now["fc1.weight"] - start["fc1.weight"]
