@@ -249,6 +249,8 @@ def test_blocks_move_as_wholes_and_alike_in_all_images():
         order = shuffle_blocks(places, side, seed=1)[0, ..., 0]
         assert np.array_equal(mixed, images.reshape(3, 24, 3)[:, order])
         assert sorted(order.ravel()) == list(range(24)) and mixed.dtype == np.uint8
+    orders = {shuffle_blocks(places, 1, seed).tobytes() for seed in range(4)}
+    assert len(orders) == 4, "the seed decides the order"
     block = order[:2, :2] - order[0, 0]
     assert block.tolist() == [[0, 1], [6, 7]]
     square = images[:, :, :4]
