@@ -165,8 +165,12 @@ class Backbone(Network):
                 f"'{self.name}' has no classifier here; the bundled one has: "
                 "backbone('efficientnet_lite0', weights='bundled')."
             )
+        return self.source_probabilities(self.features(images))
+
+    def source_probabilities(self, features) -> np.ndarray:
+        "(N,D) features → (N,1000) probabilities of the classes it was trained on."
         weight, bias = _last_layer(self.name, self.weights)
-        logits = self.features(images) @ weight.T + bias
+        logits = features @ weight.T + bias
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         return odds / odds.sum(axis=1, keepdims=True)
 
