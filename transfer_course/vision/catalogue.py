@@ -81,6 +81,13 @@ _SMALL = dict(
     pretrained="",
     source="this course, lesson 09; random weights (He et al. 2015, arXiv:1502.01852)",
 )
+_GLYPH = _SMALL | dict(
+    params=97_440,
+    feature_dim=128,
+    input_size=28,
+    min_size=28,
+    fixed_size=True,
+)
 
 # %% ../../nbs/2_vision/catalogue.ipynb #8336fbc9
 _LITE_IN_TORCH = _stages(
@@ -89,13 +96,17 @@ _LITE_IN_TORCH = _stages(
 _LITE_IN_KERAS = _stages(
     7, "blocks_{before}_", stem=("conv_stem", "bn1"), top=("conv_head", "bn2")
 )
+_GLYPH_IN_TORCH = _stages(3, "stage{i}.") | {"fc1": ("fc1.",)}
+_GLYPH_IN_KERAS = _stages(3, "stage{i}_") | {"fc1": ("fc1",)}
 _IN_TORCH = [
     *(Network(n, "torch", stages=_LITE_IN_TORCH, **row) for n, row in _LITES.items()),
     Network("small_cnn", "torch", stages=_stages(4, "stage{i}."), **_SMALL),
+    Network("glyph_cnn", "torch", stages=_GLYPH_IN_TORCH, **_GLYPH),
 ]
 _IN_KERAS = [
     *(Network(n, "keras", stages=_LITE_IN_KERAS, **row) for n, row in _LITES.items()),
     Network("small_cnn", "keras", stages=_stages(4, "stage{i}_"), **_SMALL),
+    Network("glyph_cnn", "keras", stages=_GLYPH_IN_KERAS, **_GLYPH),
 ]
 
 # %% ../../nbs/2_vision/catalogue.ipynb #96889fcb

@@ -292,8 +292,9 @@ def _load_twin(model, path):
 
 # %% ../../nbs/2_vision/weights.ipynb #6526c81a
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
+# The same layers in both frameworks.
 _LITES = tuple(f"efficientnet_lite{number}" for number in range(3))
-_TWINS = (*_LITES, "small_cnn")  # the same layers in both frameworks
+_TWINS = (*_LITES, "small_cnn", "glyph_cnn")
 
 
 def _check_file(path):
