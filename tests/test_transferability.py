@@ -13,6 +13,7 @@ from scipy.stats import weightedtau
 
 from transfer_course.engine.errors import BadValue, MissingExtra
 from transfer_course.engine.frameworks import installed
+from transfer_course.insight.ranking import rank_backbones
 from transfer_course.insight.transferability import (
     SCORES,
     h_score,
@@ -21,7 +22,6 @@ from transfer_course.insight.transferability import (
     logme,
     nce,
     one_epoch,
-    rank_backbones,
     tau_interval,
     transfer_scores,
     weighted_tau,

@@ -15,7 +15,6 @@ __all__ = [
     "transfer_scores",
     "weighted_tau",
     "tau_interval",
-    "rank_backbones",
 ]
 
 # %% ../../nbs/3_insight/21_transferability.ipynb #21a00003
@@ -24,14 +23,10 @@ import time
 import numpy as np
 
 from ..engine.errors import BadValue
-from ..engine.pixels import resize_square
-from ..vision.extracting import extract
-from ..vision.images import ImageDataset
 from ..vision.intervals import Interval
 from ..vision.probing import floored_scaler, probe_folds
 
 
-# %% ../../nbs/3_insight/21_transferability.ipynb #21a00013
 def _checked(values, labels):
     "Values (N, D) as float64 and labels (N,) as 0 … C − 1; BadValue if they don't fit."
     values, labels = np.asarray(values, np.float64), np.asarray(labels)
@@ -48,6 +43,13 @@ def _checked(values, labels):
             "expected at least two classes and finite values."
         )
     return values, codes
+
+
+def _directions(features):
+    "Left singular vectors (N, K) and singular values (K,), without those of zero."
+    left, values, _ = np.linalg.svd(features, full_matrices=False)
+    kept = values > values[0] * 1e-7 if values[0] > 0 else values > 0
+    return left[:, kept], values[kept]
 
 
 # %% ../../nbs/3_insight/21_transferability.ipynb #21a00014
@@ -82,14 +84,6 @@ def leep(probabilities, labels) -> float:
     given = joint / np.maximum(joint.sum(0), 1e-300)
     expected = (source @ given.T)[np.arange(len(target)), target]
     return float(np.log(np.maximum(expected, 1e-300)).mean())
-
-
-# %% ../../nbs/3_insight/21_transferability.ipynb #21a00022
-def _directions(features):
-    "Left singular vectors (N, K) and singular values (K,), without those of zero."
-    left, values, _ = np.linalg.svd(features, full_matrices=False)
-    kept = values > values[0] * 1e-7 if values[0] > 0 else values > 0
-    return left[:, kept], values[kept]
 
 
 # %% ../../nbs/3_insight/21_transferability.ipynb #21a00023
@@ -148,6 +142,7 @@ def _best_ratio(squares, projections, rest, n):
     return new
 
 
+# %% ../../nbs/3_insight/21_transferability.ipynb #21a00033
 def logme(features, labels) -> float:
     """Log of the maximum evidence per image, averaged over classes, in nats.
 
@@ -212,10 +207,9 @@ SCORES = ("logme", "h_score", "h_score_shrunk", "leep", "nce", "knn", "one_epoch
 
 
 def transfer_scores(features, labels, groups=None, probabilities=None, names=SCORES):
-    """(scores, seconds): a dict of each, a key for each of `names`; higher is better.
+    """(scores, seconds), two dicts with the keys `names`; higher is better.
 
-    LEEP and NCE are NaN without the source network's `probabilities` (N, S).
-    """
+    LEEP and NCE are NaN without the source network's `probabilities` (N, S)."""
     methods = {
         "logme": lambda: logme(features, labels),
         "h_score": lambda: h_score(features, labels),
@@ -263,8 +257,8 @@ def weighted_tau(scores, truth):
 # %% ../../nbs/3_insight/21_transferability.ipynb #21a00069
 def _resampled(scores, truth, resamples, seed):
     "τ of each bootstrap sample of the candidates, a mean over the rows of `scores`."
-    n = scores.shape[1]
-    drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    rng, n = np.random.default_rng(seed), scores.shape[1]
+    drawn = rng.integers(0, n, (resamples, n))
     taus = [weighted_tau(row[drawn], best[drawn]) for row, best in zip(scores, truth)]
     return np.mean(taus, 0)
 
@@ -272,8 +266,8 @@ def _resampled(scores, truth, resamples, seed):
 def tau_interval(scores, truth, level=0.95, resamples=2000, seed=0, minus=None):
     """Weighted τ with an interval: the candidates are drawn again with replacement.
 
-    `scores` and `truth` are (n,) or (rows, n), and τ is averaged over the rows. With
-    `minus`, other scores of the same shape, it is the difference of both τ.
+    `scores` and `truth` are (n,) or (rows, n); τ is a mean over the rows. With `minus`,
+    other scores of the same shape, it is the difference of both τ.
     """
     scores = np.atleast_2d(scores).astype(float)
     truth = np.broadcast_to(truth, scores.shape)
@@ -285,76 +279,3 @@ def tau_interval(scores, truth, level=0.95, resamples=2000, seed=0, minus=None):
         taus = taus - _resampled(minus, truth, resamples, seed)
     low, high = np.nanquantile(taus, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(mean), float(min(low, mean)), float(max(high, mean)))
-
-
-# %% ../../nbs/3_insight/21_transferability.ipynb #21a00094
-def _fitting(dataset, backbone):
-    "The data set with images of the size that the backbone needs."
-    side = backbone.input_size
-    if not backbone.fixed_size or dataset.size == side:
-        return dataset
-    images = np.stack([resize_square(image, side) for image in dataset.images])
-    return ImageDataset(images, dataset.labels, dataset.classes, groups=dataset.groups)
-
-
-def _measured(backbone, dataset):
-    "(features, probabilities or None, seconds that both took)."
-    began = time.perf_counter()
-    features = extract(backbone, _fitting(dataset, backbone), progress=False)
-    known = backbone.class_names is not None
-    chances = backbone.source_probabilities(features) if known else None
-    return features, chances, time.perf_counter() - began
-
-
-def _row(name, backbone, dataset):
-    "A row of `rank_backbones` without its rank, and what it was computed from."
-    features, chances, seconds = _measured(backbone, dataset)
-    found, cost = transfer_scores(features, dataset.labels, dataset.groups, chances)
-    scores = found | {"parameters": float(backbone.params)}
-    row = {"backbone": name, "framework": backbone.framework}
-    row |= {"scores": scores, "seconds": cost | {"features": seconds}}
-    return row, (features, chances)
-
-
-# %% ../../nbs/3_insight/21_transferability.ipynb #21a00095
-def _stays_first(best, parts, dataset, by, subsets, seed):
-    "Share of subsets with 80 % of the identities in which `best` stays the best."
-    rng, same, names = np.random.default_rng(seed), 0, np.unique(dataset.groups)
-    for _ in range(subsets):
-        kept = rng.permutation(names)[: -(-4 * len(names) // 5)]
-        rows = np.isin(dataset.groups, kept)
-        labels, groups, found = dataset.labels[rows], dataset.groups[rows], []
-        for features, chances in parts:
-            chances = None if chances is None else chances[rows]
-            case = features[rows], labels, groups, chances, (by,)
-            found.append(transfer_scores(*case)[0][by])
-        same += int(np.nanargmax(found) == best)
-    return same / subsets
-
-
-def rank_backbones(candidates, dataset, by="logme", subsets=20, seed=0) -> dict:
-    """Rank backbones for a labelled ImageDataset without fine-tuning them.
-
-    `candidates` are Backbones, or name → Backbone; `by` is one of `SCORES`. Returns
-    "rows", the best first, each with backbone, framework, rank, scores and seconds, and
-    "trust": how often the first stays first on 80 % of the identities. BadValue if
-    nothing can be ranked.
-    """
-    if by not in SCORES or len(candidates) < 2:
-        raise BadValue(
-            f"by is {by!r} and there are {len(candidates)} candidates; expected one of "
-            f"{', '.join(SCORES)}, and at least two backbones."
-        )
-    if not hasattr(candidates, "items"):
-        candidates = {f"{b.name} ({b.framework})": b for b in candidates}
-    dataset = dataset.subset(np.flatnonzero(dataset.labels >= 0))
-    if dataset.groups is None:
-        dataset.groups = np.arange(len(dataset))
-    rows, parts = zip(*(_row(*pair, dataset) for pair in candidates.items()))
-    values = np.array([row["scores"][by] for row in rows])
-    if np.isnan(values).all():
-        raise BadValue(f"No candidate has the score {by!r}; choose another one.")
-    order = np.argsort(-values, kind="stable")  # NaN comes last
-    stays = _stays_first(order[0], parts, dataset, by, subsets, seed)
-    ranked = [rows[i] | {"rank": place} for place, i in enumerate(order, 1)]
-    return {"rows": ranked, "trust": {"by": by, "stays_first": stays}}

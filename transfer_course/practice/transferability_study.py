@@ -18,6 +18,7 @@ __all__ = [
     "PLANNED_WORLDS",
     "WORDS",
     "COMPARED",
+    "KINDS",
     "Candidate",
     "candidates",
     "cut",
@@ -40,8 +41,13 @@ __all__ = [
     "study_transferability",
     "Table",
     "table",
+    "intervals",
     "winners",
     "costs",
+    "kind",
+    "draw_scatter",
+    "draw_taus",
+    "draw_costs",
     "published_ranking",
 ]
 
@@ -55,8 +61,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ..vision.sources import glyph_source, source_head, source_table
 
+from ..classroom.pictures import COLOURS
 from ..engine.errors import BadValue
 from ..engine.files import atomic_write
 from ..engine.frameworks import load_torch
@@ -76,6 +82,7 @@ from ..vision.backbones import backbone
 from ..vision.features import budget_indices, extract, linear_probe
 from ..vision.images import ImageDataset
 from ..vision.photos import photos
+from ..vision.sources import glyph_source, source_head, source_table
 from ..vision.wheels import has_wheel
 
 # %% ../../nbs/6_practice/transferability_study.ipynb #ts001c00
@@ -377,14 +384,14 @@ def _missing(study):
         for c in filter(installed, candidates(target)):
             if str(c) not in done:
                 yield f"{target}, {c}", study.scored, (score_candidate, target, c)
+    for i, case in enumerate(PLANNED_WORLDS):
+        if i >= len(study.worlds):
+            yield f"simulation {case}", study.worlds, (_world, *case)
     done = {run[:4] for run in study.tuned}
     for target in SIZES:
         for c, *case in planned(target):
             if (target, str(c), *case) not in done and installed(c):
                 yield f"tuned {c} {case}", study.tuned, (_tuned, target, c, *case)
-    for i, case in enumerate(PLANNED_WORLDS):
-        if i >= len(study.worlds):
-            yield f"simulation {case}", study.worlds, (_world, *case)
 
 
 # %% ../../nbs/6_practice/transferability_study.ipynb #ts011c00
@@ -460,6 +467,16 @@ COMPARED = (*SCORES, *BASELINES)
 
 
 # %% ../../nbs/6_practice/transferability_study.ipynb #ts014c00
+def intervals(found: Table, truth: np.ndarray, level: float = 0.95) -> dict:
+    "Score → weighted τ with its interval, over the candidates that have the score."
+    result = {}
+    for score, values in found.scores.items():
+        has = np.isfinite(values[0])
+        result[score] = tau_interval(values[:, has], truth[:, has], level)
+    return result
+
+
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts015c00
 def winners(found: Table, truth: np.ndarray, scores=COMPARED, leave=3, subsets=300):
     """Score → share of random subsets without `leave` candidates that its τ wins.
 
@@ -478,7 +495,7 @@ def winners(found: Table, truth: np.ndarray, scores=COMPARED, leave=3, subsets=3
     return dict(zip(scores, map(float, best)))
 
 
-# %% ../../nbs/6_practice/transferability_study.ipynb #ts015c00
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts016c00
 def costs(study: Study, target: str) -> dict[str, float]:
     "Median seconds of each score, of the features, of the probe and of fine-tuning."
     runs = [run.seconds for run in study.scored if run.target == target]
@@ -488,7 +505,82 @@ def costs(study: Study, target: str) -> dict[str, float]:
     return found | ({"tuning": float(np.median(tuned))} if tuned else {})
 
 
-# %% ../../nbs/6_practice/transferability_study.ipynb #ts016c00
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts017c00
+KINDS = {  # kind of candidate → how it is drawn
+    "self-made source": dict(marker="o", color=COLOURS["fine_tune"]),
+    "EfficientNet-Lite": dict(marker="^", color=COLOURS["scratch"]),
+    "random weights": dict(marker="x", color=COLOURS["lp_ft"]),
+}
+
+
+def kind(name: str) -> str:
+    "Which of `KINDS` a candidate is, by its name."
+    if name.startswith("random"):
+        return "random weights"
+    return "EfficientNet-Lite" if name.startswith("lite") else "self-made source"
+
+
+def draw_scatter(found: Table, truth: np.ndarray, scores, truth_name: str):
+    "A panel per score: its mean over the draws against the accuracy."
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(8.2, 3.2), layout="constrained")
+    axes = fig.subplots(1, len(scores), sharey=True)
+    for name, look in KINDS.items():
+        mine = [kind(one) == name for one in found.names]
+        for ax, score in zip(axes, scores):
+            x, y = found.scores[score].mean(0)[mine], truth.mean(0)[mine]
+            ax.scatter(x, y, label=name, **look)
+            ax.set_xlabel(WORDS[score])
+    axes[0].set_ylabel(truth_name)
+    axes[-1].legend(fontsize=8)
+    return fig
+
+
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts018c00
+def draw_taus(taus: dict):
+    "Weighted τ of each score with its interval; `taus` maps a setting to `intervals`."
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(7.5, 4.2), layout="constrained")
+    ax = fig.subplots()
+    looks = zip(taus.items(), "os^", ("fine_tune", "probe", "scratch"))
+    for i, ((name, found), marker, colour) in enumerate(looks):
+        place = np.arange(len(found)) + 0.22 * (i - 1)
+        mean, low, high = np.array([tuple(one) for one in found.values()]).T
+        look = dict(fmt=marker, color=COLOURS[colour], label=name)
+        ax.errorbar(mean, place, xerr=(mean - low, high - mean), **look)
+    ax.set_yticks(range(len(found)), [WORDS[score] for score in found])
+    ax.invert_yaxis()
+    ax.axvline(0, color="black", lw=0.8)
+    ax.set(xlabel="weighted τ, 95 % interval", xlim=(-1, 1))
+    ax.legend(fontsize=8, loc="lower left")
+    return fig
+
+
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts019c00
+def draw_costs(seconds: dict, taus: dict):
+    "Weighted τ against the seconds of a score; lines for features, probe and tuning."
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(6.8, 3.4), layout="constrained")
+    ax = fig.subplots()
+    for score, interval in taus.items():
+        if score in seconds:
+            place = seconds[score], interval.mean
+            ax.plot(*place, "o", color=COLOURS["fine_tune"])
+            beside = dict(xytext=(5, 3), textcoords="offset points", size=8)
+            ax.annotate(WORDS[score], place, **beside)
+    lines = {"features": "head", "probe": "probe", "tuning": "lp_ft"}
+    for name, colour in lines.items():
+        label = f"{WORDS[name]}: {seconds[name]:.2g} s"
+        ax.axvline(seconds[name], color=COLOURS[colour], ls="--", label=label)
+    ax.set(xscale="log", xlabel="seconds per candidate", ylabel="weighted τ")
+    ax.legend(fontsize=8, title="beside them")
+    return fig
+
+
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts020c00
 def published_ranking() -> dict[str, tuple]:
     """data set → (accuracies, score → column, score → printed weighted τ).
 
