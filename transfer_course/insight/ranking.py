@@ -90,4 +90,6 @@ def rank_backbones(candidates, dataset, by="logme", subsets=20, seed=0) -> dict:
     order = np.argsort(-values, kind="stable")  # NaN comes last
     stays = _stays_first(order[0], parts, dataset, by, subsets, seed)
     ranked = [rows[i] | {"rank": place} for place, i in enumerate(order, 1)]
+    for row in ranked:  # JSON knows no NaN
+        row["scores"] = {k: None if v != v else v for k, v in row["scores"].items()}
     return {"rows": ranked, "trust": {"by": by, "stays_first": stays}}

@@ -218,7 +218,7 @@ def halves(data: ImageDataset) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(a, b), (b, a)]
 
 
-PER_CLASS, DRAWS, TUNED_DRAWS = 10, 4, 2  # labels, and draws of them in each half
+PER_CLASS, DRAWS, TUNED_DRAWS = 10, 4, 1  # labels, and draws of them in each half
 
 
 def drawn(data: ImageDataset, half: int, draw: int):
@@ -472,7 +472,8 @@ def intervals(found: Table, truth: np.ndarray, level: float = 0.95) -> dict:
     result = {}
     for score, values in found.scores.items():
         has = np.isfinite(values[0])
-        result[score] = tau_interval(values[:, has], truth[:, has], level)
+        case = values[:, has], truth[:, has]
+        result[score] = tau_interval(*case, level, resamples=1000)
     return result
 
 
