@@ -267,8 +267,7 @@ def tau_interval(scores, truth, level=0.95, resamples=2000, seed=0, minus=None):
     """Weighted τ with an interval: the candidates are drawn again with replacement.
 
     `scores` and `truth` are (n,) or (rows, n); τ is a mean over the rows. With `minus`,
-    other scores of the same shape, it is the difference of both τ.
-    """
+    other scores of the same shape, it is the difference of both τ."""
     scores = np.atleast_2d(scores).astype(float)
     truth = np.broadcast_to(truth, scores.shape)
     mean = weighted_tau(scores, truth).mean()

@@ -404,7 +404,7 @@ def _world(*case):
 
 
 def study_transferability(path=None, say=print) -> Path:
-    "Run what the record lacks and store each run as it ends; about fifteen minutes."
+    "Run what the record lacks and store each run as it ends; about ten minutes."
     path = Path(path or record_path("transferability"))
     study = load_study(path)
     for words, runs, (run, *case) in list(_missing(study)):
@@ -555,7 +555,7 @@ def draw_taus(taus: dict):
     ax.invert_yaxis()
     ax.axvline(0, color="black", lw=0.8)
     ax.set(xlabel="weighted τ, 95 % interval", xlim=(-1, 1))
-    ax.legend(fontsize=8, loc="lower left")
+    fig.legend(fontsize=8, loc="outside upper center", ncols=3)
     return fig
 
 
@@ -566,18 +566,18 @@ def draw_costs(seconds: dict, taus: dict):
 
     fig = Figure(figsize=(6.8, 3.4), layout="constrained")
     ax = fig.subplots()
-    for score, interval in taus.items():
-        if score in seconds:
-            place = seconds[score], interval.mean
-            ax.plot(*place, "o", color=COLOURS["fine_tune"])
-            beside = dict(xytext=(5, 3), textcoords="offset points", size=8)
-            ax.annotate(WORDS[score], place, **beside)
+    for score in sorted(set(taus) & set(seconds), key=seconds.get):
+        place = seconds[score], taus[score].mean
+        ax.plot(*place, "o", color=COLOURS["fine_tune"])
+        above = 4 if len(ax.lines) % 2 else -11
+        beside = dict(xytext=(5, above), textcoords="offset points", size=8)
+        ax.annotate(WORDS[score], place, **beside)
     lines = {"features": "head", "probe": "probe", "tuning": "lp_ft"}
     for name, colour in lines.items():
         label = f"{WORDS[name]}: {seconds[name]:.2g} s"
         ax.axvline(seconds[name], color=COLOURS[colour], ls="--", label=label)
     ax.set(xscale="log", xlabel="seconds per candidate", ylabel="weighted τ")
-    ax.legend(fontsize=8, title="beside them")
+    ax.legend(fontsize=8, title="for comparison")
     return fig
 
 
