@@ -120,6 +120,7 @@ def what_was_forgotten(info) -> list[str]:
     return [text[:1].upper() + text[1:].rstrip(".") + "." for text in texts]
 
 
+# %% ../../nbs/engine/card.ipynb #noneez733
 def _limits(info):
     "What the network can't do, and how well it refuses an image."
     none = none_of_these(info)

@@ -118,6 +118,7 @@ def _hidden_keras(size, widths, hidden):
     return images, keras.layers.Dense(hidden, activation="relu", name="fc1")(x)
 
 
+# %% ../../nbs/2_vision/twins.ipynb #7f09az955
 def _classifier_keras(classes, size, widths, hidden):
     keras, (images, x) = load_keras(), _hidden_keras(size, widths, hidden)
     logits = keras.layers.Dense(classes, name="fc2")(x)
