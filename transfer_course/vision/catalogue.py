@@ -63,6 +63,7 @@ def _lite(number, params, input_size, pretrained="wheel") -> dict:
     )
 
 
+# %% ../../nbs/2_vision/catalogue.ipynb #194e97c7
 _LITES = {
     "efficientnet_lite0": _lite(0, 3_371_008, 224, "bundled"),
     "efficientnet_lite1": _lite(1, 4_135_680, 240),
