@@ -107,6 +107,7 @@ study: install
 	$(BIN)/python -c "from transfer_course.practice.explain_study import study_explain; print(study_explain())"
 	$(BIN)/python -c "from transfer_course.practice.calibrate_study import study_calibrate; print(*map(study_calibrate, ('leak', 'shift')))"
 	$(BIN)/python -c "from transfer_course.practice.layers_study import study_layers; print(study_layers())"
+	$(BIN)/python -c "from transfer_course.practice.transferability_study import study_transferability; print(study_transferability())"
 
 docs: install
 	$(BIN)/python tools/docs_site.py

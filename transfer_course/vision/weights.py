@@ -270,9 +270,8 @@ def _floats(path) -> dict:
 
 
 # %% ../../nbs/2_vision/weights.ipynb #5a023424
-def _load_twin(model, path):
-    "Fill a Keras model from the file of its twin in PyTorch."
-    state = _floats(path)
+def _fill_twin(model, state, path):
+    "Fill a Keras model from the tensors of its twin in PyTorch; `path` is their file."
     try:
         left = copy_torch_to_keras(state, model)
     except Damaged as e:
@@ -286,10 +285,16 @@ def _load_twin(model, path):
     _finite(model, printable(path))
 
 
+def _load_twin(model, path):
+    "Fill a Keras model from the file of its twin in PyTorch."
+    _fill_twin(model, _floats(path), path)
+
+
 # %% ../../nbs/2_vision/weights.ipynb #6526c81a
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 # The same layers in both frameworks.
-_TWINS = ("efficientnet_lite0", "small_cnn", "glyph_cnn")
+_LITES = tuple(f"efficientnet_lite{number}" for number in range(3))
+_TWINS = (*_LITES, "small_cnn", "glyph_cnn")
 
 
 def _check_file(path):
