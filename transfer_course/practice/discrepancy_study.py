@@ -15,7 +15,7 @@ __all__ = [
     "altered",
     "domains",
     "Featured",
-    "stage_features",
+    "featured",
     "halves",
     "measured",
     "DomainRun",
@@ -148,7 +148,7 @@ def domains(stage: str) -> dict[str, ImageDataset]:
     return _glyph_domains() if stage == "glyphs" else _picture_domains()
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #8a662e3e
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #88406da3
 class Featured(NamedTuple):
     "The features of a domain."
 
@@ -158,31 +158,34 @@ class Featured(NamedTuple):
 
 
 @lru_cache(maxsize=2)
-def stage_features(stage: str) -> dict[str, Featured]:
-    "Features, labels and identities of each domain."
-    named = domains(stage)
+def _network(stage):
+    "The network of a stage."
     if stage == "glyphs":
-        net = glyph_source("letters")
-    else:
-        net = backbone("efficientnet_lite0", "torch")
-    return {
-        name: Featured(extract(net, d, progress=False), d.labels, np.asarray(d.groups))
-        for name, d in named.items()
-    }
+        return glyph_source("letters")
+    return backbone("efficientnet_lite0", "torch")
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #e7b95133
+@lru_cache(maxsize=24)
+def featured(stage: str, name: str) -> Featured:
+    "Features, labels and identities of one domain."
+    data = domains(stage)[name]
+    Z = extract(_network(stage), data, progress=False)
+    return Featured(Z, data.labels, np.asarray(data.groups))
+
+
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #88ee1fa8
 def halves(stage: str, seed: int) -> dict:  # name → (training rows, test rows)
     "Rows of each domain, equally many in all domains, with disjoint identities."
-    rng, featured = np.random.default_rng([seed, 20]), stage_features(stage)
-    names = np.unique(np.concatenate([f.groups for f in featured.values()]))
+    rng = np.random.default_rng([seed, 20])
+    named = {name: np.asarray(d.groups) for name, d in domains(stage).items()}
+    names = np.unique(np.concatenate(list(named.values())))
     forms = np.char.startswith(names, "form ")
     first = set()
     for kind in (names[forms], names[~forms]):
         first |= set(rng.permutation(kind)[: len(kind) // 2].tolist())
     dealt = {}
-    for name, of in featured.items():
-        inside = np.array([g in first for g in of.groups.tolist()])
+    for name, identities in named.items():
+        inside = np.array([g in first for g in identities.tolist()])
         rows = rng.permutation(len(inside))
         n = STAGES[stage]
         dealt[name] = rows[inside[rows]][:n], rows[~inside[rows]][:n]
@@ -221,7 +224,7 @@ def measured(source: Featured, target: Featured, predicted) -> dict[str, float]:
     }
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #590c7185
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #e4991a9a
 def _rows(of: Featured, rows) -> Featured:
     "Some images of a domain."
     return Featured(of.Z[rows], of.labels[rows], of.groups[rows])
@@ -240,19 +243,15 @@ class DomainRun(NamedTuple):
 def run_domains(stage: str, seed: int, only=None) -> DomainRun:
     "Train a probe on each source and test it on each target; NaN if not in `only`."
     began, dealt = time.perf_counter(), halves(stage, seed)
-    featured = stage_features(stage)
-    empty = np.full((len(featured), len(featured)), np.nan)
+    empty = np.full((len(dealt), len(dealt)), np.nan)
     accuracy = empty.copy()
     found = {name: empty.copy() for name in (*DISTANCES, *PER_CLASS)}
-    for i, source in enumerate(featured):
-        train = _rows(featured[source], dealt[source][0])
-        if only is not None and source not in only:
-            continue
+    chosen = [(i, n) for i, n in enumerate(dealt) if only is None or n in only]
+    for i, source in chosen:
+        train = _rows(featured(stage, source), dealt[source][0])
         probe = linear_probe(train.Z, train.labels, train.groups)
-        for j, target in enumerate(featured):
-            if only is not None and target not in only:
-                continue
-            test = _rows(featured[target], dealt[target][1])
+        for j, target in chosen:
+            test = _rows(featured(stage, target), dealt[target][1])
             predicted = probe.predict(test.Z)
             accuracy[i, j] = (predicted == test.labels).mean()
             for name, value in measured(train, test, predicted).items():
