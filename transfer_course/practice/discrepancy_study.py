@@ -18,6 +18,8 @@ __all__ = [
     "featured",
     "halves",
     "measured",
+    "pseudo",
+    "part",
     "DomainRun",
     "run_domains",
     "load_record",
@@ -31,10 +33,14 @@ __all__ = [
     "power",
     "study_simulations",
     "study_discrepancy",
+    "draw_pairs",
+    "loss_gradients",
+    "turned_digits",
     "recorded_curve",
+    "new_pair",
 ]
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #a1606909
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #93596b74
 import json
 import time
 from functools import lru_cache
@@ -47,6 +53,7 @@ from scipy.stats import kendalltau
 
 from ..engine.errors import BadValue
 from ..engine.files import atomic_write
+from ..engine.frameworks import load_keras, load_torch
 from ..engine.runs import versions
 from ..insight import discrepancy
 from .records import machine, record_path
@@ -55,6 +62,7 @@ from ..vision.datasets import STYLE_CLASSES, styles
 from ..vision.features import extract, linear_probe
 from ..vision.glyphs import glyphs, handwriting
 from ..vision.images import ImageDataset
+from ..vision.photos import photos
 from ..vision.sources import glyph_source
 
 # %% ../../nbs/6_practice/discrepancy_study.ipynb #862031b4
@@ -192,7 +200,7 @@ def halves(stage: str, seed: int) -> dict:  # name → (training rows, test rows
     return dealt
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #97ba9902
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #34f7f4d6
 DISTANCES = ("means", "mmd", "coral", "a_distance", "transport")
 PER_CLASS = ("mmd_classes", "transport_classes", "mmd_pseudo")
 LABELS = {
@@ -207,8 +215,8 @@ LABELS = {
 }
 
 
-def measured(source: Featured, target: Featured, predicted) -> dict[str, float]:
-    "All distances between two sets of images; `predicted` are the target's classes."
+def measured(source: Featured, target: Featured) -> dict[str, float]:
+    "All distances between two sets of images that need no predictions."
     a, b = discrepancy.same_scale(source.Z, target.Z)
     classes = source.labels, target.labels
     per_class = discrepancy.class_conditional
@@ -220,14 +228,29 @@ def measured(source: Featured, target: Featured, predicted) -> dict[str, float]:
         "transport": discrepancy.transport_cost(a, b),
         "mmd_classes": per_class(discrepancy.mmd, a, b, *classes),
         "transport_classes": per_class(discrepancy.transport_cost, a, b, *classes),
-        "mmd_pseudo": per_class(discrepancy.mmd, a, b, source.labels, predicted),
     }
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #e4991a9a
+def pseudo(source: Featured, target: Featured, predicted) -> float:
+    "MMD per class, where the classes of the target are predicted ones."
+    pair = discrepancy.same_scale(source.Z, target.Z)
+    try:
+        return discrepancy.class_conditional(
+            discrepancy.mmd, *pair, source.labels, predicted
+        )
+    except BadValue:
+        return np.nan  # no class was predicted twice
+
+
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #ff8e8448
 def _rows(of: Featured, rows) -> Featured:
     "Some images of a domain."
     return Featured(of.Z[rows], of.labels[rows], of.groups[rows])
+
+
+def part(stage: str, name: str, rows) -> Featured:
+    "Some images of one domain."
+    return _rows(featured(stage, name), rows)
 
 
 class DomainRun(NamedTuple):
@@ -254,8 +277,11 @@ def run_domains(stage: str, seed: int, only=None) -> DomainRun:
             test = _rows(featured(stage, target), dealt[target][1])
             predicted = probe.predict(test.Z)
             accuracy[i, j] = (predicted == test.labels).mean()
-            for name, value in measured(train, test, predicted).items():
-                found[name][i, j] = value
+            found["mmd_pseudo"][i, j] = pseudo(train, test, predicted)
+            if i > j:  # the other distances are symmetric
+                continue
+            for name, value in measured(train, test).items():
+                found[name][i, j] = found[name][j, i] = value
     return DomainRun(stage, seed, time.perf_counter() - began, accuracy, found)
 
 
@@ -378,12 +404,12 @@ def power(n: int, strength: float, worlds: int, draws=300, level=0.99) -> dict:
     return dict(domains=n, truth=true, share=round(above / worlds, 3))
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #c57e7df0
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #c535253a
 STRENGTHS = (0.0, 0.3, 0.6)
 SIZES = (5, 12)  # domains
 
 
-def study_simulations(path=None, worlds=300) -> list[dict]:
+def study_simulations(path=None, worlds=200) -> list[dict]:
     "Coverage and power, added to the record."
     record = load_record(path)
     record["coverage"] = [coverage(n, 0.6, worlds) for n in SIZES]
@@ -403,9 +429,69 @@ def study_discrepancy(path=None) -> Path:
             if not any((r.stage, r.seed) == (stage, seed) for r in runs):
                 runs.append(run_domains(stage, seed))
                 store_record(record, path)
+    if "new_pair" not in load_record(path):
+        store_record(load_record(path) | dict(new_pair=new_pair()), path)
     if "power" not in load_record(path):
         study_simulations(path)
     return path
+
+
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #eecbdf0b
+def draw_pairs(tables: dict, names=("mmd", "coral", "a_distance", "transport")):
+    "A figure: a row per stage, a column per distance, a dot per ordered pair."
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(10, 2.6 * len(tables)), layout="constrained")
+    axes = fig.subplots(len(tables), len(names), squeeze=False, sharey="row")
+    for row, (stage, of) in zip(axes, tables.items()):
+        pairs = ~np.eye(len(of.names), dtype=bool)
+        for ax, name in zip(row, names):
+            tau = discrepancy.agreement(of.distances[name], of.drop)
+            ax.plot(of.distances[name][pairs], of.drop[pairs], "o", ms=3, alpha=0.5)
+            ax.set_title(f"{stage}: tau {tau:.2f}", size=10, loc="left")
+            ax.set_xlabel(LABELS[name])
+        row[0].set_ylabel("accuracy lost")
+    return fig
+
+
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #d40b0974
+def loss_gradients(loss, source, target) -> dict:  # framework → (value, gradient)
+    "A loss of two arrays and its gradient for the first, in both frameworks."
+    torch, keras = load_torch(), load_keras()
+    leaf = torch.tensor(source, requires_grad=True)
+    value = loss(leaf, torch.tensor(target))
+    value.backward()
+    found = {"torch": (value.item(), leaf.grad.numpy())}
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tensor = tf.constant(source)
+            tape.watch(tensor)
+            value = loss(tensor, tf.constant(target))
+        found["keras"] = float(value), tape.gradient(value, tensor).numpy()
+    return found
+
+
+def turned_digits(classes, seed: int = 0) -> dict:
+    """Features of some digits in sans fonts: `train`, and the unseen ones `upright`
+    and `turned`; `images` are the unseen ones upright."""
+    sans = domains("glyphs")["sans"]
+    rows = np.flatnonzero(np.isin(sans.labels, classes))
+    families = np.array([g.split("/")[0] for g in sans.groups])[rows]
+    names = np.random.default_rng(seed).permutation(np.unique(families))
+    inside = np.isin(families, names[: len(names) // 2])
+    size = min(inside.sum(), (~inside).sum())
+    train, unseen = rows[inside][:size], rows[~inside][:size]
+    images = sans.images[unseen]
+    upright = part("glyphs", "sans", unseen)
+    turned = _network("glyphs").features(images[:, ::-1, ::-1].copy())
+    return {
+        "train": part("glyphs", "sans", train),
+        "upright": upright,
+        "turned": upright._replace(Z=turned),
+        "images": images,
+    }
 
 
 # %% ../../nbs/6_practice/discrepancy_study.ipynb #ea100c6a
@@ -416,3 +502,37 @@ def recorded_curve(distance="a_distance", stage="pictures", path=None):
         expected = ", ".join(of.distances)
         raise BadValue(f"distance is {distance!r}; expected one of {expected}.")
     return discrepancy.drop_curve(of.distances[distance], of.drop)
+
+
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #c9f57de2
+def _photo_parts(seed):
+    "Name → (training half, test half) of the photographs with four shared classes."
+    data = photos(size=96)
+    shared = [data.classes.index(c) for c in ("mammal", "tool", "bird", "fish")]
+    data = data.subset(np.isin(data.labels, shared))
+    Z, groups = extract(_network("pictures"), data, progress=False), data.groups
+    names = np.random.default_rng([seed, 21]).permutation(np.unique(groups))
+    inside = np.isin(groups, names[: len(names) // 2])
+    found = {}
+    for name in ("cutout", "scene"):
+        of = data.domains == name
+        rows = np.flatnonzero(of & inside), np.flatnonzero(of & ~inside)
+        found[name] = [Featured(Z[r], data.labels[r], groups[r]) for r in rows]
+    return found
+
+
+def new_pair(seeds=SEEDS) -> dict:
+    "Mean A-distance and drops between cut-outs and scenes, over seeds."
+    distances, drops = [], {"cutout → scene": [], "scene → cutout": []}
+    for seed in seeds:
+        of = _photo_parts(seed)
+        for source, target in (("cutout", "scene"), ("scene", "cutout")):
+            train, own, test = *of[source], of[target][1]
+            probe = linear_probe(train.Z, train.labels, train.groups)
+            at_home, away = (probe.score(x.Z, x.labels) for x in (own, test))
+            drops[f"{source} → {target}"].append(at_home - away)
+            pair = discrepancy.same_scale(train.Z, test.Z)
+            names = train.groups, test.groups
+            distances.append(discrepancy.a_distance(*pair, names))
+    means = {name: round(float(np.mean(d)), 4) for name, d in drops.items()}
+    return dict(a_distance=round(float(np.mean(distances)), 4), drop=means)
