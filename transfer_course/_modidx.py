@@ -1098,6 +1098,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'transfer_course/engine/writing.py')},
             'transfer_course.insight.discrepancy': { 'transfer_course.insight.discrepancy._domain_errors': ( '3_insight/discrepancy.html#_domain_errors',
                                                                                                              'transfer_course/insight/discrepancy.py'),
+                                                     'transfer_course.insight.discrepancy._tau': ( '3_insight/discrepancy.html#_tau',
+                                                                                                   'transfer_course/insight/discrepancy.py'),
                                                      'transfer_course.insight.discrepancy.a_distance': ( '3_insight/discrepancy.html#a_distance',
                                                                                                          'transfer_course/insight/discrepancy.py'),
                                                      'transfer_course.insight.discrepancy.agreement': ( '3_insight/discrepancy.html#agreement',

@@ -21,12 +21,11 @@ __all__ = [
     "expected_drop",
 ]
 
-# %% ../../nbs/3_insight/20_discrepancy.ipynb #4060694b
+# %% ../../nbs/3_insight/20_discrepancy.ipynb #77760a71
 import numpy as np
 from scipy.optimize import linear_sum_assignment, linprog
 from scipy.sparse import eye_array, kron, vstack
 from scipy.spatial.distance import cdist
-from scipy.stats import kendalltau
 
 from ..engine.errors import BadValue
 from transfer_course.insight.domain_pairs import (
@@ -44,7 +43,7 @@ from ..vision.probing import few_threads
 
 _all_ = ["same_scale", "drop_curve", "expected_drop"]
 
-# %% ../../nbs/3_insight/20_discrepancy.ipynb #e6905770
+# %% ../../nbs/3_insight/20_discrepancy.ipynb #36357d1a
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the Gaussian curves, times the bandwidth
 
 
@@ -56,7 +55,6 @@ def bandwidth(source, target):
     return held(2 * spread / (count(ops, pooled) - 1))
 
 
-# %% ../../nbs/3_insight/20_discrepancy.ipynb #92e292c4
 def kernel(
     a,  # (N, D)
     b,  # (M, D)
@@ -210,17 +208,24 @@ def transport_cost(source, target) -> float:
     return float((transport_plan(cost) * cost).sum())
 
 
-# %% ../../nbs/3_insight/20_discrepancy.ipynb #ba88f693
+# %% ../../nbs/3_insight/20_discrepancy.ipynb #04fa48eb
+def _tau(x, y):
+    "Kendall's tau-b of two lists of numbers (Kendall 1945)."
+    signs = [np.sign(values[:, None] - values) for values in (x, y)]
+    both = [(s * s).sum() for s in signs]  # pairs of entries that are not tied
+    return (signs[0] * signs[1]).sum() / np.sqrt(both[0] * both[1])
+
+
 def agreement(
     distance,  # (D, D): row is the source, column the target; the diagonal is ignored
     drop,  # (D, D): accuracy lost
 ) -> float:  # −1 opposite order, 0 no relation, 1 same order
     "Kendall's rank correlation tau-b over all ordered pairs of different domains."
     (distance, drop), pairs = off_diagonal(distance, drop)
-    return float(kendalltau(distance[pairs], drop[pairs]).statistic)
+    return float(_tau(distance[pairs], drop[pairs]))
 
 
-# %% ../../nbs/3_insight/20_discrepancy.ipynb #a377c0a1
+# %% ../../nbs/3_insight/20_discrepancy.ipynb #acb173e9
 def agreement_interval(
     distance,  # (D, D)
     drop,  # (D, D)
@@ -242,7 +247,7 @@ def agreement_interval(
         "Agreement, or the difference of two, over pairs of different domains."
         pairs, at = rows[:, None] != rows, np.ix_(rows, rows)
         y = drop[at][pairs]
-        found = [kendalltau(t[at][pairs], y).statistic for t in (distance, *others)]
+        found = [_tau(t[at][pairs], y) for t in (distance, *others)]
         return found[0] - sum(found[1:])
 
     while len(values) < draws:

@@ -40,7 +40,7 @@ __all__ = [
     "new_pair",
 ]
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #93596b74
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #0a24e93b
 import json
 import time
 from functools import lru_cache
@@ -49,7 +49,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-from scipy.stats import kendalltau
 
 from ..engine.errors import BadValue
 from ..engine.files import atomic_write
@@ -344,7 +343,7 @@ def table(record: dict, stage: str) -> Table:
     return Table(record["domains"][stage], accuracy, drop, distances)
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #ba0e8852
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #4b7bb171
 def world(n: int, strength: float, rng) -> tuple[np.ndarray, np.ndarray]:
     "Distances and drops of `n` domains; the larger `strength`, the better they agree."
     points = rng.normal(size=(n, 3))
@@ -361,7 +360,7 @@ def over_pairs(distance, drop, level, draws, seed=0):
     x, y, found = distance[pairs], drop[pairs], []
     for _ in range(draws):
         rows = rng.integers(0, len(x), len(x))
-        found.append(kendalltau(x[rows], y[rows]).statistic)
+        found.append(discrepancy._tau(x[rows], y[rows]))
     return np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
 
 
@@ -494,8 +493,8 @@ def turned_digits(classes, seed: int = 0) -> dict:
     }
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #ea100c6a
-def recorded_curve(distance="a_distance", stage="pictures", path=None):
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #dde5a805
+def recorded_curve(distance="mmd", stage="pictures", path=None):
     "The `DropCurve` of a distance on the recorded pairs of a stage."
     of = table(load_record(path), stage)
     if distance not in of.distances:
@@ -504,7 +503,7 @@ def recorded_curve(distance="a_distance", stage="pictures", path=None):
     return discrepancy.drop_curve(of.distances[distance], of.drop)
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #c9f57de2
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #5641b4a0
 def _photo_parts(seed):
     "Name → (training half, test half) of the photographs with four shared classes."
     data = photos(size=96)
@@ -522,7 +521,7 @@ def _photo_parts(seed):
 
 
 def new_pair(seeds=SEEDS) -> dict:
-    "Mean A-distance and drops between cut-outs and scenes, over seeds."
+    "Mean MMD and drops between cut-outs and scenes, over seeds."
     distances, drops = [], {"cutout → scene": [], "scene → cutout": []}
     for seed in seeds:
         of = _photo_parts(seed)
@@ -532,7 +531,6 @@ def new_pair(seeds=SEEDS) -> dict:
             at_home, away = (probe.score(x.Z, x.labels) for x in (own, test))
             drops[f"{source} → {target}"].append(at_home - away)
             pair = discrepancy.same_scale(train.Z, test.Z)
-            names = train.groups, test.groups
-            distances.append(discrepancy.a_distance(*pair, names))
+            distances.append(discrepancy.mmd(*pair))
     means = {name: round(float(np.mean(d)), 4) for name, d in drops.items()}
-    return dict(a_distance=round(float(np.mean(distances)), 4), drop=means)
+    return dict(mmd=round(float(np.mean(distances)), 4), drop=means)
