@@ -68,7 +68,7 @@ def kernel(
     return sum(ops.exp(-squared / (w * squared_width)) for w in widths) / len(widths)
 
 
-# %% ../../nbs/3_insight/20_discrepancy.ipynb #5f8046fe
+# %% ../../nbs/3_insight/20_discrepancy.ipynb #20a1mmd0
 def mmd(
     source,  # (N, D) features: NumPy, torch or Keras
     target,  # (M, D) features of the same kind; M may differ from N
