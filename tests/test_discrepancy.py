@@ -90,7 +90,7 @@ def test_a_unit_changes_nothing(pair):
     source, target = pair
     assert np.isclose(d.mmd(1000 * source, 1000 * target), d.mmd(*pair), atol=1e-6)
     scaled = d.same_scale(source * [1, 9, 1, 1, 1], target * [1, 9, 1, 1, 1])
-    for ours, plain in zip(scaled, d.same_scale(*pair)):
+    for ours, plain in zip(scaled, d.same_scale(*pair), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-6)
 
 
@@ -163,7 +163,7 @@ def test_a_distance_of_near_and_far_domains():
     one, other = rng.normal(size=(2, 300, 4))
     assert abs(d.a_distance(one, other)) < 0.25
     assert d.a_distance(one, other + 9) == 2
-    # A classifier that says "target" for everything is right for 90 %, and still guesses.
+    # Always predicting "target" is right for 90 % here, and is still a guess.
     assert abs(d.a_distance(one[:30], other)) < 0.35
 
 
@@ -181,8 +181,8 @@ def test_a_distance_keeps_identities_together():
     source, target = (np.repeat(x, 2, axis=0) for x in identities)
     source, target = (x + rng.normal(0, 0.01, x.shape) for x in (source, target))
     groups = np.repeat(np.arange(30), 2), np.repeat(np.arange(30, 60), 2)
-    assert d.a_distance(source, target) > 1
-    assert d.a_distance(source, target, groups) < 0.6
+    assert d.a_distance(source, target) > 0.8
+    assert d.a_distance(source, target, groups) < 0.5
     with pytest.raises(BadValue, match="at least 5"):
         d.a_distance(source, target, (groups[0] % 3, groups[1]))
     with pytest.raises(BadValue, match="one per image"):
@@ -313,7 +313,7 @@ def test_the_record_is_read_as_it_was_written(tmp_path):
     study.store_record(record, path)
     again = study.load_record(path)
     assert json.dumps(again["domains"]) == json.dumps(record["domains"])
-    for a, b in zip(record["runs"], again["runs"]):
+    for a, b in zip(record["runs"], again["runs"], strict=True):
         assert a[:3] == b[:3] and np.array_equal(a.accuracy, b.accuracy)
         assert np.array_equal(a.distances["mmd"], b.distances["mmd"])
 
@@ -325,7 +325,8 @@ def test_no_identity_is_trained_on_and_tested(stage):
     train = {g for n, rows in dealt.items() for g in groups[n][rows[0]]}
     test = {g for n, rows in dealt.items() for g in groups[n][rows[1]]}
     assert not train & test
-    assert {len(r) for rows in dealt.values() for r in rows} == {study.STAGES[stage]}
+    sizes = [len(r) for rows in dealt.values() for r in rows]
+    assert 0.8 * study.STAGES[stage] < min(sizes) <= max(sizes) == study.STAGES[stage]
 
 
 def test_turned_digits_are_near_and_all_wrong():

@@ -43,7 +43,7 @@ from ..vision.probing import few_threads
 
 _all_ = ["same_scale", "drop_curve", "expected_drop"]
 
-# %% ../../nbs/3_insight/20_discrepancy.ipynb #36357d1a
+# %% ../../nbs/3_insight/20_discrepancy.ipynb #a4aa105d
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the Gaussian curves, times the bandwidth
 
 
@@ -61,7 +61,7 @@ def kernel(
     squared_width,  # a typical squared distance, as `bandwidth` gives it
     widths=WIDTHS,
 ):  # (N, M): 1 for equal images, towards 0 for distant ones
-    "The mean of Gaussian kernels of several widths (Long et al. 2015)."
+    "The mean of Gaussian kernels of several widths (arXiv:1502.02791)."
     ops = library(a, b)
     norms = ops.sum(ops.square(a), axis=1)[:, None] + ops.sum(ops.square(b), axis=1)
     squared = norms - 2 * a @ ops.swapaxes(b, 0, 1)
@@ -208,9 +208,9 @@ def transport_cost(source, target) -> float:
     return float((transport_plan(cost) * cost).sum())
 
 
-# %% ../../nbs/3_insight/20_discrepancy.ipynb #04fa48eb
+# %% ../../nbs/3_insight/20_discrepancy.ipynb #0bfeb1e2
 def _tau(x, y):
-    "Kendall's tau-b of two lists of numbers (Kendall 1945)."
+    "Kendall's tau-b of two lists of numbers."
     signs = [np.sign(values[:, None] - values) for values in (x, y)]
     both = [(s * s).sum() for s in signs]  # pairs of entries that are not tied
     return (signs[0] * signs[1]).sum() / np.sqrt(both[0] * both[1])

@@ -64,8 +64,8 @@ from ..vision.images import ImageDataset
 from ..vision.photos import photos
 from ..vision.sources import glyph_source
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #862031b4
-STAGES = {"glyphs": 150, "pictures": 70}  # images of a domain that are trained on
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #b6bc3863
+STAGES = {"glyphs": 150, "pictures": 70}  # images in a half of a domain, at most
 SEEDS = tuple(range(10))
 PICTURE_CLASSES = (
     "vehicle",
@@ -180,9 +180,9 @@ def featured(stage: str, name: str) -> Featured:
     return Featured(Z, data.labels, np.asarray(data.groups))
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #88ee1fa8
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #c4de74a4
 def halves(stage: str, seed: int) -> dict:  # name → (training rows, test rows)
-    "Rows of each domain, equally many in all domains, with disjoint identities."
+    "Rows of each domain, up to the number in `STAGES`, with disjoint identities."
     rng = np.random.default_rng([seed, 20])
     named = {name: np.asarray(d.groups) for name, d in domains(stage).items()}
     names = np.unique(np.concatenate(list(named.values())))
