@@ -64,7 +64,7 @@ from ..vision.images import ImageDataset
 from ..vision.photos import photos
 from ..vision.sources import glyph_source
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #b6bc3863
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #05870d15
 STAGES = {"glyphs": 150, "pictures": 70}  # images in a half of a domain, at most
 SEEDS = tuple(range(10))
 PICTURE_CLASSES = (
@@ -79,12 +79,14 @@ PICTURE_CLASSES = (
 )  # those with eight photographs or more
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #e607b4b5
 def _outlines(grey):
     "Strength of the edges in grey images (N, H, W), 0 … 255."
     slopes = [ndimage.sobel(grey, axis) for axis in (1, 2)]
     return np.clip(np.hypot(*slopes) / 4, 0, 255)
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #36124e47
 def _altered(images, how, noise, blur):
     "The images (N, H, W, 3) altered in one way, uint8."
     x = np.asarray(images, float)
@@ -103,13 +105,14 @@ def _altered(images, how, noise, blur):
     return np.clip(x, 0, 255).astype(np.uint8)
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #b1b7fac4
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #11119d16
 def altered(data: ImageDataset, how: str, noise=50, blur=3) -> ImageDataset:
     "A data set with altered images; identities stay."
     images = _altered(data.images, how, noise, blur)
     return ImageDataset(images, data.labels, data.classes, groups=data.groups)
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #26e0d107
 def _glyph_domains():
     "Name → data set of digits."
     fonts = glyphs(kind="digits")
@@ -132,7 +135,7 @@ def _glyph_domains():
     return found
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #cf6c1e1f
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #19f68d2e
 def _picture_domains():
     "Name → data set of photographs or drawings."
     numbers = [STYLE_CLASSES.index(c) for c in PICTURE_CLASSES]
@@ -147,6 +150,7 @@ def _picture_domains():
     return found
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #6aad25ee
 @lru_cache(maxsize=2)
 def domains(stage: str) -> dict[str, ImageDataset]:
     "The twelve domains of a stage, by name."
@@ -155,7 +159,7 @@ def domains(stage: str) -> dict[str, ImageDataset]:
     return _glyph_domains() if stage == "glyphs" else _picture_domains()
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #88406da3
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #db4091d2
 class Featured(NamedTuple):
     "The features of a domain."
 
@@ -172,6 +176,7 @@ def _network(stage):
     return backbone("efficientnet_lite0", "torch")
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #820f95a5
 @lru_cache(maxsize=24)
 def featured(stage: str, name: str) -> Featured:
     "Features, labels and identities of one domain."
@@ -199,7 +204,7 @@ def halves(stage: str, seed: int) -> dict:  # name → (training rows, test rows
     return dealt
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #34f7f4d6
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #572a09ca
 DISTANCES = ("means", "mmd", "coral", "a_distance", "transport")
 PER_CLASS = ("mmd_classes", "transport_classes", "mmd_pseudo")
 LABELS = {
@@ -214,6 +219,7 @@ LABELS = {
 }
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #4f262740
 def measured(source: Featured, target: Featured) -> dict[str, float]:
     "All distances between two sets of images that need no predictions."
     a, b = discrepancy.same_scale(source.Z, target.Z)
@@ -230,6 +236,7 @@ def measured(source: Featured, target: Featured) -> dict[str, float]:
     }
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #2faf826d
 def pseudo(source: Featured, target: Featured, predicted) -> float:
     "MMD per class, where the classes of the target are predicted ones."
     pair = discrepancy.same_scale(source.Z, target.Z)
@@ -241,17 +248,19 @@ def pseudo(source: Featured, target: Featured, predicted) -> float:
         return np.nan  # no class was predicted twice
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #ff8e8448
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #3d3948ce
 def _rows(of: Featured, rows) -> Featured:
     "Some images of a domain."
     return Featured(of.Z[rows], of.labels[rows], of.groups[rows])
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #374b3f22
 def part(stage: str, name: str, rows) -> Featured:
     "Some images of one domain."
     return _rows(featured(stage, name), rows)
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #87a70f7b
 class DomainRun(NamedTuple):
     "One seed of one stage. Rows of the tables are sources, columns are targets."
 
@@ -262,6 +271,7 @@ class DomainRun(NamedTuple):
     distances: dict  # name → (D, D)
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #7aa906f8
 def run_domains(stage: str, seed: int, only=None) -> DomainRun:
     "Train a probe on each source and test it on each target; NaN if not in `only`."
     began, dealt = time.perf_counter(), halves(stage, seed)
@@ -284,7 +294,7 @@ def run_domains(stage: str, seed: int, only=None) -> DomainRun:
     return DomainRun(stage, seed, time.perf_counter() - began, accuracy, found)
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #de70cbf3
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #74ea44c7
 def _tables(run: DomainRun) -> dict:
     "A run as lists with five digits."
     shorten = np.vectorize(lambda x: float(f"{x:.5g}"))
@@ -294,6 +304,7 @@ def _tables(run: DomainRun) -> dict:
     return run._asdict() | dict(seconds=seconds, accuracy=accuracy, distances=tables)
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #c101243c
 def load_record(path=None) -> dict:
     "The record, with `runs` as DomainRuns; {} if there is none."
     path = Path(path or record_path("discrepancy"))
@@ -307,6 +318,7 @@ def load_record(path=None) -> dict:
     return record
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #52a29aad
 def store_record(record: dict, path=None):
     "Write the record with versions and machine."
     runs = [_tables(r) for r in record.get("runs", [])]
@@ -316,7 +328,7 @@ def store_record(record: dict, path=None):
         json.dump({**record, **about}, file)
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #b9e4df58
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #4170e11f
 class Table(NamedTuple):
     "Means over the seeds. Rows are sources, columns are targets."
 
@@ -326,6 +338,7 @@ class Table(NamedTuple):
     distances: dict  # name → (D, D)
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #acd8cfb6
 def table(record: dict, stage: str) -> Table:
     "The tables of a stage. BadValue if a seed is missing."
     runs = [r for r in record.get("runs", []) if r.stage == stage]
@@ -343,7 +356,7 @@ def table(record: dict, stage: str) -> Table:
     return Table(record["domains"][stage], accuracy, drop, distances)
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #4b7bb171
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #22e206ed
 def world(n: int, strength: float, rng) -> tuple[np.ndarray, np.ndarray]:
     "Distances and drops of `n` domains; the larger `strength`, the better they agree."
     points = rng.normal(size=(n, 3))
@@ -354,6 +367,7 @@ def world(n: int, strength: float, rng) -> tuple[np.ndarray, np.ndarray]:
     return gap + (noise + noise.T) / 2, drop
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #191d27cb
 def over_pairs(distance, drop, level, draws, seed=0):
     "(low, high) of an interval that resamples pairs as if they were independent."
     pairs, rng = ~np.eye(len(drop), dtype=bool), np.random.default_rng(seed)
@@ -371,7 +385,7 @@ def truth(strength: float) -> float:
     return float(np.mean([discrepancy.agreement(*w) for w in worlds]))
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #1f190899
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #9a2a1a19
 def coverage(n: int, strength: float, worlds: int, draws=200, level=0.95) -> dict:
     "How often intervals over pairs and over domains hold the truth, and their width."
     true, inside, widths = truth(strength), [], []
@@ -392,6 +406,7 @@ def coverage(n: int, strength: float, worlds: int, draws=200, level=0.95) -> dic
     )
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #718c8bdf
 def power(n: int, strength: float, worlds: int, draws=300, level=0.99) -> dict:
     "How often the interval over domains lies above 0."
     above = 0
@@ -403,7 +418,7 @@ def power(n: int, strength: float, worlds: int, draws=300, level=0.99) -> dict:
     return dict(domains=n, truth=true, share=round(above / worlds, 3))
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #c535253a
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #b553739d
 STRENGTHS = (0.0, 0.3, 0.6)
 SIZES = (5, 12)  # domains
 
@@ -418,6 +433,7 @@ def study_simulations(path=None, worlds=200) -> list[dict]:
     return record["coverage"] + record["power"]
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #f1adc9c7
 def study_discrepancy(path=None) -> Path:
     "Run what the record lacks; each seed is stored as it ends."
     path = Path(path or record_path("discrepancy"))
@@ -453,7 +469,7 @@ def draw_pairs(tables: dict, names=("mmd", "coral", "a_distance", "transport")):
     return fig
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #d40b0974
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #5ac97dd6
 def loss_gradients(loss, source, target) -> dict:  # framework → (value, gradient)
     "A loss of two arrays and its gradient for the first, in both frameworks."
     torch, keras = load_torch(), load_keras()
@@ -472,6 +488,7 @@ def loss_gradients(loss, source, target) -> dict:  # framework → (value, gradi
     return found
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #5e011710
 def turned_digits(classes, seed: int = 0) -> dict:
     """Features of some digits in sans fonts: `train`, and the unseen ones `upright`
     and `turned`; `images` are the unseen ones upright."""
@@ -503,7 +520,7 @@ def recorded_curve(distance="mmd", stage="pictures", path=None):
     return discrepancy.drop_curve(of.distances[distance], of.drop)
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #5641b4a0
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #3e374bd2
 def _photo_parts(seed):
     "Name → (training half, test half) of the photographs with four shared classes."
     data = photos(size=96)
@@ -520,6 +537,7 @@ def _photo_parts(seed):
     return found
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #1b345ef8
 def new_pair(seeds=SEEDS) -> dict:
     "Mean MMD and drops between cut-outs and scenes, over seeds."
     distances, drops = [], {"cutout → scene": [], "scene → cutout": []}
