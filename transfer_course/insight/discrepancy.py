@@ -142,7 +142,7 @@ def _domain_errors(X, domain, folds):
     return np.mean([wrong[domain == d].mean() for d in (0, 1)])
 
 
-# %% ../../nbs/3_insight/20_discrepancy.ipynb #c5406f6b
+# %% ../../nbs/3_insight/20_discrepancy.ipynb #196a9d6d
 def a_distance(
     source,  # (N, D) features
     target,  # (M, D)
@@ -164,12 +164,11 @@ def a_distance(
     domain = np.repeat([0, 1], [len(source), len(target)])
     names = np.arange(len(X)) if groups is None else np.concatenate(groups)
     names = np.unique(names, return_inverse=True)[1]
+    if len(names) != len(X):
+        raise BadValue(f"{len(names)} identities are given; expected one per image.")
     fewest = min(len(np.unique(names[domain == d])) for d in (0, 1))
-    if len(names) != len(X) or fewest < folds:
-        raise BadValue(
-            f"There are {len(X)} images, {len(names)} identities given, and {fewest} "
-            f"different ones in a domain; expected one per image, and at least {folds}."
-        )
+    if fewest < folds:
+        raise BadValue(f"A domain has {fewest} identities; expected at least {folds}.")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with few_threads(X):
         if len(X) < X.shape[1]:  # a rotation changes no prediction and saves time
