@@ -40,7 +40,7 @@ __all__ = [
     "new_pair",
 ]
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #93596b74
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #84d0686f
 import json
 import time
 from functools import lru_cache
@@ -48,8 +48,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
-from scipy.stats import kendalltau
+from scipy import ndimage, stats
 
 from ..engine.errors import BadValue
 from ..engine.files import atomic_write
@@ -368,7 +367,7 @@ def world(n: int, strength: float, rng) -> tuple[np.ndarray, np.ndarray]:
     return gap + (noise + noise.T) / 2, drop
 
 
-# %% ../../nbs/6_practice/discrepancy_study.ipynb #ecc43045
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #28061922
 def over_pairs(distance, drop, level, draws, seed=0):
     "(low, high) of an interval that resamples pairs as if they were independent."
     pairs, rng = ~np.eye(len(drop), dtype=bool), np.random.default_rng(seed)
@@ -379,13 +378,14 @@ def over_pairs(distance, drop, level, draws, seed=0):
     return np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
 
 
+# %% ../../nbs/6_practice/discrepancy_study.ipynb #7e83584d
 def truth(strength: float) -> float:
     "The agreement of very many domains; scipy's tau needs little memory."
     rng, found = np.random.default_rng(20), []
     pairs = ~np.eye(80, dtype=bool)
     for _ in range(9):
         distance, drop = world(80, strength, rng)
-        found.append(kendalltau(distance[pairs], drop[pairs]).statistic)
+        found.append(stats.kendalltau(distance[pairs], drop[pairs]).statistic)
     return float(np.mean(found))
 
 
