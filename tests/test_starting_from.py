@@ -70,6 +70,9 @@ def test_a_class_is_added_and_forgetting_is_reported(
     difference = about["old_images"]["difference"]
     assert difference["low"] <= difference["mean"] <= difference["high"]
     assert last(done)["from"] == about
+    told = "Forgetting, on 30 images of --old-images"
+    assert told in (out / "report.html").read_text()
+    assert told in (out / "card.md").read_text().replace("\\", "")
     assert "forgetting, on" in done.stderr and "kept, without images" in done.stderr
     result = load_result(out)
     assert result.predict(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 4)

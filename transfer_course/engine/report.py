@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .card import none_of_these, write_card
+from .card import none_of_these, what_was_forgotten, write_card
 from .charts import _curves
 from .errors import BadValue, printable
 
@@ -308,6 +308,11 @@ def _none(told):
     return f"<p>{_t(told).replace('`', '')}</p>"
 
 
+def _forgotten(told):
+    "How well it still knows the classes of the run that it started from."
+    return "".join(f"<p>{_t(text)}</p>" for text in told)
+
+
 def _if(given, head, draw):
     "A list of one section, or of none where nothing is given to draw."
     return [(head, draw(given))] if given else []
@@ -430,6 +435,7 @@ def write_report(
         *([("Probe or fine-tuning", _compared(info))] if _auto(info) else ()),
         ("Training curves", _curves(curves, info.get("best_epoch"))),
         ("Who is taken for whom", _confused(counts, classes, info.get("recall"))),
+        *_if(what_was_forgotten(info), "What it forgot", _forgotten),
         *_if(looked_at, "What the network looked at", _looked_at),
         ("The most confident mistakes", _mistakes(mistakes)),
         *_if(none_of_these(info), "Images of none of its classes", _none),

@@ -74,7 +74,6 @@ from transfer_course.practice.starting_from import (
     Start,
     start_of,
     told_classes,
-    told_start,
 )
 
 # %% ../../nbs/6_practice/own_folder.ipynb #24b9994b
@@ -205,7 +204,8 @@ def tune_folder(
     main = job.team.is_main_process
     with claim_folder(out, resume) if main else nullcontext():
         info = _carry_out(job)
-    for text in (*told_start(info.get("from")), *sentences(info, out)):
+    forgotten = (info.get("from") or {}).get("told", ())
+    for text in (*forgotten, *sentences(info, out)):
         job.say(text)
     return _summary(info, out, job.began)
 

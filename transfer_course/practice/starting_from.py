@@ -321,7 +321,7 @@ class Start:
         found |= dict(classes=classes, forgetting=forgetting(old, result, held_out))
         if old_images is not None:
             found["old_images"] = forgetting(old, result, old_images)
-        return found
+        return found | {"told": list(told_start(found))}
 
     def same(self, info: dict, out) -> None:
         "BadValue if the finished run `info` started from another run, or from none."
@@ -358,6 +358,6 @@ def told_start(about: dict | None):
     if unknown:
         yield (
             f"How well it still knows {_listed(unknown)} is not known, because there "
-            "are no images of them. --old-images FOLDER, with a folder of images for "
-            "each class, measures it."
+            "are no images of these classes. --old-images FOLDER, with a folder of "
+            "images for each class, measures it."
         )

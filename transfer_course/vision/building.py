@@ -13,8 +13,8 @@ from ..engine.errors import BadValue, did_you_mean, require
 from ..engine.frameworks import load_keras, load_torch, seeded
 from .catalogue import Network
 from .downloads import _without_retries, downloading
-from .networks import small_cnn
 from .state import as_found
+from .twins import glyph_cnn, small_cnn
 from .weights import _load_state, _short
 
 # %% ../../nbs/2_vision/building.ipynb #dce30494
@@ -265,8 +265,9 @@ def _in_torch(network):
 # %% ../../nbs/2_vision/building.ipynb #03cf261f
 def build_network(network, online: bool, seed: int):
     "The network with downloaded weights, or with random ones from `seed`."
-    if network.name == "small_cnn":
-        return small_cnn(network.framework, seed)
+    own = {"small_cnn": small_cnn, "glyph_cnn": glyph_cnn}.get(network.name)
+    if own:
+        return own(network.framework, seed)
     with seeded(seed, network.framework):
         if network.framework == "keras":
             return _in_keras(network, online)

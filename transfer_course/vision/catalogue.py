@@ -70,6 +70,13 @@ _SMALL = dict(
     pretrained="",
     source="this course, lesson 09; random weights (He et al. 2015, arXiv:1502.01852)",
 )
+_GLYPH = _SMALL | dict(
+    params=97_440,
+    feature_dim=128,
+    input_size=28,
+    min_size=28,
+    fixed_size=True,
+)
 
 # %% ../../nbs/2_vision/catalogue.ipynb #8336fbc9
 _LITE0_IN_TORCH = _stages(
@@ -78,13 +85,17 @@ _LITE0_IN_TORCH = _stages(
 _LITE0_IN_KERAS = _stages(
     7, "blocks_{before}_", stem=("conv_stem", "bn1"), top=("conv_head", "bn2")
 )
+_GLYPH_IN_TORCH = _stages(3, "stage{i}.") | {"fc1": ("fc1.",)}
+_GLYPH_IN_KERAS = _stages(3, "stage{i}_") | {"fc1": ("fc1",)}
 _IN_TORCH = [
     Network("efficientnet_lite0", "torch", stages=_LITE0_IN_TORCH, **_LITE0),
     Network("small_cnn", "torch", stages=_stages(4, "stage{i}."), **_SMALL),
+    Network("glyph_cnn", "torch", stages=_GLYPH_IN_TORCH, **_GLYPH),
 ]
 _IN_KERAS = [
     Network("efficientnet_lite0", "keras", stages=_LITE0_IN_KERAS, **_LITE0),
     Network("small_cnn", "keras", stages=_stages(4, "stage{i}_"), **_SMALL),
+    Network("glyph_cnn", "keras", stages=_GLYPH_IN_KERAS, **_GLYPH),
 ]
 
 # %% ../../nbs/2_vision/catalogue.ipynb #96889fcb

@@ -5,9 +5,13 @@
 # %% auto #0
 __all__ = [
     "SMALL_CNN_WIDTHS",
+    "GLYPH_CNN_WIDTHS",
+    "GLYPH_CNN_HIDDEN",
+    "GLYPH_CNN_SIZE",
     "mlp",
     "conv_classifier",
     "small_cnn",
+    "glyph_cnn",
     "copy_torch_to_keras",
 ]
 
@@ -89,24 +93,34 @@ def _stages_keras(x, widths):
 
 
 # %% ../../nbs/2_vision/twins.ipynb #7f09a013
-def _classifier_torch(classes, size, widths, hidden):
+def _hidden_torch(size, widths, hidden):
     torch, net = load_torch(), _stages_torch(widths)
     with torch.no_grad():
         flat = net(torch.zeros(1, 3, size, size)).numel()
     net.add_module("flat", torch.nn.Flatten())
     net.add_module("fc1", torch.nn.Linear(flat, hidden))
     net.add_module("relu", torch.nn.ReLU())
-    net.add_module("fc2", torch.nn.Linear(hidden, classes))
     return net
 
 
-def _classifier_keras(classes, size, widths, hidden):
+def _classifier_torch(classes, size, widths, hidden):
+    net = _hidden_torch(size, widths, hidden)
+    net.add_module("fc2", load_torch().nn.Linear(hidden, classes))
+    return net
+
+
+def _hidden_keras(size, widths, hidden):
     keras = load_keras()
     images = keras.Input((size, size, 3), name="images")
     x = _stages_keras(images, widths)
     x = keras.layers.Permute((3, 1, 2), name="as_torch")(x)
     x = keras.layers.Flatten(name="flat")(x)
-    x = keras.layers.Dense(hidden, activation="relu", name="fc1")(x)
+    return images, keras.layers.Dense(hidden, activation="relu", name="fc1")(x)
+
+
+# %% ../../nbs/2_vision/twins.ipynb #7f09az955
+def _classifier_keras(classes, size, widths, hidden):
+    keras, (images, x) = load_keras(), _hidden_keras(size, widths, hidden)
     logits = keras.layers.Dense(classes, name="fc2")(x)
     return keras.Model(images, logits, name="conv_classifier")
 
@@ -165,6 +179,23 @@ def small_cnn(
     For some hundred images of 64 to 128 px."""
     with seeded(seed, check_framework(framework)):
         return (_mean_torch if framework == "torch" else _mean_keras)()
+
+
+# %% ../../nbs/2_vision/twins.ipynb #7f09a01b
+GLYPH_CNN_WIDTHS, GLYPH_CNN_HIDDEN, GLYPH_CNN_SIZE = (16, 32, 64), 128, 28
+
+
+def glyph_cnn(
+    framework: str = "torch",  # "torch" or "keras"
+    seed: int = 0,  # of the weights; the two frameworks draw different ones
+):  # torch: (N, 3, 28, 28), keras: (N, 28, 28, 3) -> (N, 128)
+    "Three blocks of convolution, ReLU and maximum, then a dense layer and ReLU."
+    shape = GLYPH_CNN_SIZE, GLYPH_CNN_WIDTHS, GLYPH_CNN_HIDDEN
+    with seeded(seed, check_framework(framework)):
+        if framework == "torch":
+            return _hidden_torch(*shape)
+        images, x = _hidden_keras(*shape)
+        return load_keras().Model(images, x, name="glyph_cnn")
 
 
 # %% ../../nbs/2_vision/twins.ipynb #7f09a021

@@ -288,7 +288,8 @@ def _load_twin(model, path):
 
 # %% ../../nbs/2_vision/weights.ipynb #6526c81a
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
-_TWINS = ("efficientnet_lite0", "small_cnn")  # the same layers in both frameworks
+# The same layers in both frameworks.
+_TWINS = ("efficientnet_lite0", "small_cnn", "glyph_cnn")
 
 
 def _check_file(path):
