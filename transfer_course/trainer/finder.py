@@ -124,6 +124,6 @@ def draw_search(found: RateSearch):
     ax.axvline(found.lr, color="#b3420f", ls="--", label=f"suggested: {found.lr:g}")
     ax.set(xscale="log", yscale="log", xlabel="learning rate of the backbone")
     ax.set_ylabel("training loss (nats)")
-    ax.legend(loc="upper left")
+    ax.legend(loc="lower left")
     ax.spines[["top", "right"]].set_visible(False)
     return fig
