@@ -104,6 +104,7 @@ study: install
 	$(BIN)/python -c "from transfer_course.practice.letters import study_letters; print(study_letters())"
 	$(BIN)/python -c "from transfer_course.practice.clinic_torch import study_blocks; print(study_blocks())"
 	$(BIN)/python -c "from transfer_course.practice.auto_study import study_auto; print(study_auto())"
+	$(BIN)/python -c "from transfer_course.practice.schedules_study import study_schedules; print(study_schedules())"
 
 docs: install
 	$(BIN)/python tools/docs_site.py

@@ -2344,6 +2344,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                              'transfer_course/practice/rehearsing.py')},
             'transfer_course.practice.schedules_study': { 'transfer_course.practice.schedules_study.ScheduleRun': ( '6_practice/schedules_study.html#schedulerun',
                                                                                                                     'transfer_course/practice/schedules_study.py'),
+                                                          'transfer_course.practice.schedules_study._before': ( '6_practice/schedules_study.html#_before',
+                                                                                                                'transfer_course/practice/schedules_study.py'),
                                                           'transfer_course.practice.schedules_study._cross': ( '6_practice/schedules_study.html#_cross',
                                                                                                                'transfer_course/practice/schedules_study.py'),
                                                           'transfer_course.practice.schedules_study._looks': ( '6_practice/schedules_study.html#_looks',
