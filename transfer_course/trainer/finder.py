@@ -94,7 +94,8 @@ def find_rate(
     """Find a peak learning rate for fine-tuning `backbone` on `train` by `recipe`.
 
     The rate rises from 1e-6 to 1 by the same factor at every step. A loss that is not
-    finite ends the test. Source: Smith 2017, arXiv:1506.01186."""
+    finite ends the test. Source: Smith 2017, arXiv:1506.01186, where it rises by the
+    same amount."""
     if check_framework(backbone.framework) == "torch":
         from transfer_course.trainer.torch_loop import fine_tune
     else:
