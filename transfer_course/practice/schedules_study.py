@@ -232,6 +232,7 @@ def table(runs: list, method: str, name: str) -> np.ndarray:
     return np.stack([run.correct[name] for run in mine]) * 1.0
 
 
+@lru_cache(maxsize=3)
 def groups_of(name: str) -> np.ndarray:
     "The identity of each image of a test set: its form, or its font family."
     return families(printed()) if name == "printed" else target().groups
@@ -287,10 +288,8 @@ def _looks(method: str) -> dict:
 
 def _cross(ax, runs, method: str, name: str) -> None:
     "A point with its 95 % interval in both directions."
-    x, y = (
-        interval(table(runs, method, test), groups_of(test), level=0.95)
-        for test in ("handwriting", name)
-    )
+    tests = ("handwriting", name)
+    x, y = (interval(table(runs, method, t), groups_of(t), level=0.95) for t in tests)
     ends = {
         "xerr": [[x.mean - x.low], [x.high - x.mean]],
         "yerr": [[y.mean - y.low], [y.high - y.mean]],
