@@ -280,7 +280,7 @@ def _looks(method: str) -> dict:
     "Colour and marker of a method, as everywhere in the course where it has one."
     from transfer_course.classroom.pictures import COLOURS, MARKERS
 
-    own = {"head_first": ("#766ded", "v"), "layer_wise": ("#b5179e", "h")}
+    own = {"head_first": ("#c89b00", "<"), "layer_wise": ("#b5179e", "h")}
     own["one_cycle"] = ("#5d8a00", "*")
     colour, marker = own.get(method) or (COLOURS[method], MARKERS[method])
     return dict(color=colour, marker=marker, label=method, capsize=2, markersize=8)
