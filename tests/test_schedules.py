@@ -271,8 +271,8 @@ def test_the_options_reach_the_run(folder, tmp_path):
     assert f"lr: {search['lr']}" in (tmp_path / "run" / "recipe.yaml").read_text()
     again = tune_folder(
         folder, tmp_path / "run", strategy="fine_tune", epochs=1, lr="find", size=32,
-        layer_decay=0.4, schedule="one_cycle", train_from="top", augment=0.0, resume=True,
-        progress=False,
+        layer_decay=0.4, schedule="one_cycle", train_from="top", augment=0.0,
+        resume=True, progress=False,
     )  # fmt: skip
     assert again["run"] == str(tmp_path / "run")
 

@@ -120,6 +120,7 @@ def _source():
     return glyph_source("letters")
 
 
+# %% ../../nbs/6_practice/schedules_study.ipynb #schs1
 def tune(method: str, lr: float, train: ImageDataset, seed: int):
     "The Result of one method; a run whose loss is not finite keeps its last weights."
     with warnings.catch_warnings():
@@ -128,6 +129,7 @@ def tune(method: str, lr: float, train: ImageDataset, seed: int):
         return fine_tune(_source(), train, None, recipe, progress=False)
 
 
+# %% ../../nbs/6_practice/schedules_study.ipynb #schs4
 @lru_cache(maxsize=3)
 def _before(name: str) -> np.ndarray:
     "Features (N, 128) of a whole test set before training."
@@ -156,6 +158,7 @@ class ScheduleRun(NamedTuple):
     correct: dict  # test set → (N,) bool, every image once
 
 
+# %% ../../nbs/6_practice/schedules_study.ipynb #schs2
 def run_schedule(method: str, lr: float, seed: int) -> ScheduleRun:
     "Train on labels from each half of the forms and test."
     began, digits, halves = time.perf_counter(), target(), []
@@ -205,6 +208,7 @@ def load_schedules(path=None) -> tuple[list[ScheduleRun], dict]:
     return load_runs(ScheduleRun, Path(path or record_path("schedules")))
 
 
+# %% ../../nbs/6_practice/schedules_study.ipynb #schs3
 def study_schedules(path=None, seeds=SEEDS, say=print) -> Path:
     "Search the rates, run what the record lacks, and store each run as it ends."
     path = Path(path or record_path("schedules"))

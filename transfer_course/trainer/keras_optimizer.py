@@ -68,7 +68,7 @@ class _TwoRates:
 
 # %% ../../nbs/trainer/keras_optimizer.ipynb #lay15mom
 class MomentumSGD(keras.optimizers.SGD):
-    "SGD whose momentum is a running sum of gradients, without their rates, as in torch."
+    "SGD whose momentum is a sum of gradients without their rates, as in torch."
 
     def update_step(self, gradient, variable, learning_rate):
         "Update one variable."
