@@ -749,6 +749,94 @@ def evaluate(
 
 @app.command(
     epilog=(
+        "Examples:   transfer-course compare photos/   |   "
+        "transfer-course compare photos/ --strategies probe,lp_ft,fine_tune --seeds 5  "
+        " |   transfer-course compare list.csv --groups patient --out compared --resume"
+    )
+)
+def compare(
+    folder: Source,
+    strategies: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Which to compare, with commas: majority, random_probe, probe, head, "
+                "lp_ft, fine_tune, gradual, scratch, ensemble (of three learning "
+                "rates). By default all but head, gradual and scratch."
+            )
+        ),
+    ] = None,
+    framework: Annotated[
+        Framework, typer.Option(help="Which library trains the network.")
+    ] = Framework.torch,
+    backbone: BackboneName = "efficientnet_lite0",
+    seeds: Annotated[
+        int, typer.Option(help="How often everything is repeated with other folds.")
+    ] = 3,
+    folds: Annotated[
+        int,
+        typer.Option(
+            help="Folds of the cross-validation, where no test images are given."
+        ),
+    ] = 5,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of each training; by default fine-tune's."),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side in pixels; by default as fine-tune's."),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="How an image becomes a square: crop, pad or squash."),
+    ] = None,
+    groups: Groups = None,
+    path_column: Column = None,
+    label_column: Column = None,
+    split_column: Column = None,
+    group_column: GroupColumn = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "Folder for compare.html and compare.json; by default a new one in "
+                "runs/."
+            )
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted comparison.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare strategies on your images: each is trained and tested on the same folds
+    under several seeds, and each pair gets the interval of its difference."""
+    from transfer_course.practice.compare import USUAL, compare_source
+    from transfer_course.practice.reading import Reading
+
+    resumable(out)
+    columns = _columns(path_column, label_column, split_column, group_column)
+    named = None if strategies is None else strategies.replace(" ", "").split(",")
+    found = compare_source(
+        folder,
+        out,
+        strategies=USUAL if named is None else [name for name in named if name],
+        framework=framework.value,
+        backbone=backbone,
+        reading=Reading(size=size, fit=fit, groups=groups, columns=columns),
+        seeds=seeds,
+        folds=folds,
+        epochs=epochs,
+        resume=resume,
+        say=lambda text="": say(text, as_json),
+    )
+    if as_json or not sys.stdout.isatty():
+        emit(found)
+
+
+@app.command(
+    epilog=(
         "Examples:   transfer-course predict runs/mine cat.jpg   |   "
         "transfer-course predict runs/mine new-photos/ --json   |   "
         "transfer-course predict runs/mine new-photos/ --abstain"

@@ -47,13 +47,13 @@ def _inside(path, folder) -> bool:
     return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
-def default_place(source) -> Path:
+def default_place(source, work: str = "check") -> Path:
     "The name of a new folder in `runs/`, never inside the folder of images."
     home = Path(source).resolve()
     base = Path("runs")
     if home.is_dir() and _inside(base, home):
         base = home.parent / "runs"
-    name = f"check-{printable(home.stem if home.is_file() else home.name)}"
+    name = f"{work}-{printable(home.stem if home.is_file() else home.name)}"
     place, n = base / name, 1
     while place.exists():
         n += 1
@@ -62,8 +62,8 @@ def default_place(source) -> Path:
 
 
 # %% ../../nbs/6_practice/check.ipynb #chk07b
-def check_place(out, source) -> None:
-    "BadValue if the report can't be put into `out`."
+def check_place(out, source, own: str = "check.json") -> None:
+    "BadValue if the report can't be put into `out`, which may hold the file `own`."
     out = Path(out)
     if os.path.isdir(source) and _inside(out, source):
         raise BadValue(
@@ -72,7 +72,7 @@ def check_place(out, source) -> None:
         )
     if out.exists() and not out.is_dir():
         raise BadValue(f"{printable(out, True)} is a file; --out takes a folder.")
-    if out.is_dir() and os.listdir(out) and not (out / "check.json").exists():
+    if out.is_dir() and os.listdir(out) and not (out / own).exists():
         raise BadValue(
             f"{printable(out, True)} holds other files. Choose a new folder (--out)."
         )

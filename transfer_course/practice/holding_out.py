@@ -116,17 +116,20 @@ FOLDS, REPEATS = 5, 3
 
 
 def dealt(labels, groups, folds: int, rng) -> np.ndarray:  # (N,)
-    "The fold of each image, by identity; −1 for a class with a single identity."
+    "The fold of each image, by identity; −1 where a class has a single identity."
     codes = _codes(groups, len(labels))
     pairs, n = np.unique(np.stack([codes, labels], 1), axis=0, return_counts=True)
     # an identity counts for its most frequent class
     order = np.lexsort((n, pairs[:, 0]))
     of = np.zeros(codes.max() + 1, np.int64)
     of[pairs[order, 0]] = pairs[order, 1]
+    identities = np.bincount(pairs[:, 1])  # of each class
+    alone = np.zeros(len(of), bool)
+    alone[pairs[identities[pairs[:, 1]] < 2, 0]] = True
     fold, turn = np.full(len(of), -1), 0
     for c in rng.permutation(np.unique(of)):
-        mine = rng.permutation(np.flatnonzero(of == c))
-        if len(mine) > 1:
+        mine = rng.permutation(np.flatnonzero((of == c) & ~alone))
+        if len(mine):
             fold[mine] = (turn + np.arange(len(mine))) % folds
             turn += len(mine)
     return fold[codes]
