@@ -105,7 +105,6 @@ study: install
 	$(BIN)/python -c "from transfer_course.practice.clinic_torch import study_blocks; print(study_blocks())"
 	$(BIN)/python -c "from transfer_course.practice.auto_study import study_auto; print(study_auto())"
 	$(BIN)/python -c "from transfer_course.practice.schedules_study import study_schedules; print(study_schedules())"
-||||||| 5370e38
 	$(BIN)/python -c "from transfer_course.practice.explain_study import study_explain; print(study_explain())"
 
 docs: install
