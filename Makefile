@@ -106,6 +106,8 @@ study: install
 	$(BIN)/python -c "from transfer_course.practice.auto_study import study_auto; print(study_auto())"
 	$(BIN)/python -c "from transfer_course.practice.schedules_study import study_schedules; print(study_schedules())"
 	$(BIN)/python -c "from transfer_course.practice.explain_study import study_explain; print(study_explain())"
+	$(BIN)/python -c "from transfer_course.practice.calibrate_study import study_calibrate; print(*map(study_calibrate, ('leak', 'shift')))"
+	$(BIN)/python -c "from transfer_course.practice.layers_study import study_layers; print(study_layers())"
 
 docs: install
 	$(BIN)/python tools/docs_site.py

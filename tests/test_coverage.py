@@ -88,4 +88,4 @@ def test_every_error_has_a_place_and_the_grave_ones_an_exercise():
     judged = {r["id"] for r in found if r["how"].startswith("exercise")}
     assert {
         r["lesson"] for r in found if r["severity"] == "A" and r["id"] not in judged
-    } == {"timeline", "14_layers"}
+    } == {"timeline"}

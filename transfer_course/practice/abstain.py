@@ -21,7 +21,6 @@ __all__ = [
     "checked_rate",
     "logits_of",
     "remember",
-    "share_below",
     "pairs_of",
     "Known",
     "without",
@@ -44,6 +43,7 @@ import numpy as np
 from ..engine.errors import BadValue, Damaged, NoRoom, NotFound
 from ..engine.files import printable, sha256_file
 from ..engine.writing import atomic_write
+from ..insight.calibrate import share_below
 from .starting_from import head_of
 from ..trainer.result import softmax
 from ..vision.evaluate import interval
@@ -221,11 +221,6 @@ def remember(result, train, held, cache=False) -> Familiar:
 
 # %% ../../nbs/6_practice/abstain.ipynb #abst0018
 PAIRS, LEAST = 10, 4  # pairs at most; classes at least
-
-
-def share_below(known: np.ndarray, new: np.ndarray) -> np.ndarray:
-    "(known, new): 1 where a new score is higher, 1/2 where equal. Its mean: AUROC."
-    return (known[:, None] < new) + 0.5 * (known[:, None] == new)
 
 
 def pairs_of(labels, seed=0) -> list:
