@@ -105,6 +105,7 @@ study: install
 	$(BIN)/python -c "from transfer_course.practice.clinic_torch import study_blocks; print(study_blocks())"
 	$(BIN)/python -c "from transfer_course.practice.auto_study import study_auto; print(study_auto())"
 	$(BIN)/python -c "from transfer_course.practice.discrepancy_study import study_discrepancy; print(study_discrepancy())"
+	$(BIN)/python -c "from transfer_course.practice.schedules_study import study_schedules; print(study_schedules())"
 	$(BIN)/python -c "from transfer_course.practice.explain_study import study_explain; print(study_explain())"
 	$(BIN)/python -c "from transfer_course.practice.calibrate_study import study_calibrate; print(*map(study_calibrate, ('leak', 'shift')))"
 	$(BIN)/python -c "from transfer_course.practice.layers_study import study_layers; print(study_layers())"

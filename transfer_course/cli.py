@@ -260,6 +260,21 @@ def check(
         emit(summary)
 
 
+def _learning_rate(given: str | None) -> float | str | None:
+    """A number, "find", or None for the strategy's."""
+    from transfer_course.engine.errors import BadValue, did_you_mean
+
+    if given is None or given == "find":
+        return given
+    try:
+        return float(given)
+    except ValueError:
+        hint = did_you_mean(given, ["find"])
+        raise BadValue(
+            f"--lr is {given!r}; it has to be a number above 0, or find.{hint}"
+        ) from None
+
+
 @app.command(
     "fine-tune",
     epilog=(
@@ -269,6 +284,8 @@ def check(
         "transfer-course fine-tune photos/ --out runs/mine --resume   |   "
         "transfer-course fine-tune photos/ --lr 1e-3 --patience 3 --no-mirror "
         "--log csv --dry-run   |   "
+        "transfer-course fine-tune photos/ --strategy fine_tune --lr find "
+        "--layer-decay 0.4 --schedule one_cycle   |   "
         "transfer-course fine-tune photos/ --fit pad --class-weights balanced   |   "
         "transfer-course fine-tune more-photos/ --from runs/mine --keep all   |   "
         "transfer-course fine-tune list.csv --label-column diagnosis --groups patient"
@@ -340,8 +357,8 @@ def fine_tune(
             help=(
                 "auto fits a probe, fine-tunes from it with a learning rate that a "
                 "short search picks, and keeps the network that is better on the "
-                "held-out images. Or one of probe, lp_ft, fine_tune, gradual, head, "
-                "scratch. By default auto, and fine_tune with --from."
+                "held-out images. Or one of probe, lp_ft, fine_tune, gradual, "
+                "head_first, head, scratch. By default auto, and fine_tune with --from."
             )
         ),
     ] = None,
@@ -355,11 +372,32 @@ def fine_tune(
         ),
     ] = None,
     lr: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|find",
+            help=(
+                "Highest learning rate; auto tries three around it. A new head keeps "
+                "its relation to it. With find, a short test before the run raises "
+                "the rate from step to step and takes a tenth of the one with the "
+                "lowest loss."
+            ),
+        ),
+    ] = None,
+    layer_decay: Annotated[
         float | None,
         typer.Option(
             help=(
-                "Highest learning rate; auto tries three around it. A new head keeps "
-                "its relation to it."
+                "Lets early stages learn more slowly: the rate of each stage is so "
+                "many times the next one's. 1 is the same rate for all; 0.4 is usual."
+            )
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "How the learning rate goes: cosine and constant after a warm-up, or "
+                "one_cycle, which rises for three tenths of the steps and then falls."
             )
         ),
     ] = None,
@@ -533,7 +571,9 @@ def fine_tune(
         say=lambda text="": say(text, as_json),
         strategy=strategy,
         epochs=epochs,
-        lr=lr,
+        lr=_learning_rate(lr),
+        layer_decay=layer_decay,
+        schedule=schedule,
         batch_size=batch_size,
         patience=patience,
         train_from=train_from,

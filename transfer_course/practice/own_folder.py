@@ -68,7 +68,7 @@ from .recipes_file import NAME as RECIPE
 # %% ../../nbs/6_practice/own_folder.ipynb #b1be5e6b
 from .recipes_file import write_recipe
 from .rehearsing import planned, rehearsal, told_rehearsal
-from .settings import default_recipe, unused
+from .settings import changed, default_recipe, unused
 from transfer_course.practice.starting_from import (
     FROM_RUN,
     Start,
@@ -78,6 +78,7 @@ from transfer_course.practice.starting_from import (
 
 # %% ../../nbs/6_practice/own_folder.ipynb #24b9994b
 from ..trainer.auto import forget_parts
+from ..trainer.finder import find_rate, range_recipe
 from ..trainer.recipe import Recipe
 from ..trainer.run import fine_tune, load_result
 from ..vision.backbones import backbone as load_backbone
@@ -105,6 +106,8 @@ class Job:
     team: object = None  # the processes that take part
     near_copies: dict | None = None  # what was found, for `run.json`
     weights: object = None  # of the classes, as `read_weights` returns them
+    find: bool = False  # whether a range test looks for the learning rate
+    search: dict | None = None  # what it found, for `run.json`
 
     def weigh(self, classes) -> None:
         "Put the weights into the recipe, in the order of these classes."
@@ -120,6 +123,8 @@ class Job:
                 "1 to 256."
             )
         check_log(self.log)
+        if self.find:
+            range_recipe(self.recipe, images=1)
         if self.start is not None:
             self.start.check(self.recipe)
         if self.start and self.reading.target != "classes":
@@ -176,6 +181,9 @@ def tune_folder(
     folder, out = home_path(folder), home_path(out)
     given = training.pop("class_weights", None)
     weights = read_weights(given)
+    find = training.get("lr") == "find"
+    if find:
+        training["lr"] = None
     start = start_of(start_from, keep, old_images)
     asked = framework, backbone
     framework, backbone = start.settled(*asked) if start else _usual(*asked)
@@ -184,7 +192,7 @@ def tune_folder(
         reading = start.reading(reading, size, fit)
     recipe = default_recipe(start=start and FROM_RUN, **training)
     job = Job(folder, out, framework, backbone, recipe, reading, resume, start, log)
-    job.callbacks = tuple(callbacks)
+    job.callbacks, job.find = tuple(callbacks), find
     job.weights = recipe.class_weights if given is None else weights
     job.workers, job.progress, job.began = workers, progress, time.perf_counter()
     job.check()
@@ -232,6 +240,8 @@ def _rehearse(job: Job) -> dict:
     "Tell what the job would train, and for about how long; nothing is written."
     _settle(job, done=False)
     data, parts, net = _opened(job)
+    if job.find:
+        job.say("The learning rate is looked for at the start of the real run.")
     found = rehearsal(net, parts, job.recipe, job.workers)
     for text in told_rehearsal(found):
         job.say(text)
@@ -267,11 +277,17 @@ def _carry_out(job: Job) -> dict:
     done = job.resume and state_of(job.out) == "run"
     _settle(job, done)
     if not done:
-        _train(job, *_opened(job))
+        opened = _opened(job)
+        if job.find:
+            _find(job, *opened)
+        _train(job, *opened)
     job.team.wait_for_everyone()  # one process writes, the others see it written
     info, _ = read_run(job.out)
     if done:
         job.weigh(info.get("classes") or [])
+        if job.find:
+            found = info.get("lr_search") or {}
+            job.recipe = changed(job.recipe, {"lr": found.get("lr", job.recipe.lr)})
         about = job.framework, job.backbone, job.recipe, job.reading
         check_same(info, job.out, *about)
         if job.start:
@@ -369,6 +385,23 @@ def _network(job: Job):
     return net
 
 
+# %% ../../nbs/6_practice/own_folder.ipynb #lrf15exp
+def _find(job: Job, data, parts, net) -> None:
+    "Put the learning rate that a range test suggests into the recipe."
+    job.say("Looking for a learning rate (100 steps) …")
+    how = dict(progress=job.progress, workers=job.workers)
+    if job.start:
+        how["head"] = job.start.head(parts.train)
+    found = find_rate(net, parts.train, job.recipe, **how)
+    job.recipe = changed(job.recipe, {"lr": found.lr})
+    job.say(f"It suggests {found.lr:g} as the highest learning rate.")
+    job.search = {
+        "lr": found.lr,
+        "rates": [float(f"{rate:.4g}") for rate in found.rates],
+        "losses": [float(f"{loss:.5g}") for loss in found.losses],
+    }
+
+
 # %% ../../nbs/6_practice/own_folder.ipynb #3ca4cf5f
 def _train(job: Job, data, parts, net) -> None:
     "Train; the main process then scores, saves, and only then drops the checkpoint."
@@ -385,6 +418,7 @@ def _train(job: Job, data, parts, net) -> None:
     about, probabilities = describe(result, net, data, parts)
     about["abstain"] = note_unfamiliar(job.out, result, net, parts.train, parts.valid)
     about |= _forgotten(job, result, parts)
+    about |= {"lr_search": job.search} if job.search else {}
     _save(job, result, _about_data(job, data) | about, probabilities, parts)
 
 

@@ -21,6 +21,7 @@ DEFAULTS = {
     "fine_tune": dict(epochs=6, lr=3e-4, head_lr=1e-3, **_TUNED),
     "lp_ft": dict(epochs=6, lr=1e-4, **_TUNED),
     "gradual": dict(epochs=8, lr=3e-4, head_lr=1e-3, **_TUNED),
+    "head_first": dict(epochs=8, lr=3e-4, head_lr=1e-3, **_TUNED),
 }
 
 
@@ -62,9 +63,9 @@ def default_recipe(
 _UNUSED = {
     "probe": (
         "epochs lr head_lr batch_size train_from augment mirror mixup patience "
-        "weight_decay"
+        "weight_decay schedule layer_decay"
     ),
-    "head": "train_from",
+    "head": "train_from layer_decay",
     "scratch": "train_from",
 }
 

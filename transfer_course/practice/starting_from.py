@@ -230,7 +230,7 @@ def told_forgetting(found: dict | None, what: str) -> str:
 
 # %% ../../nbs/6_practice/starting_from.ipynb #start002
 FROM_RUN = dict(strategy="fine_tune", lr=1e-4, head_lr=1e-4)  # the defaults
-_GOES_ON = ("fine_tune", "head", "gradual")
+_GOES_ON = ("fine_tune", "head", "gradual", "head_first")
 
 
 # %% ../../nbs/6_practice/starting_from.ipynb #start002a

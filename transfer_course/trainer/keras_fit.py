@@ -24,7 +24,7 @@ import numpy as np
 from ..engine.frameworks import load_keras
 from .batches import Data, ahead
 from .keras_frozen import Kept, frozen_part
-from .keras_optimizer import two_rates
+from .keras_optimizer import body_factors, two_rates
 from .keras_speed import quick, scaler, unchanged
 from .keras_state import Run
 from .keras_step import more_pieces, out_of_memory
@@ -275,6 +275,14 @@ def _halve_pieces(run):
 
 
 # %% ../../nbs/trainer/keras_fit.ipynb #c81b7f05
+def _optimizer(run, phase):
+    "A new optimizer with the rates of `phase`."
+    recipe, net = run.result.recipe, run.result.backbone
+    factors = body_factors(run.trainer.body, recipe, net.stages)
+    return two_rates(recipe, phase.head_lr / phase.lr, factors)
+
+
+# %% ../../nbs/trainer/keras_fit.ipynb #c81b7f06
 def carry_out(run):
     "Carry out all phases; leaves history and best weights in the run's result."
     from tqdm.auto import tqdm
@@ -294,8 +302,7 @@ def carry_out(run):
             first = place.end
             if run.epoch < place.end and not run.result.stopped:
                 _set_moving(run, phase)
-                optimizer = two_rates(run.result.recipe, phase.head_lr / phase.lr)
-                run.trainer.compile(optimizer=optimizer, jit_compile=False)
+                run.trainer.compile(optimizer=_optimizer(run, phase), jit_compile=False)
                 run.begin(place)
                 _fit(run, place)
     _finish(run.result, run.best)

@@ -181,7 +181,7 @@ def _checked_head(head, net, train, recipe: Recipe, todo: Plan) -> StartingHead:
     if todo.head != "random" or todo.body == "random":
         raise BadValue(
             f"The strategy '{recipe.strategy}' does not start from a given head. "
-            "Choose 'fine_tune', 'head' or 'gradual'."
+            "Choose 'fine_tune', 'head', 'head_first' or 'gradual'."
         )
     head = StartingHead(*head)
     weights, biases = (np.asarray(part, np.float32) for part in head[:2])
@@ -224,7 +224,7 @@ def prepared(
 
 # %% ../../nbs/trainer/start.ipynb #44bbbd61
 # fields that a checkpoint of an earlier version lacks, with what they meant then
-_LATER = {"mixup": 0.0, "mirror": True}
+_LATER = {"mixup": 0.0, "mirror": True, "layer_decay": 1.0}
 
 
 def _noted(recipe: Recipe) -> dict:

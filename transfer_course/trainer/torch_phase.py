@@ -24,7 +24,7 @@ import numpy as np
 
 from ..engine.frameworks import load_torch
 from .batches import Data, Epoch, ahead
-from .recipe import Phase, Plan, Recipe
+from .recipe import Phase, Plan, Recipe, stage_factors
 from transfer_course.trainer.start import (
     class_weights,
     fresh_model,
@@ -88,15 +88,32 @@ def new_network(net, data: Data, recipe: Recipe, plan: Plan, known: bool = False
 
 
 # %% ../../nbs/trainer/torch_phase.ipynb #9a5e000b
-def make_optimizer(network: Network, recipe: Recipe):
-    "An optimizer over all parameters in two groups, `body` and `head`, at rate 0."
+def _body_groups(body: nn.Module, recipe: Recipe, stages: dict) -> list[dict]:
+    "One group of parameters, or one per stage where each has a rate of its own."
+    if recipe.layer_decay == 1:
+        return [{"params": list(body.parameters()), "part": "body"}]
+    factors, groups = stage_factors(stages, recipe.layer_decay), {}
+    for name, parameter in body.named_parameters():
+        of = (s for s, starts in stages.items() if name.startswith(tuple(starts)))
+        groups.setdefault(factors.get(next(of, None), 1.0), []).append(parameter)
+    return [
+        {"params": parameters, "part": "body", "factor": factor}
+        for factor, parameters in groups.items()
+    ]
+
+
+# %% ../../nbs/trainer/torch_phase.ipynb #9a5e00b2
+def make_optimizer(network: Network, recipe: Recipe, stages: dict):
+    """An optimizer over all parameters in groups for `body` and `head`, at rate 0.
+
+    `stages` are the backbone's, with the first letters of their parameters' names."""
     heads = [
         parameter
         for name, parameter in network.named_parameters()
         if not name.startswith("body.")
     ]
     groups = [
-        {"params": list(network.body.parameters()), "part": "body"},
+        *_body_groups(network.body, recipe, stages),
         {"params": heads, "part": "head"},
     ]
     common = dict(lr=0.0, weight_decay=recipe.weight_decay, fused=True)
@@ -105,11 +122,12 @@ def make_optimizer(network: Network, recipe: Recipe):
     return torch.optim.SGD(groups, momentum=recipe.momentum, **common)
 
 
+# %% ../../nbs/trainer/torch_phase.ipynb #9a5e00b3
 def set_rates(optimizer, phase: Phase, factor: float) -> None:
     "The learning rates of a step: `factor` times the peak rates of the phase."
     for group in optimizer.param_groups:
         peak = phase.lr if group["part"] == "body" else phase.head_lr
-        group["lr"] = factor * peak
+        group["lr"] = factor * peak * group.get("factor", 1.0)
 
 
 # %% ../../nbs/trainer/torch_phase.ipynb #9a5e000e
@@ -167,7 +185,7 @@ class PhaseSetup:
         weights = class_weights(self.recipe, data.train)
         if weights is not None:
             self.class_weights = torch.from_numpy(weights).to(self.device)
-        optimizer = make_optimizer(self.network, self.recipe)
+        optimizer = make_optimizer(self.network, self.recipe, self.net.stages)
         self.optimizer = self.accelerator.prepare(optimizer)
         self.kept = None
         if resumed.get("kept", True):
