@@ -86,9 +86,7 @@ def fine_tune(
     began, data = time.perf_counter(), Data(ready(train), valid, source, unlabelled)
     more = {"Keras backend": keras.config.backend()}
     if recipe.optimizer == "sgd" and recipe.momentum:
-        more["momentum"] = (
-            "a sum of gradients"  # earlier versions: of gradients times rates
-        )
+        more["momentum"] = "a sum of gradients"  # formerly times rates
     kept = run_checkpoint(checkpoint, backbone, recipe, todo, data, **more)
     saved = kept.load() if todo.phases else None
     with working(repeatable=bool(checkpoint)):
