@@ -66,6 +66,8 @@ def run(paths: list[Path]) -> None:
         str(ROOT / "transfer_course" / "assets" / "records" / "claims.json"),
     )
     os.environ["TRANSFER_COURSE_STRICT"] = "1"
+    # PyTorch warns where there is no GPU, with a path of the machine.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:CUDA initialization")
     for path in paths:
         start = time.perf_counter()
         nb = nbformat.read(path, as_version=4)
