@@ -839,6 +839,124 @@ def compare(
 
 @app.command(
     epilog=(
+        "Examples:   transfer-course choose photos/   |   "
+        "transfer-course choose photos/ --by knn --framework keras   |   "
+        "transfer-course choose photos/ --backbones efficientnet_lite0,resnet50"
+    )
+)
+def choose(
+    folder: Source,
+    backbones: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Networks to rank, with commas; by default EfficientNet-Lite0 and, "
+                "where their packages are installed, Lite1 and Lite2."
+            )
+        ),
+    ] = None,
+    by: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "The score that ranks: logme, h_score, h_score_shrunk, leep, nce, knn "
+                "or one_epoch (lesson 21)."
+            )
+        ),
+    ] = "logme",
+    framework: Annotated[
+        Framework, typer.Option(help="Which library runs the networks.")
+    ] = Framework.torch,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side in pixels; by default as fine-tune's."),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="How an image becomes a square: crop, pad or squash."),
+    ] = None,
+    groups: Groups = None,
+    path_column: Column = None,
+    label_column: Column = None,
+    split_column: Column = None,
+    group_column: GroupColumn = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for choose.html and choose.json; by default one in runs/."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank pretrained networks for your labelled images without training any of them,
+    and say how stable the first place is."""
+    from transfer_course.practice.choose import choose_source
+    from transfer_course.practice.reading import Reading
+
+    columns = _columns(path_column, label_column, split_column, group_column)
+    named = None if backbones is None else backbones.replace(" ", "").split(",")
+    found = choose_source(
+        folder,
+        out,
+        backbones=named and [name for name in named if name],
+        framework=framework.value,
+        by=by,
+        reading=Reading(size=size, fit=fit, groups=groups, columns=columns),
+        say=lambda text="": say(text, as_json),
+    )
+    if as_json or not sys.stdout.isatty():
+        emit(found)
+
+
+@app.command(
+    epilog=(
+        "Examples:   transfer-course shift photos/ new-photos/   |   "
+        "transfer-course shift photos/train photos/from-the-other-camera --json"
+    )
+)
+def shift(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of images that the network is trained on.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(help="Folder of images that it will be used on.")
+    ],
+    framework: Annotated[
+        Framework, typer.Option(help="Which library runs the network.")
+    ] = Framework.torch,
+    backbone: BackboneName = "efficientnet_lite0",
+    size: Annotated[
+        int, typer.Option(help="Side in pixels that images are looked at.")
+    ] = 96,
+    fit: FitOption = Fit.crop,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for shift.html and shift.json; by default one in runs/."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """How far new images are from the ones that you train on, without any labels: four
+    distances, the drop in accuracy to expect, and the images that are farthest."""
+    from transfer_course.practice.shift import shift_folders
+
+    found = shift_folders(
+        source,
+        target,
+        out,
+        framework=framework.value,
+        backbone=backbone,
+        size=size,
+        fit=fit.value,
+        say=lambda text="": say(text, as_json),
+    )
+    if as_json or not sys.stdout.isatty():
+        emit(found)
+
+
+@app.command(
+    epilog=(
         "Examples:   transfer-course predict runs/mine cat.jpg   |   "
         "transfer-course predict runs/mine new-photos/ --json   |   "
         "transfer-course predict runs/mine new-photos/ --abstain"
