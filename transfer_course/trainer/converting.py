@@ -197,7 +197,7 @@ def as_keras(result) -> Twin:
         raise BadValue(
             f"A PyTorch run of '{net.name}' can't be exported to TensorFlow Lite here: "
             "that works for Keras runs (fine-tune with --framework keras) and for "
-            f"{' and '.join(_TWINS)}. Or export it to onnx or openvino."
+            f"{', '.join(_TWINS)}. Or export it to onnx or openvino."
         )
     load_keras()
     from safetensors.torch import save_file
