@@ -25,7 +25,16 @@ def test_the_library_example_runs(tmp_path):
 
 def test_every_command_line_it_shows_exists():
     shown = set(re.findall(r"^transfer-course ([\w-]+)", TEXT, re.MULTILINE))
-    assert shown == {"check", "compare", "fine-tune", "evaluate", "predict", "export"}
+    assert shown == {
+        "check",
+        "choose",
+        "compare",
+        "shift",
+        "fine-tune",
+        "evaluate",
+        "predict",
+        "export",
+    }
     for command in shown:
         done = subprocess.run(
             [Path(sys.executable).parent / "transfer-course", command, "--help"],

@@ -22,6 +22,8 @@ from ..insight.ranking import rank_backbones
 from ..insight.transferability import SCORES
 from .check import check_place, default_place
 from .compare_page import _table
+
+# %% ../../nbs/6_practice/choose.ipynb #cho03z5cd
 from transfer_course.practice.reading import (
     Reading,
     check_reading,
@@ -55,13 +57,14 @@ def _score(value) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+# %% ../../nbs/6_practice/choose.ipynb #cho08z6c3
 def _advice(found, by: str) -> list[str]:
     "Sentences about the order and how far it can be trusted."
     first, *others = found["rows"]
     stays = found["trust"]["stays_first"]
     texts = [
-        f"{first['backbone']} ranks first by {by}. It stays first in {stays:.0%} of "
-        "twenty subsets with 80 % of the images."
+        f"{first['backbone']} ranks first by {by}. It stays first in "
+        f"{100 * stays:.0f} % of twenty subsets with 80 % of the images."
     ]
     if first["backbone"] == RANDOM:
         texts.append(
@@ -96,7 +99,7 @@ def _page(path, title, found, said) -> None:
         name = f"{row['rank']}. {row['backbone']}"
         rows.append((name, *scores, parameters, seconds))
     table = f"<p class=note>{_t(_NOTE)}</p>{_table(heads, rows)}"
-    sentences = "".join(f"<p>{_t(text)}</p>" for text in said)
+    sentences = " ".join(map(_t, said))
     sub = f"{len(rows)} networks in {found['framework']}, {datetime.now():%Y-%m-%d}"
     write_page(path, title, sub, sentences, [("The ranking", table)])
 

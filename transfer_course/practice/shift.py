@@ -37,6 +37,8 @@ from transfer_course.engine.files import (
 from ..engine.frameworks import check_framework
 from ..engine.litter import formats_told
 from ..engine.page import _jpeg, _name, _rows, _t, write_page
+
+# %% ../../nbs/6_practice/shift.ipynb #shi03zc98
 from ..engine.writing import atomic_write
 from ..insight import discrepancy
 from .check import check_place, default_place
@@ -96,6 +98,7 @@ def _digests(domain: Domain) -> np.ndarray:
     return np.array(ImageDataset(domain.images).digests())
 
 
+# %% ../../nbs/6_practice/shift.ipynb #shi09z620
 def distances(source: Domain, target: Domain, net, progress: bool = False):
     "({mmd, coral, a_distance, ot}, scaled features of both)."
     Z = [
@@ -139,6 +142,7 @@ _SEEN = (
 )
 
 
+# %% ../../nbs/6_practice/shift.ipynb #shi13z21f
 def _said(found: dict) -> list[str]:
     "Sentences on the distances and the drop."
     told = ", ".join(
@@ -171,10 +175,15 @@ def _page(path, title, found, target, said) -> None:
         for row in found["farthest"]
     )
     pictures = f"<div class=pictures>{figures}</div>"
-    names = ("mmd", "coral", "a_distance", "ot")
-    table = _rows([(name, f"{found[name]:.4g}") for name in names])
+    names = {
+        "mmd": "Squared MMD",
+        "coral": "CORAL",
+        "a_distance": "Proxy A-distance (0 to 2)",
+        "ot": "Transport cost",
+    }
+    table = _rows([(name, f"{found[key]:.4g}") for key, name in names.items()])
     parts = [("Distances", table), ("Least like the source", pictures)]
-    sentences = "".join(f"<p>{_t(text)}</p>" for text in said)
+    sentences = " ".join(map(_t, said[1:]))
     write_page(path, title, f"{datetime.now():%Y-%m-%d}", sentences, parts)
 
 
@@ -229,6 +238,7 @@ def expected_from(mmd: float, backbone: str) -> dict:
     return {"expected_drop": found.drop, **ends, "why": why}
 
 
+# %% ../../nbs/6_practice/shift.ipynb #shi16za37
 def _about(source, target, domains, net, size, fit) -> dict:
     "How it was measured."
     return {
