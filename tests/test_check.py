@@ -1,36 +1,22 @@
 """`transfer-course check` as a process, on folders with planted problems."""
 
 import json
-import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from running import run as run_command
 
 from transfer_course import cli
 from transfer_course.vision.photos import photos
 
-COMMAND = [sys.executable, "-m", "transfer_course.cli", "check"]
 CLASSES = ["mammal", "building", "coin"]
 
 
-def run(*args, cwd, code=0):
-    done = subprocess.run(
-        [*COMMAND, *map(str, args)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+def run(*args, **how):
+    return run_command("check", *args, **how)
 
 
 def save(images, folder, classes=CLASSES):

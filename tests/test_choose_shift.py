@@ -1,14 +1,11 @@
 """`transfer-course choose` and `transfer-course shift` as processes on made folders."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from running import run
 
 from transfer_course import cli
 from transfer_course.engine.errors import BadValue, NotFound
@@ -17,23 +14,7 @@ from transfer_course.practice import choose, shift
 from transfer_course.vision.photos import photos
 from transfer_course.vision.wheels import has_wheel
 
-COMMAND = [sys.executable, "-m", "transfer_course.cli"]
 CLASSES = ["mammal", "building", "coin"]
-
-
-def run(*args, cwd, code=0):
-    done = subprocess.run(
-        [*COMMAND, *map(str, args)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,15 @@
 """`transfer-course compare` as a process, and the arithmetic behind it."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from running import COMMAND, environment
+from running import run as run_command
 
 from transfer_course import cli
 from transfer_course.engine.errors import BadValue, Damaged
@@ -26,27 +25,11 @@ from transfer_course.practice.holding_out import dealt
 from transfer_course.practice.reading import Reading
 from transfer_course.vision.images import ImageDataset
 
-COMMAND = [sys.executable, "-m", "transfer_course.cli", "compare"]
 QUICK = ("--backbone", "small_cnn", "--size", 32, "--folds", 2, "--seeds", 2)
 
 
-def environment():
-    return {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-
-
-def run(*args, cwd, code=0):
-    done = subprocess.run(
-        [*COMMAND, *map(str, args)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+def run(*args, **how):
+    return run_command("compare", *args, **how)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +78,7 @@ def test_a_killed_comparison_goes_on(folder, tmp_path):
     given = (*QUICK, "--strategies", "probe,lp_ft", "--epochs", 2, "--out", "here")
     whole = run(folder, *given[:-1], "whole", "--json", cwd=tmp_path)
     child = subprocess.Popen(
-        [*COMMAND, *map(str, (folder, *given))],
+        [*COMMAND, "compare", *map(str, (folder, *given))],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
