@@ -141,7 +141,8 @@ def test_the_command_writes_a_file_that_its_runtime_runs_alone(
 
 
 def test_int8_states_its_loss_on_the_held_out_images(runs, tmp_path):
-    out, run = tmp_path / "small.xml", runs["torch"]
+    # a name that was once overwritten while it was read, which killed the process
+    out, run = tmp_path / "int8.xml", runs["torch"]
     (made,) = command("export", run, "--to", "openvino", "--int8", "--out", out)
     loss, difference = made["int8"], made["int8"]["difference"]
     info = json.loads((run / "run.json").read_text())
