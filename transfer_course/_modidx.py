@@ -1422,6 +1422,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'transfer_course/practice/check.py'),
                                                 'transfer_course.practice.check.default_place': ( '6_practice/check.html#default_place',
                                                                                                   'transfer_course/practice/check.py'),
+                                                'transfer_course.practice.check.make_place': ( '6_practice/check.html#make_place',
+                                                                                               'transfer_course/practice/check.py'),
                                                 'transfer_course.practice.check.measure': ( '6_practice/check.html#measure',
                                                                                             'transfer_course/practice/check.py')},
             'transfer_course.practice.check_copies': { 'transfer_course.practice.check_copies.Leak': ( '6_practice/check_copies.html#leak',
@@ -5130,5 +5132,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'transfer_course/vision/wheels.py'),
                                                'transfer_course.vision.wheels.wheel_package': ( '2_vision/wheels.html#wheel_package',
                                                                                                 'transfer_course/vision/wheels.py'),
+                                               'transfer_course.vision.wheels.wheel_sha256': ( '2_vision/wheels.html#wheel_sha256',
+                                                                                               'transfer_course/vision/wheels.py'),
                                                'transfer_course.vision.wheels.wheel_state': ( '2_vision/wheels.html#wheel_state',
                                                                                               'transfer_course/vision/wheels.py')}}}

@@ -262,6 +262,11 @@ def check(
         emit(summary)
 
 
+def _names(listed: str) -> list[str]:
+    """The names of a list with commas."""
+    return [name for name in listed.replace(" ", "").split(",") if name]
+
+
 def _learning_rate(given: str | None) -> float | str | None:
     """A number, "find", or None for the strategy's."""
     from transfer_course.engine.errors import BadValue, did_you_mean
@@ -819,11 +824,10 @@ def compare(
 
     resumable(out)
     columns = _columns(path_column, label_column, split_column, group_column)
-    named = None if strategies is None else strategies.replace(" ", "").split(",")
     found = compare_source(
         folder,
         out,
-        strategies=USUAL if named is None else [name for name in named if name],
+        strategies=USUAL if strategies is None else _names(strategies),
         framework=framework.value,
         backbone=backbone,
         reading=Reading(size=size, fit=fit, groups=groups, columns=columns),
@@ -894,11 +898,10 @@ def choose(
     from transfer_course.practice.reading import Reading
 
     columns = _columns(path_column, label_column, split_column, group_column)
-    named = None if backbones is None else backbones.replace(" ", "").split(",")
     found = choose_source(
         folder,
         out,
-        backbones=named and [name for name in named if name],
+        backbones=None if backbones is None else _names(backbones),
         framework=framework.value,
         by=by,
         reading=Reading(size=size, fit=fit, groups=groups, columns=columns),

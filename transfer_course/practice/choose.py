@@ -14,13 +14,13 @@ from datetime import datetime
 from pathlib import Path
 
 from ..engine.errors import BadValue, printable
-from ..engine.files import disk_mistake, home_path
+from ..engine.files import home_path
 from ..engine.frameworks import check_framework
 from ..engine.page import _t, write_page
 from ..engine.writing import atomic_write
 from ..insight.ranking import rank_backbones
 from ..insight.transferability import SCORES
-from .check import check_place, default_place
+from .check import check_place, default_place, make_place
 from .compare_page import _table
 
 # %% ../../nbs/6_practice/choose.ipynb #cho03z5cd
@@ -161,10 +161,7 @@ def _told(source, out, found, by, began, say) -> dict:
     said = _advice(found, by)
     for text in said:
         say(text)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise disk_mistake(e, out) from e
+    make_place(out)
     name = printable(os.path.basename(os.path.abspath(source)), True)
     _page(out / "choose.html", f"Networks for {name}", found, said)
     found["seconds"] = round(time.perf_counter() - began, 1)

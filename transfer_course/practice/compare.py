@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.errors import BadValue, Damaged, printable
-from ..engine.files import disk_mistake, home_path
+from ..engine.files import home_path
 from ..engine.frameworks import check_framework
 from ..engine.writing import atomic_write
-from .check import check_place, default_place
+from .check import check_place, default_place, make_place
 from .compare_page import write_comparison
 
 # %% ../../nbs/6_practice/compare.ipynb #cmp03zb6c
@@ -348,10 +348,7 @@ def _compared(data, net, Z, settings, out, resume, say):
             "copies of one image count once."
         )
     done = _stored(path, settings, resume)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise disk_mistake(e, out) from e
+    make_place(out)
     finished = {(answer.seed, answer.fold) for answer in done}
     todo = [f for f in planned if (f.seed, f.number) not in finished]
     for text in (*data.warnings, *splits_told(data)):

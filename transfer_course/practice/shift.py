@@ -29,7 +29,6 @@ from ..engine.errors import BadValue, NotFound, printable
 from transfer_course.engine.files import (
     Unreadable,
     check_fit,
-    disk_mistake,
     home_path,
     list_images,
     read_image,
@@ -41,7 +40,7 @@ from ..engine.page import _jpeg, _name, _rows, _t, write_page
 # %% ../../nbs/6_practice/shift.ipynb #shi03zc98
 from ..engine.writing import atomic_write
 from ..insight import discrepancy
-from .check import check_place, default_place
+from .check import check_place, default_place, make_place
 from .discrepancy_study import recorded_curve
 from .reading import whole
 from ..vision.backbones import backbone as load_backbone
@@ -262,10 +261,7 @@ def _written(source, target, out, domain, found, began, say) -> dict:
         say(text)
     far = ", ".join(row["path"] for row in found["farthest"][:3])
     say(f"least like the source: {far}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise disk_mistake(e, out) from e
+    make_place(out)
     names = (printable(Path(folder).name, True) for folder in (source, target))
     title = "From {} to {}".format(*names)
     _page(out / "shift.html", title, found, domain, said)

